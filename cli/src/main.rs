@@ -1,0 +1,3 @@
+//! optape.
+
+fn main() {}

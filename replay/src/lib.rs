@@ -1,0 +1,1 @@
+//! Rules, counters, energy models and reports over optape traces.
