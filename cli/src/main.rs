@@ -1,3 +1,7 @@
-//! optape.
+//! The `optape` binary; everything is in the library beside it, so that tests reach it.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    optape::main()
+}

@@ -1,0 +1,67 @@
+//! The command line as clap sees it. The options of a subcommand stand in the subcommand's file.
+
+use std::io::IsTerminal;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{completions, man};
+
+/// Records what PyTorch runs, op by op, and answers questions about it afterwards.
+///
+/// `optape record -- python train.py` writes a trace; `optape replay TRACE` counts over it.
+#[derive(Debug, Parser)]
+#[command(name = "optape", version, propagate_version = true, max_term_width = 100)]
+pub struct Options {
+    /// What all subcommands share.
+    #[command(flatten)]
+    pub global: GlobalOptions,
+    /// The subcommand.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What all subcommands share.
+#[derive(Clone, Debug, Default, Args)]
+pub struct GlobalOptions {
+    /// Say nothing but errors
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Global options")]
+    pub quiet: bool,
+    /// Say more; twice for still more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Global options")]
+    pub verbose: u8,
+    /// Colour on a terminal, always, or never
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", help_heading = "Global options")]
+    pub color: Color,
+}
+
+/// When output is coloured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless NO_COLOR is set
+    #[default]
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+impl Color {
+    /// Whether to colour what goes to `stream`.
+    pub fn on(self, stream: &impl IsTerminal) -> bool {
+        match self {
+            Self::Always => true,
+            Self::Never => false,
+            Self::Auto => stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
+        }
+    }
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Print a completion script for a shell
+    Completions(completions::Options),
+    /// Write manual pages, one per subcommand
+    Man(man::Options),
+}
