@@ -1,3 +1,9 @@
-//! Everything of optape that records and needs no libtorch to build.
+//! Everything of optape that records and needs no libtorch to build: capture with its statistics kernels, the ring that
+//! carries records out of the recorded process, and the daemon that writes them to disk.
+//!
+//! The crate is two things: a Rust library, which the `optape` binary and `optape-torch` link, and a C library
+//! (`liboptape_recorder.so`), which the attach glue loads into a Python process beside the hook.
 
+pub mod clock;
+pub mod ring;
 pub mod statistics;

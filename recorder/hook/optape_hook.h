@@ -1,0 +1,202 @@
+/* The ABI between the hook (C++, built against the libtorch that is loaded) and capture (Rust).
+ *
+ * The hook sees op calls and knows libtorch; capture knows signatures, statistics, scopes, rings. The hook hands over
+ * what it sees by pointer, without copying tensors and without touching reference counts; every pointer is valid only
+ * during the call that passes it. No exception and no panic crosses this boundary, in either direction.
+ *
+ * recorder/src/abi.rs mirrors this file; both carry OPTAPE_ABI_VERSION and refuse each other where it differs.
+ */
+#ifndef OPTAPE_HOOK_H
+#define OPTAPE_HOOK_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define OPTAPE_ABI_VERSION 1u
+
+/* ---- what the hook hands to capture ------------------------------------------------------------------------- */
+
+/* Bits of optape_tensor.flags. The low 16 are `tensor_flags` of the trace and part of the structure; the others are not. */
+enum {
+  OPTAPE_TENSOR_REQUIRES_GRAD = 1 << 0,
+  OPTAPE_TENSOR_WRAPPED_NUMBER = 1 << 1,
+  OPTAPE_TENSOR_SPARSE = 1 << 2,
+  OPTAPE_TENSOR_NESTED = 1 << 3,
+  OPTAPE_TENSOR_QUANTIZED = 1 << 4,
+  OPTAPE_TENSOR_MKLDNN = 1 << 5,
+  OPTAPE_TENSOR_CONJUGATE = 1 << 6,
+  OPTAPE_TENSOR_NEGATIVE = 1 << 7,
+  OPTAPE_TENSOR_ZERO = 1 << 8,
+  OPTAPE_TENSOR_SUBCLASS = 1 << 9,
+  OPTAPE_TENSOR_NO_VALUES = 1 << 10,
+  OPTAPE_TENSOR_LEAF_PARAMETER = 1 << 11,
+  /* Not structure: */
+  OPTAPE_TENSOR_OWNED = 1 << 16,     /* the storage's memory is torch's own and its death will be reported (storage_freed) */
+  OPTAPE_TENSOR_ADOPTED = 1 << 17,   /* OWNED since this very call: a storage not seen before */
+  OPTAPE_TENSOR_CACHEABLE = 1 << 18  /* OWNED, and nobody outside torch holds its memory (NumPy marks exports not resizable) */
+};
+
+/* One tensor, seen from outside. */
+typedef struct optape_tensor {
+  const void* impl;         /* TensorImpl*: which object */
+  const void* storage;      /* StorageImpl*, or NULL */
+  const void* storage_base; /* first byte of the storage, or NULL */
+  const void* data;         /* first element, or NULL where values cannot be read here (other device, no values, no plain layout) */
+  const int64_t* sizes;     /* dim of them */
+  const int64_t* strides;   /* dim of them, in elements; NULL where the tensor has none */
+  uint64_t storage_bytes;
+  uint32_t version;         /* version counter; UINT32_MAX where there is none (inference tensors) */
+  uint32_t flags;
+  int8_t dtype;             /* c10::ScalarType */
+  uint8_t device_kind;      /* c10::DeviceType */
+  int8_t device_index;
+  uint8_t dim;
+  uint32_t argument;        /* index of the schema argument, or of the return value for outputs */
+} optape_tensor;
+
+/* The structure of the arguments and outputs as words; equal structure gives equal words. Each value begins with a word
+ * whose low 8 bits are its tag; the rest of that word is `aux`. Values that vary stand in the payload instead. */
+enum {
+  OPTAPE_WORD_NONE = 1,         /* None, undefined tensor */
+  OPTAPE_WORD_TENSOR,           /* aux: dtype u8 | device_kind u8 << 8 | device_index u8 << 16 | dim u8 << 24 | low 16 flags << 32
+                                   (56 bits); then dim sizes, then, unless bit 48 of aux (no strides) is set, dim strides. A wrapped number adds
+                                   1 payload word (2 for complex): f64 bits, i64, or 0/1 */
+  OPTAPE_WORD_TENSOR_LIST,      /* aux: count; then count values, each NONE or TENSOR */
+  OPTAPE_WORD_INT,              /* then the value */
+  OPTAPE_WORD_INT_PAYLOAD,      /* 1 payload word */
+  OPTAPE_WORD_INT_LIST,         /* aux: count; then the values */
+  OPTAPE_WORD_FLOAT,            /* aux: 0 for +0.0, 1 for 1.0 */
+  OPTAPE_WORD_FLOAT_PAYLOAD,    /* 1 payload word: bits */
+  OPTAPE_WORD_FLOAT_LIST,       /* aux: count; count payload words */
+  OPTAPE_WORD_COMPLEX_PAYLOAD,  /* 2 payload words */
+  OPTAPE_WORD_BOOL,             /* aux: 0 or 1 */
+  OPTAPE_WORD_BOOL_LIST,        /* aux: count; then a word each */
+  OPTAPE_WORD_TEXT,             /* aux: text id (capture.text) */
+  OPTAPE_WORD_TEXT_PAYLOAD,     /* 1 payload word: text id */
+  OPTAPE_WORD_DTYPE,            /* aux: c10::ScalarType */
+  OPTAPE_WORD_DEVICE,           /* aux: kind u8 | index u8 << 8 */
+  OPTAPE_WORD_ENUMERATOR,       /* aux: layout or memory format */
+  OPTAPE_WORD_OPAQUE            /* aux: text id of the type's name */
+};
+
+/* Bits of optape_call.flags: `call_flags` of the trace; the hook sets these, capture the others. */
+enum {
+  OPTAPE_CALL_GRAD_MODE = 1 << 0,
+  OPTAPE_CALL_INFERENCE_MODE = 1 << 1,
+  OPTAPE_CALL_NOT_EXECUTED = 1 << 2, /* no kernel computes values: an argument or output is fake, meta, functional or functorch-wrapped */
+  OPTAPE_CALL_ACCUMULATION = 1 << 3  /* autograd's input buffer summed two gradients with add_ */
+};
+
+#define OPTAPE_NO_NODE UINT64_MAX
+
+/* One op call. The hook fills it up to the arguments, calls begin (where the plan wants it), runs the kernel, adds the outputs and
+ * the times, and calls end; or abort, if the kernel threw. The memory belongs to the hook and lives until then. */
+typedef struct optape_call {
+  uint32_t op;                 /* index from define_op */
+  uint32_t flags;
+  const uint64_t* words;       /* arguments, then outputs */
+  uint32_t word_count;
+  uint32_t argument_words;     /* how many of them belong to the arguments */
+  const uint64_t* payload;
+  uint32_t payload_count;
+  uint32_t tensor_count;
+  const optape_tensor* tensors; /* of the arguments in order, then of the outputs; undefined ones are left out */
+  uint32_t input_count;        /* how many of them belong to arguments */
+  uint32_t graph_task;         /* 1 inside an autograd graph task */
+  uint64_t peek;               /* at::sequence_number::peek() on this thread when the call began */
+  uint64_t node;               /* sequence number of the running autograd node, or OPTAPE_NO_NODE */
+  uint64_t node_thread;        /* at::RecordFunction thread id on which that node was made */
+  const void* accumulate;      /* TensorImpl* of the variable, where the running node is AccumulateGrad */
+  uint64_t thread;             /* at::RecordFunction::currentThreadId() */
+  uint64_t start_ns;           /* CLOCK_MONOTONIC around the kernel */
+  uint64_t end_ns;
+  uint64_t capture[48];        /* capture's own, from begin to end; the hook sets capture[0] = 0 before begin or end */
+} optape_call;
+
+/* An operator, told once. */
+typedef struct optape_argument {
+  const char* name;
+  const char* type_name;      /* as the schema prints it */
+  const char* default_value;  /* as the schema prints it, or NULL */
+  const char* alias;          /* alias set letters, "" where there is none */
+  uint8_t keyword_only;
+  uint8_t written;
+  uint8_t reserved[6];
+} optape_argument;
+
+typedef struct optape_operator {
+  const char* name;           /* aten::add */
+  const char* overload;       /* Tensor, or "" */
+  const optape_argument* arguments;
+  uint32_t argument_count;
+  uint32_t return_count;
+  const optape_argument* returns; /* name may be "" */
+} optape_operator;
+
+/* What capture wants of an operator's calls. */
+enum {
+  OPTAPE_PLAN_BEGIN = 1 << 0,      /* call begin */
+  OPTAPE_PLAN_IDENTITIES = 1 << 1, /* adopt storages of all its tensors (T6) */
+  OPTAPE_PLAN_TEXT_PAYLOAD = 1 << 2 /* its texts vary: profiler ranges */
+};
+
+typedef struct optape_plan {
+  uint32_t op;
+  uint32_t flags;
+  const uint8_t* wild; /* one per argument, owned by capture, lives forever: 1 where an int of that argument is payload. May change at any time. */
+} optape_plan;
+
+/* Capture, as the hook sees it. */
+typedef struct optape_capture {
+  uint32_t abi_version;
+  uint32_t reserved;
+  const uint32_t* recording;  /* read (relaxed) at every call: 0 passes ops through untouched (paused, switched off) */
+  /* 0 on success. Called once per operator and thread-safe. */
+  int32_t (*define_op)(const optape_operator* op, optape_plan* plan);
+  uint32_t (*text)(const char* text, size_t length);
+  void (*begin)(optape_call* call);
+  void (*end)(optape_call* call);
+  void (*abort)(optape_call* call);
+  /* An OWNED storage's memory is about to be freed. From any thread, at any time. */
+  void (*storage_freed)(const void* storage_base);
+  /* graph_task: 1 inside an autograd graph task: the module runs again (checkpointing). training: the module's flag. */
+  void (*module_enter)(uint64_t thread, uint32_t module, uint32_t graph_task, uint32_t training, uint32_t grad_mode);
+  void (*module_exit)(uint64_t thread, uint32_t module);
+  /* A watched value. The call has one tensor, the words of the arguments (Tensor, int id), and no outputs. */
+  void (*watch)(optape_call* call);
+  /* The hook met something that it cannot go on with: recording is switched off and the text goes into the trace. */
+  void (*failed)(const char* why);
+} optape_capture;
+
+/* ---- what the hook library exports ---------------------------------------------------------------------------- */
+
+/* Registers the fallback on a free dispatch key and the op optape::watch(Tensor value, int id) -> (). 0 on success, else `error` says why.
+ * Must be called once, before optape_hook_thread. */
+int32_t optape_hook_install(const optape_capture* capture, char* error, size_t error_size);
+
+/* Name of the dispatch key in use ("Fake"), "" before install. */
+const char* optape_hook_key(void);
+
+/* "2.13.0", and the ABI version that the library was built with. */
+const char* optape_hook_torch_version(void);
+uint32_t optape_hook_abi_version(void);
+
+/* Switches the hook on (1) or off (0) for ops of the calling thread. Returns what it was. */
+int32_t optape_hook_thread(int32_t on);
+
+/* Module calls on the calling thread. `training`: the module's flag. Switches the hook on for the thread where it is missing. */
+void optape_hook_module_enter(uint32_t module, int32_t training);
+void optape_hook_module_exit(uint32_t module);
+
+/* A watched tensor by its TensorImpl* (Python: Tensor._cdata). */
+void optape_hook_watch(const void* tensor_impl, int64_t id);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
