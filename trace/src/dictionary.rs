@@ -137,6 +137,9 @@ pub mod call_flags {
     pub const TRAINING: u32 = 1 << 4;
     /// The module that the call belongs to could not be found; its scope is `Global`.
     pub const UNATTRIBUTED: u32 = 1 << 5;
+    /// The table of signatures was full: `arguments`, `outputs` and `tensors` are empty, and the call's structure is lost. Replay
+    /// treats it as a missing level.
+    pub const STRUCTURE_LOST: u32 = 1 << 6;
 }
 
 /// The structure of an op call.

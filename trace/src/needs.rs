@@ -95,7 +95,7 @@ pub const RULES: &[OpNeeds] = &[
     OpNeeds { op: "aten::sub_.Scalar", arguments: SCALED, returns: &[], product: None },
     elementwise("aten::sub_.Tensor"),
     // A watched value (a spiking neuron's output, a user's watch) is what firing rates are made of.
-    OpNeeds { op: "optape::watch", arguments: &[("value", Need::Full)], returns: &[], product: None },
+    OpNeeds { op: "optape::watch", arguments: &[("value", Need::Nonzeros)], returns: &[], product: None },
 ];
 
 /// The line of an op in [`RULES`].
