@@ -14,7 +14,7 @@ pub enum Need {
     Binary,
     /// The nonzeros, binary or not.
     Nonzeros,
-    /// T1: binary or not, nonzeros, sum, minimum, maximum.
+    /// T1: binary or not, nonzeros, sum; minimum and maximum under the preset `all`.
     Full,
 }
 
@@ -95,7 +95,7 @@ pub const RULES: &[OpNeeds] = &[
     OpNeeds { op: "aten::sub_.Scalar", arguments: SCALED, returns: &[], product: None },
     elementwise("aten::sub_.Tensor"),
     // A watched value (a spiking neuron's output, a user's watch) is what firing rates are made of.
-    OpNeeds { op: "optape::watch", arguments: &[("value", Need::Nonzeros)], returns: &[], product: None },
+    OpNeeds { op: "optape::watch", arguments: &[("value", Need::Full)], returns: &[], product: None },
 ];
 
 /// The line of an op in [`RULES`].
