@@ -1,0 +1,1501 @@
+// The hook: one boxed fallback on a free dispatch key that sees every op call of the threads it is switched on for, and
+// hands it to capture through the ABI of optape_hook.h. It knows libtorch; what a call means is capture's business.
+//
+// Built against the headers of the torch that is loaded (g++ or clang, C++20), and against C++-only libtorch: nothing of
+// libtorch_python is used. The library is never unloaded.
+//
+// Rules of this file: nothing of the run may change. No tensor is copied and no reference count is touched that the
+// dispatcher would not touch itself (one exception, see `Frame::keep`); no values are read; no exception of ours leaves it.
+
+#include "optape_hook.h"
+
+#include <dlfcn.h>
+#include <time.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <sstream>
+#include <string>
+#include <typeinfo>
+#include <vector>
+
+#include <ATen/SequenceNumber.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/ivalue.h>
+#include <ATen/record_function.h>
+#include <c10/core/AutogradState.h>
+#include <c10/core/CPUAllocator.h>
+#include <c10/core/UndefinedTensorImpl.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/functions/accumulate_grad.h>
+#include <torch/csrc/autograd/variable.h>
+#include <torch/library.h>
+#include <torch/version.h>
+
+// Declared here because their header (graph_task.h) doubles the compile time.
+namespace torch::autograd {
+TORCH_API int get_current_graph_task_id();
+}  // namespace torch::autograd
+
+#define LIKELY(x) C10_LIKELY(x)
+#define UNLIKELY(x) C10_UNLIKELY(x)
+#define COLD __attribute__((cold, noinline))
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+using c10::DispatchKey;
+using c10::DispatchKeySet;
+using c10::IValue;
+using c10::TensorImpl;
+using torch::jit::Stack;
+
+// ---- what was decided at install ----------------------------------------------------------------------------------
+
+const optape_capture* capture = nullptr;
+std::atomic<bool> failed{false};
+DispatchKey hook_key = DispatchKey::Undefined;
+const char* hook_key_name = "";
+DispatchKeySet below_hook;       // the keys that come after ours
+uint64_t hook_bit = 0;           // our key in a raw key set
+bool above_autograd = false;     // plan B: our key comes before autograd
+std::array<uint8_t, 256> item_bytes{};  // by ScalarType
+c10::DeleterFnPtr torch_deleter = nullptr;
+
+// Something in the recorder does not work: say so once, and let every op pass from now on.
+COLD void give_up(const char* why) noexcept {
+  if (!failed.exchange(true) && capture != nullptr) {
+    capture->failed(why);
+  }
+}
+
+COLD void give_up_with_current_exception() noexcept {
+  try {
+    throw;
+  } catch (const std::exception& error) {
+    try {
+      give_up((std::string("the hook met an error: ") + error.what()).c_str());
+    } catch (...) {
+      give_up("the hook met an error and no memory to say which");
+    }
+  } catch (...) {
+    give_up("the hook met an unknown error");
+  }
+}
+
+bool recording() {
+  return __atomic_load_n(capture->recording, __ATOMIC_RELAXED) != 0 && LIKELY(!failed.load(std::memory_order_relaxed));
+}
+
+uint64_t now_ns() {
+  timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return static_cast<uint64_t>(time.tv_sec) * 1000000000u + static_cast<uint64_t>(time.tv_nsec);
+}
+
+// ---- operators ----------------------------------------------------------------------------------------------------
+
+// What a schema argument can hold, as far as its IValue does not say it itself.
+enum class Kind : uint8_t { Tensor, Int, Dtype, Device, Enumerator, Float, Bool, Text, List, Other };
+
+struct Operator {
+  const void* key = nullptr;               // address of the operator's name inside the dispatcher
+  std::atomic<Operator*> next{nullptr};    // same bucket
+  std::atomic<bool> alive{true};           // false once deregistered: the address may come again
+  uint32_t index = 0;
+  uint32_t plan_flags = 0;
+  uint32_t argument_count = 0;
+  uint32_t return_count = 0;
+  const uint8_t* wild = nullptr;
+  bool pass = false;                       // not recorded as an op call
+  bool may_accumulate = false;             // aten::add_.Tensor
+  bool refresh = false;                    // writes arguments that it does not return
+  std::vector<Kind> kinds;                 // arguments, then returns
+  std::vector<uint32_t> type_texts;        // text ids of their types' names
+  std::vector<uint32_t> hidden_writes;     // arguments written but not returned
+};
+
+constexpr size_t bucket_count = 8192;
+std::atomic<Operator*> buckets[bucket_count];
+std::mutex define_lock;
+
+size_t bucket_of(const void* key) {
+  return (reinterpret_cast<uintptr_t>(key) * 0x9e3779b97f4a7c15u) >> (64 - 13);
+}
+static_assert(bucket_count == size_t{1} << 13);
+
+const void* key_of(const c10::OperatorHandle& op) {
+  return &op.operator_name();
+}
+
+Operator* find(const void* key) {
+  for (Operator* o = buckets[bucket_of(key)].load(std::memory_order_acquire); o != nullptr;
+       o = o->next.load(std::memory_order_acquire)) {
+    if (LIKELY(o->key == key && o->alive.load(std::memory_order_relaxed))) {
+      return o;
+    }
+  }
+  return nullptr;
+}
+
+// A library that is destroyed (torch.library._scoped_library) frees its operators; their addresses come again for others.
+struct Deregistration final : c10::OpRegistrationListener {
+  void onOperatorRegistered(const c10::OperatorHandle& /*op*/) override {}
+  void onOperatorDeregistered(const c10::OperatorHandle& op) override {
+    const void* key = key_of(op);
+    for (Operator* o = buckets[bucket_of(key)].load(std::memory_order_acquire); o != nullptr;
+         o = o->next.load(std::memory_order_acquire)) {
+      if (o->key == key) {
+        o->alive.store(false, std::memory_order_relaxed);
+      }
+    }
+  }
+};
+
+Kind kind_of(const c10::Type& declared) {
+  const c10::Type* type = &declared;
+  if (const auto* optional = type->castRaw<c10::OptionalType>()) {
+    type = optional->getElementType().get();
+  }
+  switch (type->kind()) {
+    case c10::TypeKind::TensorType:
+      return Kind::Tensor;
+    case c10::TypeKind::IntType:
+    case c10::TypeKind::SymIntType:
+    case c10::TypeKind::NumberType:
+      return Kind::Int;
+    case c10::TypeKind::ScalarTypeType:
+      return Kind::Dtype;
+    case c10::TypeKind::LayoutType:
+    case c10::TypeKind::MemoryFormatType:
+      return Kind::Enumerator;
+    case c10::TypeKind::DeviceObjType:
+      return Kind::Device;
+    case c10::TypeKind::FloatType:
+    case c10::TypeKind::SymFloatType:
+      return Kind::Float;
+    case c10::TypeKind::BoolType:
+    case c10::TypeKind::SymBoolType:
+      return Kind::Bool;
+    case c10::TypeKind::StringType:
+      return Kind::Text;
+    case c10::TypeKind::ListType:
+      return Kind::List;
+    default:
+      return Kind::Other;
+  }
+}
+
+// An argument's texts, kept while define_op reads them.
+struct ArgumentTexts {
+  std::string name, type, default_value, alias;
+  bool has_default = false;
+  bool written = false;
+
+  explicit ArgumentTexts(const c10::Argument& argument) : name(argument.name()) {
+    c10::TypePtr declared = argument.real_type();
+    const auto* optional = declared->castRaw<c10::OptionalType>();
+    c10::TypePtr plain = optional != nullptr ? optional->getElementType() : declared;
+    if (const auto* list = plain->castRaw<c10::ListType>()) {
+      const auto size = argument.N();
+      type = list->getElementType()->str() + "[" + (size ? std::to_string(*size) : std::string()) + "]";
+    } else {
+      type = plain->str();
+    }
+    if (optional != nullptr) {
+      type += "?";
+    }
+    if (argument.default_value()) {
+      has_default = true;
+      std::ostringstream printed;
+      printed << argument;
+      const std::string text = printed.str();
+      const std::string mark = " " + name + "=";
+      const size_t at = text.rfind(mark);
+      default_value = at == std::string::npos ? std::string() : text.substr(at + mark.size());
+    }
+    if (const auto* info = argument.alias_info()) {
+      written = info->isWrite();
+      for (const auto& set : info->beforeSets()) {
+        alias += set.toUnqualString();
+      }
+    }
+  }
+
+  optape_argument view(bool keyword_only) const {
+    optape_argument out{};
+    out.name = name.c_str();
+    out.type_name = type.c_str();
+    out.default_value = has_default ? default_value.c_str() : nullptr;
+    out.alias = alias.c_str();
+    out.keyword_only = keyword_only ? 1 : 0;
+    out.written = written ? 1 : 0;
+    return out;
+  }
+};
+
+bool is_composite(const c10::OperatorHandle& op) {
+  return op.hasKernelForDispatchKey(DispatchKey::CompositeImplicitAutograd);
+}
+
+void describe(const c10::OperatorHandle& handle, Operator& op) {
+  const c10::FunctionSchema& schema = handle.schema();
+  const auto& name = handle.operator_name();
+  std::vector<ArgumentTexts> texts;
+  texts.reserve(schema.arguments().size() + schema.returns().size());
+  std::vector<optape_argument> arguments, returns;
+  for (const auto& argument : schema.arguments()) {
+    texts.emplace_back(argument);
+    arguments.push_back(texts.back().view(argument.kwarg_only()));
+    op.kinds.push_back(kind_of(*argument.real_type()));
+  }
+  for (const auto& value : schema.returns()) {
+    texts.emplace_back(value);
+    returns.push_back(texts.back().view(false));
+    op.kinds.push_back(kind_of(*value.real_type()));
+  }
+  for (const auto& text : texts) {
+    op.type_texts.push_back(capture->text(text.type.data(), text.type.size()));
+  }
+  op.argument_count = static_cast<uint32_t>(arguments.size());
+  op.return_count = static_cast<uint32_t>(returns.size());
+  for (uint32_t i = 0; i < op.argument_count; ++i) {
+    if (!arguments[i].written) {
+      continue;
+    }
+    const bool returned = std::any_of(returns.begin(), returns.end(), [&](const optape_argument& value) {
+      return std::strcmp(value.alias, arguments[i].alias) == 0;
+    });
+    if (!returned) {
+      op.hidden_writes.push_back(i);
+    }
+  }
+  op.refresh = !op.hidden_writes.empty();
+  op.may_accumulate = name.name == "aten::add_" && name.overload_name == "Tensor";
+  op.pass = name.name == "optape::watch" || (above_autograd && is_composite(handle));
+
+  optape_operator told{};
+  told.name = name.name.c_str();
+  told.overload = name.overload_name.c_str();
+  told.arguments = arguments.data();
+  told.argument_count = op.argument_count;
+  told.returns = returns.data();
+  told.return_count = op.return_count;
+  optape_plan plan{};
+  if (capture->define_op(&told, &plan) != 0) {
+    throw std::runtime_error("capture refused the operator " + name.name);
+  }
+  op.index = plan.op;
+  op.plan_flags = plan.flags;
+  op.wild = plan.wild;
+}
+
+COLD Operator* define(const c10::OperatorHandle& handle) {
+  std::lock_guard<std::mutex> guard(define_lock);
+  const void* key = key_of(handle);
+  if (Operator* known = find(key)) {
+    return known;
+  }
+  auto op = std::make_unique<Operator>();
+  op->key = key;
+  describe(handle, *op);
+  auto& bucket = buckets[bucket_of(key)];
+  op->next.store(bucket.load(std::memory_order_relaxed), std::memory_order_relaxed);
+  bucket.store(op.get(), std::memory_order_release);
+  return op.release();  // Lives as long as the process: calls on other threads may still hold it.
+}
+
+// ---- one call in flight -------------------------------------------------------------------------------------------
+
+// A growing array that keeps its memory between calls.
+template <typename T>
+struct Arena {
+  T* items = nullptr;
+  uint32_t count = 0;
+  uint32_t room = 0;
+
+  COLD void grow(uint32_t needed) {
+    uint32_t wanted = std::max(room * 2, 256u);
+    while (wanted < needed) {
+      wanted *= 2;
+    }
+    auto* moved = static_cast<T*>(std::realloc(items, sizeof(T) * wanted));
+    if (moved == nullptr) {
+      throw std::bad_alloc();
+    }
+    items = moved;
+    room = wanted;
+  }
+  void reserve(uint32_t more) {
+    if (UNLIKELY(count + more > room)) {
+      grow(count + more);
+    }
+  }
+  void add(const T& item) {
+    reserve(1);
+    items[count++] = item;
+  }
+};
+
+// The memory of one call: a frame for each level of nesting, reused by all calls of the thread on that level.
+struct Frame {
+  optape_call call{};
+  Arena<uint64_t> words;
+  Arena<uint64_t> payload;
+  Arena<optape_tensor> tensors;
+  Arena<uint32_t> size_words;  // of each tensor: where its sizes stand in `words`
+  // Inputs of which the argument stack holds the last reference: the kernel drops them, capture looks at them afterwards.
+  std::vector<c10::intrusive_ptr<TensorImpl, c10::UndefinedTensorImpl>> keep;
+};
+
+constexpr uint32_t frames_at_once = 8;
+
+struct Thread {
+  c10::impl::PODLocalDispatchKeySet* keys;
+  const c10::AutogradState* autograd;
+  uint64_t id;
+  uint32_t depth = 0;
+  bool on = false;
+  Frame first[frames_at_once];
+  std::vector<std::unique_ptr<Frame>> deeper;
+  struct Text {
+    uint32_t id = 0;
+    uint8_t length = 0;
+    char bytes[27] = {};
+  };
+  Text texts[64];
+
+  Thread()
+      : keys(&c10::impl::raw_local_dispatch_key_set),
+        autograd(&c10::AutogradState::get_tls_state()),
+        id(at::RecordFunction::currentThreadId()) {}
+
+  Frame& frame(uint32_t level) {
+    if (LIKELY(level < frames_at_once)) {
+      return first[level];
+    }
+    return deep_frame(level - frames_at_once);
+  }
+  COLD Frame& deep_frame(uint32_t level) {
+    while (deeper.size() <= level) {
+      deeper.push_back(std::make_unique<Frame>());
+    }
+    return *deeper[level];
+  }
+};
+
+thread_local Thread* this_thread = nullptr;
+
+// Freed with the thread, except where thread-local destructors of others still run ops after it.
+struct ThreadOwner {
+  ~ThreadOwner() {
+    Thread* gone = this_thread;
+    this_thread = nullptr;
+    if (gone != nullptr && gone->depth == 0) {
+      for (Frame& frame : gone->first) {
+        std::free(frame.words.items);
+        std::free(frame.payload.items);
+        std::free(frame.tensors.items);
+        std::free(frame.size_words.items);
+      }
+      delete gone;
+    }
+  }
+};
+
+COLD Thread* make_thread() {
+  static thread_local ThreadOwner owner;
+  static_cast<void>(owner);
+  this_thread = new Thread();
+  return this_thread;
+}
+
+Thread& thread() {
+  Thread* t = this_thread;
+  return LIKELY(t != nullptr) ? *t : *make_thread();
+}
+
+// ---- tensors ------------------------------------------------------------------------------------------------------
+
+// Names protected members of TensorImpl, so that what a tensor says about itself is read and nothing virtual is called:
+// Python subclasses answer sizes() and device() in Python.
+struct Inside final : TensorImpl {
+  static bool custom_sizes(const TensorImpl* t) {
+    return (t->*(&Inside::matches_policy))(SizesStridesPolicy::CustomSizes);
+  }
+  static bool custom_strides(const TensorImpl* t) {
+    return (t->*(&Inside::matches_policy))(SizesStridesPolicy::CustomStrides);
+  }
+  static const c10::impl::SizesAndStrides& shape(const TensorImpl* t) {
+    return t->*(&Inside::sizes_and_strides_);
+  }
+  static const std::optional<c10::Device>& device(const TensorImpl* t) {
+    return t->*(&Inside::device_opt_);
+  }
+  static int64_t offset(const TensorImpl* t) {
+    return t->*(&Inside::storage_offset_);
+  }
+};
+
+uint64_t bit(DispatchKey key) {
+  return DispatchKeySet(key).raw_repr();
+}
+
+// Functionality bits, without the backend's.
+uint64_t functionality(DispatchKey key) {
+  return bit(key) & ~c10::full_backend_mask;
+}
+
+struct Masks {
+  uint64_t sparse = functionality(DispatchKey::Sparse) | functionality(DispatchKey::SparseCsr);
+  uint64_t nested = functionality(DispatchKey::NestedTensor);
+  uint64_t quantized = functionality(DispatchKey::Quantized);
+  uint64_t mkldnn = bit(DispatchKey::MkldnnCPU);
+  uint64_t conjugate = bit(DispatchKey::Conjugate);
+  uint64_t negative = bit(DispatchKey::Negative);
+  uint64_t zero = bit(DispatchKey::ZeroTensor);
+  uint64_t python = bit(DispatchKey::Python);
+  uint64_t no_values = bit(DispatchKey::FuncTorchBatched) | bit(DispatchKey::FuncTorchGradWrapper) | bit(DispatchKey::Batched) |
+      bit(DispatchKey::Functionalize) | bit(DispatchKey::BatchedNestedTensor) |
+      (uint64_t{1} << (static_cast<uint8_t>(c10::BackendComponent::MetaBit) - 1));
+  uint64_t special = sparse | nested | quantized | mkldnn | conjugate | negative | zero | python | no_values;
+};
+const Masks masks;
+
+uint64_t word(uint64_t tag, uint64_t aux) {
+  return tag | aux << 8;
+}
+
+// ---- storages -----------------------------------------------------------------------------------------------------
+
+std::atomic_flag adopting = ATOMIC_FLAG_INIT;
+
+void adopted_deleter(void* memory) {
+  capture->storage_freed(memory);
+  torch_deleter(memory);
+}
+
+// Has the death of a CPU storage reported, by a deleter of our own around torch's.
+COLD uint32_t adopt(c10::DataPtr& memory) {
+  while (adopting.test_and_set(std::memory_order_acquire)) {
+  }
+  const bool swapped = memory.get_context() == memory.get() && memory.compare_exchange_deleter(torch_deleter, &adopted_deleter);
+  adopting.clear(std::memory_order_release);
+  if (swapped) {
+    return OPTAPE_TENSOR_OWNED | OPTAPE_TENSOR_ADOPTED;
+  }
+  return memory.get_deleter() == &adopted_deleter ? static_cast<uint32_t>(OPTAPE_TENSOR_OWNED) : 0u;
+}
+
+uint32_t ownership(c10::StorageImpl* storage) {
+  c10::DataPtr& memory = storage->_mutable_data_ptr_no_checks();
+  const c10::DeleterFnPtr deleter = memory.get_deleter();
+  uint32_t flags = 0;
+  if (LIKELY(deleter == &adopted_deleter)) {
+    flags = OPTAPE_TENSOR_OWNED;
+  } else if (deleter == torch_deleter) {
+    flags = adopt(memory);
+  }
+  if (flags != 0 && storage->resizable()) {
+    flags |= OPTAPE_TENSOR_CACHEABLE;
+  }
+  return flags;
+}
+
+const char no_elements = 0;
+
+// Writes what a call is made of into its frame.
+struct Recorder {
+  Frame& frame;
+  Thread& thread;
+  const Operator& op;
+  uint32_t argument = 0;   // schema index of the value being written
+  bool outputs = false;
+  bool identities = false;
+
+  void put(uint64_t w) {
+    frame.words.add(w);
+  }
+  void pay(uint64_t w) {
+    frame.payload.add(w);
+  }
+
+  uint32_t text(const std::string& value) {
+    if (UNLIKELY(value.size() > sizeof(Thread::Text::bytes))) {
+      return capture->text(value.data(), value.size());
+    }
+    size_t hash = value.size();
+    for (const char c : value) {
+      hash = hash * 31 + static_cast<unsigned char>(c);
+    }
+    Thread::Text& known = thread.texts[hash % 64];
+    if (LIKELY(known.length == value.size() && known.id != 0 && std::memcmp(known.bytes, value.data(), value.size()) == 0)) {
+      return known.id - 1;
+    }
+    const uint32_t id = capture->text(value.data(), value.size());
+    known.id = id + 1;
+    known.length = static_cast<uint8_t>(value.size());
+    std::memcpy(known.bytes, value.data(), value.size());
+    return id;
+  }
+
+  void opaque() {
+    put(word(OPTAPE_WORD_OPAQUE, op.type_texts[outputs ? op.argument_count + argument : argument]));
+  }
+
+  void tensor(TensorImpl* t) {
+    if (t == c10::UndefinedTensorImpl::singleton()) {
+      put(OPTAPE_WORD_NONE);
+      return;
+    }
+    const uint64_t keys = t->key_set().raw_repr();
+    uint32_t flags = 0;
+    if (const auto* meta = static_cast<const torch::autograd::AutogradMeta*>(t->autograd_meta())) {
+      if (meta->grad_fn_) {
+        flags |= OPTAPE_TENSOR_REQUIRES_GRAD;
+      } else if (meta->requires_grad_) {
+        flags |= OPTAPE_TENSOR_REQUIRES_GRAD | OPTAPE_TENSOR_LEAF_PARAMETER;
+      }
+    }
+    if (UNLIKELY((keys & masks.special) != 0 || Inside::custom_strides(t))) {
+      special_tensor(t, keys, flags);
+      return;
+    }
+    const bool number = t->is_wrapped_number();
+    if (number) {
+      flags |= OPTAPE_TENSOR_WRAPPED_NUMBER;
+    }
+    const auto& device = Inside::device(t);
+    const auto& shape = Inside::shape(t);
+    const auto dim = static_cast<uint32_t>(shape.size());
+    const auto dtype = static_cast<uint8_t>(t->dtype().toScalarType());
+
+    frame.tensors.reserve(1);
+    frame.size_words.reserve(1);
+    frame.words.reserve(1 + 2 * dim);
+    optape_tensor& out = frame.tensors.items[frame.tensors.count];
+    out.impl = t;
+    out.device_kind = device ? static_cast<uint8_t>(device->type()) : static_cast<uint8_t>(c10::DeviceType::CPU);
+    out.device_index = device ? device->index() : static_cast<int8_t>(-1);
+    out.dtype = static_cast<int8_t>(dtype);
+    out.dim = static_cast<uint8_t>(dim);
+    out.argument = argument;
+    const auto& version = t->version_counter();
+    out.version = version.enabled() ? version.current_version() : UINT32_MAX;
+
+    uint64_t* words = frame.words.items + frame.words.count;
+    words[0] = word(
+        OPTAPE_WORD_TENSOR,
+        dtype | static_cast<uint64_t>(out.device_kind) << 8 | static_cast<uint64_t>(static_cast<uint8_t>(out.device_index)) << 16 |
+            static_cast<uint64_t>(out.dim) << 24 | static_cast<uint64_t>(flags & 0xffff) << 32);
+    const int64_t* sizes = shape.sizes_data();
+    const int64_t* strides = shape.strides_data();
+    int64_t last = 0;  // furthest element
+    bool empty = false;
+    for (uint32_t d = 0; d < dim; ++d) {
+      words[1 + d] = static_cast<uint64_t>(sizes[d]);
+      words[1 + dim + d] = static_cast<uint64_t>(strides[d]);
+      last += (sizes[d] - 1) * strides[d];
+      empty |= sizes[d] == 0;
+    }
+    frame.size_words.items[frame.tensors.count] = frame.words.count + 1;
+    frame.words.count += 1 + 2 * dim;
+    out.sizes = reinterpret_cast<const int64_t*>(words + 1);
+    out.strides = reinterpret_cast<const int64_t*>(words + 1 + dim);
+
+    c10::StorageImpl* storage = t->unsafe_storage().unsafeGetStorageImpl();
+    out.storage = storage;
+    out.storage_base = nullptr;
+    out.data = nullptr;
+    out.storage_bytes = 0;
+    if (LIKELY(storage != nullptr)) {
+      out.storage_bytes = storage->nbytes();
+      const char* base = static_cast<const char*>(storage->_mutable_data_ptr_no_checks().get());
+      out.storage_base = base;
+      if (LIKELY(out.device_kind == static_cast<uint8_t>(c10::DeviceType::CPU))) {
+        const uint64_t size = item_bytes[dtype];
+        const int64_t offset = Inside::offset(t);
+        if (UNLIKELY(empty)) {
+          out.data = &no_elements;
+        } else if (LIKELY(base != nullptr && size != 0 && static_cast<uint64_t>(offset + last + 1) * size <= out.storage_bytes)) {
+          out.data = base + static_cast<uint64_t>(offset) * size;
+        }
+        if (identities && base != nullptr) {
+          flags |= ownership(storage);
+        }
+      }
+    }
+    out.flags = flags;
+    ++frame.tensors.count;
+    if (UNLIKELY(number)) {
+      number_payload(out);
+    }
+  }
+
+  // The value of a number that became a tensor to take part in tensor arithmetic.
+  COLD void number_payload(const optape_tensor& t) {
+    const auto dtype = static_cast<c10::ScalarType>(t.dtype);
+    const bool complex = c10::isComplexType(dtype);
+    double real = 0, imaginary = 0;
+    if (t.data == nullptr) {
+      pay(0);
+      if (complex) {
+        pay(0);
+      }
+      return;
+    }
+    switch (dtype) {
+      case c10::ScalarType::Bool:
+        pay(*static_cast<const uint8_t*>(t.data) != 0 ? 1 : 0);
+        return;
+      case c10::ScalarType::Long:
+        pay(*static_cast<const uint64_t*>(t.data));
+        return;
+      case c10::ScalarType::Double:
+        real = *static_cast<const double*>(t.data);
+        break;
+      case c10::ScalarType::Float:
+        real = *static_cast<const float*>(t.data);
+        break;
+      case c10::ScalarType::ComplexDouble:
+        real = static_cast<const double*>(t.data)[0];
+        imaginary = static_cast<const double*>(t.data)[1];
+        break;
+      case c10::ScalarType::ComplexFloat:
+        real = static_cast<const float*>(t.data)[0];
+        imaginary = static_cast<const float*>(t.data)[1];
+        break;
+      default:  // Numbers become double, long, bool or complex; ops below autocast may have cast them.
+        number_of_other_type(t, dtype);
+        return;
+    }
+    pay(bits(real));
+    if (complex) {
+      pay(bits(imaginary));
+    }
+  }
+
+  void number_of_other_type(const optape_tensor& t, c10::ScalarType dtype) {
+    switch (dtype) {
+      case c10::ScalarType::Half:
+        pay(bits(static_cast<double>(static_cast<float>(*static_cast<const c10::Half*>(t.data)))));
+        return;
+      case c10::ScalarType::BFloat16:
+        pay(bits(static_cast<double>(static_cast<float>(*static_cast<const c10::BFloat16*>(t.data)))));
+        return;
+      case c10::ScalarType::Int:
+        pay(static_cast<uint64_t>(static_cast<int64_t>(*static_cast<const int32_t*>(t.data))));
+        return;
+      case c10::ScalarType::Short:
+        pay(static_cast<uint64_t>(static_cast<int64_t>(*static_cast<const int16_t*>(t.data))));
+        return;
+      case c10::ScalarType::Char:
+        pay(static_cast<uint64_t>(static_cast<int64_t>(*static_cast<const int8_t*>(t.data))));
+        return;
+      case c10::ScalarType::Byte:
+        pay(*static_cast<const uint8_t*>(t.data));
+        return;
+      default:
+        pay(0);
+        if (c10::isComplexType(dtype)) {
+          pay(0);
+        }
+    }
+  }
+
+  static uint64_t bits(double value) {
+    uint64_t out;
+    std::memcpy(&out, &value, sizeof out);
+    return out;
+  }
+
+  // Everything that is not a plain strided tensor: described as far as it can be without asking Python, values never.
+  COLD void special_tensor(TensorImpl* t, uint64_t keys, uint32_t flags) {
+    const bool fake = (keys & masks.no_values) != 0;
+    const bool subclass = (keys & masks.python) != 0;
+    flags |= (keys & masks.sparse) != 0 ? OPTAPE_TENSOR_SPARSE : 0;
+    flags |= (keys & masks.nested) != 0 ? OPTAPE_TENSOR_NESTED : 0;
+    flags |= (keys & masks.quantized) != 0 ? OPTAPE_TENSOR_QUANTIZED : 0;
+    flags |= (keys & masks.mkldnn) != 0 ? OPTAPE_TENSOR_MKLDNN : 0;
+    flags |= (keys & masks.conjugate) != 0 ? OPTAPE_TENSOR_CONJUGATE : 0;
+    flags |= (keys & masks.negative) != 0 ? OPTAPE_TENSOR_NEGATIVE : 0;
+    flags |= (keys & masks.zero) != 0 ? OPTAPE_TENSOR_ZERO : 0;
+    flags |= subclass ? OPTAPE_TENSOR_SUBCLASS : 0;
+    flags |= fake ? OPTAPE_TENSOR_NO_VALUES : 0;
+
+    c10::StorageImpl* storage = t->unsafe_storage().unsafeGetStorageImpl();
+    if (subclass && (storage == nullptr || storage->device_type() == c10::DeviceType::Meta)) {
+      flags |= OPTAPE_TENSOR_NO_VALUES;
+    }
+    if ((flags & OPTAPE_TENSOR_NO_VALUES) != 0) {
+      frame.call.flags |= OPTAPE_CALL_NOT_EXECUTED;
+    }
+    if (t->has_symbolic_sizes_strides()) {
+      frame.call.flags |= OPTAPE_CALL_NOT_EXECUTED;
+      opaque();
+      return;
+    }
+    const bool no_sizes = Inside::custom_sizes(t) && !subclass;
+    const bool no_strides = no_sizes || Inside::custom_strides(t) || (flags & (OPTAPE_TENSOR_SPARSE | OPTAPE_TENSOR_MKLDNN)) != 0;
+    const auto& shape = Inside::shape(t);
+    const uint32_t dim = no_sizes ? 0 : static_cast<uint32_t>(shape.size());
+    const auto& device = Inside::device(t);
+
+    frame.tensors.reserve(1);
+    frame.size_words.reserve(1);
+    frame.words.reserve(1 + 2 * dim);
+    optape_tensor& out = frame.tensors.items[frame.tensors.count];
+    out = optape_tensor{};
+    out.impl = t;
+    out.device_kind = device ? static_cast<uint8_t>(device->type()) : static_cast<uint8_t>(c10::DeviceType::CPU);
+    out.device_index = device ? device->index() : static_cast<int8_t>(-1);
+    out.dtype = t->dtype().isScalarType() ? static_cast<int8_t>(t->dtype().toScalarType()) : static_cast<int8_t>(c10::ScalarType::Undefined);
+    out.dim = static_cast<uint8_t>(dim);
+    out.argument = argument;
+    const auto& version = t->version_counter();
+    out.version = version.enabled() ? version.current_version() : UINT32_MAX;
+    if (storage != nullptr && (flags & OPTAPE_TENSOR_NO_VALUES) == 0) {
+      out.storage = storage;
+      out.storage_bytes = storage->sym_nbytes().is_heap_allocated() ? 0 : storage->nbytes();
+      out.storage_base = storage->_mutable_data_ptr_no_checks().get();
+      if (identities && out.storage_base != nullptr && storage->device_type() == c10::DeviceType::CPU) {
+        flags |= ownership(storage);
+      }
+    }
+    if (t->is_wrapped_number() && (flags & OPTAPE_TENSOR_NO_VALUES) == 0) {
+      flags |= OPTAPE_TENSOR_WRAPPED_NUMBER;
+    }
+    out.flags = flags;
+    uint64_t* words = frame.words.items + frame.words.count;
+    words[0] = word(
+        OPTAPE_WORD_TENSOR,
+        static_cast<uint64_t>(static_cast<uint8_t>(out.dtype)) | static_cast<uint64_t>(out.device_kind) << 8 |
+            static_cast<uint64_t>(static_cast<uint8_t>(out.device_index)) << 16 | static_cast<uint64_t>(out.dim) << 24 |
+            static_cast<uint64_t>(flags & 0xffff) << 32 | static_cast<uint64_t>(no_strides ? 1 : 0) << 48);
+    for (uint32_t d = 0; d < dim; ++d) {
+      words[1 + d] = static_cast<uint64_t>(shape.size_at_unchecked(d));
+      if (!no_strides) {
+        words[1 + dim + d] = static_cast<uint64_t>(shape.stride_at_unchecked(d));
+      }
+    }
+    frame.size_words.items[frame.tensors.count] = frame.words.count + 1;
+    out.sizes = reinterpret_cast<const int64_t*>(words + 1);
+    out.strides = no_strides ? nullptr : reinterpret_cast<const int64_t*>(words + 1 + dim);
+    frame.words.count += 1 + (no_strides ? dim : 2 * dim);
+    ++frame.tensors.count;
+    if ((flags & OPTAPE_TENSOR_WRAPPED_NUMBER) != 0) {
+      optape_tensor bare = out;
+      if ((flags & (OPTAPE_TENSOR_CONJUGATE | OPTAPE_TENSOR_NEGATIVE | OPTAPE_TENSOR_ZERO | OPTAPE_TENSOR_SUBCLASS)) == 0 &&
+          out.storage_base != nullptr && dim == 0) {
+        bare.data = out.storage_base;
+      }
+      number_payload(bare);
+    }
+  }
+
+  void integer(int64_t value, bool varies) {
+    if (LIKELY(!varies)) {
+      frame.words.reserve(2);
+      frame.words.items[frame.words.count] = OPTAPE_WORD_INT;
+      frame.words.items[frame.words.count + 1] = static_cast<uint64_t>(value);
+      frame.words.count += 2;
+    } else {
+      put(OPTAPE_WORD_INT_PAYLOAD);
+      pay(static_cast<uint64_t>(value));
+    }
+  }
+
+  void real(double value) {
+    const uint64_t raw = bits(value);
+    if (raw == 0 || raw == 0x3ff0000000000000u) {
+      put(word(OPTAPE_WORD_FLOAT, raw != 0 ? 1 : 0));
+    } else {
+      put(OPTAPE_WORD_FLOAT_PAYLOAD);
+      pay(raw);
+    }
+  }
+
+  void list(const IValue& value) {
+    const c10::ArrayRef<IValue> items = value.toListRef();
+    const uint64_t count = items.size();
+    if (value.isTensorList() || (count != 0 && (items[0].isTensor() || items[0].isNone()))) {
+      put(word(OPTAPE_WORD_TENSOR_LIST, count));
+      for (const IValue& item : items) {
+        if (item.isTensor()) {
+          tensor(item.unsafeToTensorImpl());
+        } else {
+          put(OPTAPE_WORD_NONE);
+        }
+      }
+      return;
+    }
+    bool ints = true, bools = true, numbers = true, symbolic = false;
+    for (const IValue& item : items) {
+      ints &= item.isInt();
+      bools &= item.isBool();
+      numbers &= item.isInt() || item.isDouble() || item.isBool();
+      symbolic |= item.isSymInt();
+    }
+    if (symbolic) {
+      frame.call.flags |= OPTAPE_CALL_NOT_EXECUTED;
+    }
+    if (count == 0) {
+      empty_list(value);
+    } else if (ints) {
+      put(word(OPTAPE_WORD_INT_LIST, count));
+      frame.words.reserve(static_cast<uint32_t>(count));
+      for (const IValue& item : items) {
+        frame.words.items[frame.words.count++] = static_cast<uint64_t>(item.toInt());
+      }
+    } else if (bools) {
+      put(word(OPTAPE_WORD_BOOL_LIST, count));
+      for (const IValue& item : items) {
+        put(item.toBool() ? 1 : 0);
+      }
+    } else if (numbers) {
+      put(word(OPTAPE_WORD_FLOAT_LIST, count));
+      for (const IValue& item : items) {
+        pay(bits(item.isDouble() ? item.toDouble() : item.isInt() ? static_cast<double>(item.toInt()) : item.toBool() ? 1.0 : 0.0));
+      }
+    } else {
+      opaque();
+    }
+  }
+
+  void empty_list(const IValue& value) {
+    if (value.isDoubleList()) {
+      put(word(OPTAPE_WORD_FLOAT_LIST, 0));
+    } else if (value.isBoolList()) {
+      put(word(OPTAPE_WORD_BOOL_LIST, 0));
+    } else if (value.isIntList()) {
+      put(word(OPTAPE_WORD_INT_LIST, 0));
+    } else if (op.kinds[outputs ? op.argument_count + argument : argument] == Kind::List && value.isList()) {
+      const auto kind = value.toList().elementType()->kind();
+      const bool tensors = kind == c10::TypeKind::TensorType || kind == c10::TypeKind::OptionalType;
+      put(word(tensors ? OPTAPE_WORD_TENSOR_LIST : OPTAPE_WORD_INT_LIST, 0));
+    } else {
+      opaque();
+    }
+  }
+
+  void device(c10::Device d) {
+    put(word(OPTAPE_WORD_DEVICE, static_cast<uint8_t>(d.type()) | static_cast<uint64_t>(static_cast<uint8_t>(d.index())) << 8));
+  }
+
+  void number(const IValue& value, Kind kind, bool varies) {
+    if (LIKELY(value.isInt())) {
+      if (kind == Kind::Dtype) {
+        put(word(OPTAPE_WORD_DTYPE, static_cast<uint8_t>(value.toInt())));
+      } else if (kind == Kind::Enumerator) {
+        put(word(OPTAPE_WORD_ENUMERATOR, static_cast<uint64_t>(value.toInt())));
+      } else {
+        integer(value.toInt(), varies);
+      }
+    } else if (value.isDouble()) {
+      real(value.toDouble());
+    } else if (value.isBool()) {
+      put(word(OPTAPE_WORD_BOOL, value.toBool() ? 1 : 0));
+    } else {
+      rare(value);
+    }
+  }
+
+  COLD void rare(const IValue& value) {
+    if (value.isComplexDouble()) {
+      const auto complex = value.toComplexDouble();
+      put(OPTAPE_WORD_COMPLEX_PAYLOAD);
+      pay(bits(complex.real()));
+      pay(bits(complex.imag()));
+    } else if (value.isDevice()) {
+      device(value.toDevice());
+    } else {
+      if (value.isSymInt() || value.isSymFloat() || value.isSymBool()) {
+        frame.call.flags |= OPTAPE_CALL_NOT_EXECUTED;
+      }
+      opaque();
+    }
+  }
+
+  void value(const IValue& v, Kind kind, bool varies) {
+    if (v.isTensor()) {
+      tensor(v.unsafeToTensorImpl());
+    } else if (v.isNone()) {
+      put(OPTAPE_WORD_NONE);
+    } else if (v.isList()) {
+      list(v);
+    } else if (v.isString()) {
+      const uint32_t id = text(v.toStringRef());
+      if (UNLIKELY((op.plan_flags & OPTAPE_PLAN_TEXT_PAYLOAD) != 0)) {
+        put(OPTAPE_WORD_TEXT_PAYLOAD);
+        pay(id);
+      } else {
+        put(word(OPTAPE_WORD_TEXT, id));
+      }
+    } else {
+      number(v, kind, varies);
+    }
+  }
+
+  // Points the call at the arrays, which may have moved while they grew.
+  void publish() {
+    optape_call& call = frame.call;
+    call.words = frame.words.items;
+    call.word_count = frame.words.count;
+    call.payload = frame.payload.items;
+    call.payload_count = frame.payload.count;
+    call.tensors = frame.tensors.items;
+    call.tensor_count = frame.tensors.count;
+    const uint64_t* words = frame.words.items;
+    for (uint32_t i = 0; i < frame.tensors.count; ++i) {
+      optape_tensor& t = frame.tensors.items[i];
+      const auto* sizes = reinterpret_cast<const int64_t*>(words + frame.size_words.items[i]);
+      if (LIKELY(t.sizes == sizes)) {
+        continue;
+      }
+      t.strides = t.strides != nullptr ? sizes + t.dim : nullptr;
+      t.sizes = sizes;
+    }
+  }
+};
+
+// ---- the calls ----------------------------------------------------------------------------------------------------
+
+// Whether the engine's input buffer, not a backward formula and not Python, is the caller of this `add_`. The engine adds in
+// place only where it holds the last reference to the sum and to its storage (torch/csrc/autograd/input_buffer.cpp,
+// can_accumulate_inplace); the argument stack is the second here. Tensors that Python code adds to have a Python object. What
+// is left is C++ backward formulas that add to a fresh tensor of their own: a few formulas of double backward do.
+bool engine_accumulates(const IValue* arguments) {
+  const IValue& alpha = arguments[2];
+  if (!alpha.isInt() || alpha.toInt() != 1 || !arguments[0].isTensor() || !arguments[1].isTensor()) {
+    return false;
+  }
+  const TensorImpl* sum = arguments[0].unsafeToTensorImpl();
+  const auto& storage = sum->unsafe_storage();
+  const auto* slot = const_cast<TensorImpl*>(sum)->pyobj_slot();
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 10
+  const bool in_python = slot->load_pyobj() != nullptr;
+#else
+  const bool in_python = slot->_unchecked_untagged_pyobj() != nullptr && !slot->owns_pyobj();
+#endif
+  return !in_python && c10::raw::intrusive_ptr::use_count(const_cast<TensorImpl*>(sum)) <= 2 && storage && storage.use_count() == 1;
+}
+
+struct VtableCache {
+  std::atomic<const void*> accumulate{nullptr};
+  std::atomic<const void*> others[64]{};
+};
+VtableCache vtables;
+
+const torch::autograd::AccumulateGrad* as_accumulate(torch::autograd::Node* node) {
+  const void* vtable = *reinterpret_cast<const void* const*>(node);
+  if (vtable == vtables.accumulate.load(std::memory_order_relaxed)) {
+    return static_cast<const torch::autograd::AccumulateGrad*>(node);
+  }
+  auto& slot = vtables.others[(reinterpret_cast<uintptr_t>(vtable) >> 4) % 64];
+  if (LIKELY(slot.load(std::memory_order_relaxed) == vtable)) {
+    return nullptr;
+  }
+  const auto* accumulate = dynamic_cast<const torch::autograd::AccumulateGrad*>(node);
+  (accumulate != nullptr ? vtables.accumulate : slot).store(vtable, std::memory_order_relaxed);
+  return accumulate;
+}
+
+void note_autograd(optape_call& call, const Operator& op, const IValue* arguments) {
+  call.graph_task = 1;
+  const auto node = torch::autograd::get_current_node();
+  if (!node) {
+    return;
+  }
+  call.node = node->sequence_nr();
+  call.node_thread = node->thread_id();
+  if (const auto* accumulate = as_accumulate(&*node)) {
+    call.node = OPTAPE_NO_NODE;
+    call.accumulate = accumulate->variable.unsafeGetTensorImpl();
+  } else if (UNLIKELY(op.may_accumulate) && (call.flags & OPTAPE_CALL_GRAD_MODE) == 0 && engine_accumulates(arguments)) {
+    call.flags |= OPTAPE_CALL_ACCUMULATION;
+  }
+}
+
+void start(Frame& frame, const Thread& thread, const Operator& op) {
+  frame.words.count = 0;
+  frame.payload.count = 0;
+  frame.tensors.count = 0;
+  optape_call& call = frame.call;
+  call.op = op.index;
+  call.flags = (thread.autograd->get_grad_mode() ? OPTAPE_CALL_GRAD_MODE : 0) |
+      (thread.autograd->get_inference_mode() ? OPTAPE_CALL_INFERENCE_MODE : 0);
+  call.graph_task = 0;
+  call.node = OPTAPE_NO_NODE;
+  call.node_thread = 0;
+  call.accumulate = nullptr;
+  call.thread = thread.id;
+  call.capture[0] = 0;
+}
+
+COLD void keep_alive(Frame& frame, TensorImpl* t) {
+  frame.keep.push_back(c10::intrusive_ptr<TensorImpl, c10::UndefinedTensorImpl>::unsafe_reclaim_from_nonowning(t));
+}
+
+void before(Frame& frame, Thread& thread, const Operator& op, const IValue* arguments) {
+  start(frame, thread, op);
+  Recorder recorder{frame, thread, op};
+  recorder.identities = (op.plan_flags & OPTAPE_PLAN_IDENTITIES) != 0;
+  for (uint32_t i = 0; i < op.argument_count; ++i) {
+    recorder.argument = i;
+    recorder.value(arguments[i], op.kinds[i], op.wild != nullptr && op.wild[i] != 0);
+  }
+  optape_call& call = frame.call;
+  call.peek = at::sequence_number::peek();
+  if (UNLIKELY(torch::autograd::get_current_graph_task_id() != -1)) {
+    note_autograd(call, op, arguments);
+  }
+  call.argument_words = frame.words.count;
+  call.input_count = frame.tensors.count;
+  for (uint32_t i = 0; i < frame.tensors.count; ++i) {
+    auto* t = static_cast<TensorImpl*>(const_cast<void*>(frame.tensors.items[i].impl));
+    if (UNLIKELY(op.refresh || c10::raw::intrusive_ptr::use_count(t) <= 1)) {
+      keep_alive(frame, t);
+    }
+  }
+  recorder.publish();
+  if ((op.plan_flags & OPTAPE_PLAN_BEGIN) != 0) {
+    capture->begin(&call);
+  }
+}
+
+// Tensors that the kernel wrote without returning them: where their values are may have changed.
+COLD void refresh(Frame& frame, const Operator& op) {
+  for (uint32_t i = 0; i < frame.call.input_count; ++i) {
+    optape_tensor& t = frame.tensors.items[i];
+    if (t.data == nullptr ||
+        std::find(op.hidden_writes.begin(), op.hidden_writes.end(), t.argument) == op.hidden_writes.end()) {
+      continue;
+    }
+    const auto* impl = static_cast<const TensorImpl*>(t.impl);
+    const c10::StorageImpl* storage = impl->unsafe_storage().unsafeGetStorageImpl();
+    if (storage == t.storage && const_cast<c10::StorageImpl*>(storage)->_mutable_data_ptr_no_checks().get() == t.storage_base) {
+      continue;
+    }
+    t.data = nullptr;  // The words describe the tensor as it was; its values now are another tensor's.
+  }
+}
+
+void after(Frame& frame, Thread& thread, const Operator& op, const IValue* returns, uint64_t end) {
+  optape_call& call = frame.call;
+  call.end_ns = end;
+  Recorder recorder{frame, thread, op};
+  recorder.outputs = true;
+  recorder.identities = (op.plan_flags & OPTAPE_PLAN_IDENTITIES) != 0;
+  for (uint32_t i = 0; i < op.return_count; ++i) {
+    recorder.argument = i;
+    recorder.value(returns[i], op.kinds[op.argument_count + i], false);
+  }
+  if (UNLIKELY(op.refresh)) {
+    refresh(frame, op);
+  }
+  if (UNLIKELY(above_autograd)) {
+    call.peek = at::sequence_number::peek();
+  }
+  recorder.publish();
+  capture->end(&call);
+  if (UNLIKELY(!frame.keep.empty())) {
+    frame.keep.clear();
+  }
+}
+
+// Takes our key out of the thread's key set while a kernel runs, so that what the kernel calls inside itself is not seen.
+struct Hidden {
+  Thread& thread;
+  const uint64_t was;
+
+  explicit Hidden(Thread& t) : thread(t), was(t.keys->included_ & hook_bit) {
+    thread.keys->included_ &= ~hook_bit;
+    ++thread.depth;
+  }
+  ~Hidden() {
+    --thread.depth;
+    thread.keys->included_ |= was;
+  }
+  Hidden(const Hidden&) = delete;
+  Hidden& operator=(const Hidden&) = delete;
+};
+
+void drop(Frame& frame) noexcept {
+  frame.keep.clear();
+  capture->abort(&frame.call);
+}
+
+void fallback(const c10::OperatorHandle& handle, DispatchKeySet keys, Stack* stack) {
+  const DispatchKeySet below = keys & below_hook;
+  if (UNLIKELY(!recording())) {
+    handle.redispatchBoxed(below, stack);
+    return;
+  }
+  Thread* thread = nullptr;
+  Operator* op = nullptr;
+  Frame* frame = nullptr;
+  try {
+    thread = &::thread();
+    op = find(key_of(handle));
+    if (UNLIKELY(op == nullptr)) {
+      op = define(handle);
+    }
+    if (LIKELY(!op->pass)) {
+      frame = &thread->frame(thread->depth);
+      before(*frame, *thread, *op, stack->data() + (stack->size() - op->argument_count));
+    }
+  } catch (...) {
+    give_up_with_current_exception();
+    frame = nullptr;
+  }
+  if (UNLIKELY(frame == nullptr)) {
+    handle.redispatchBoxed(below, stack);
+    return;
+  }
+  uint64_t end;
+  try {
+    const Hidden hidden(*thread);
+    frame->call.start_ns = now_ns();
+    handle.redispatchBoxed(below, stack);
+    end = now_ns();
+  } catch (...) {
+    drop(*frame);
+    throw;
+  }
+  try {
+    after(*frame, *thread, *op, stack->data() + (stack->size() - op->return_count), end);
+  } catch (...) {
+    give_up_with_current_exception();
+    drop(*frame);
+  }
+}
+
+// ---- optape::watch ------------------------------------------------------------------------------------------------
+
+std::atomic<Operator*> watch_operator{nullptr};
+
+void watch(TensorImpl* value, int64_t id) noexcept {
+  if (capture == nullptr || !recording()) {
+    return;
+  }
+  try {
+    Operator* op = watch_operator.load(std::memory_order_acquire);
+    if (op == nullptr) {
+      return;
+    }
+    Thread& t = thread();
+    Frame& frame = t.frame(t.depth);
+    start(frame, t, *op);
+    Recorder recorder{frame, t, *op};
+    recorder.identities = (op->plan_flags & OPTAPE_PLAN_IDENTITIES) != 0;
+    recorder.tensor(value);
+    recorder.argument = 1;
+    recorder.integer(id, op->wild != nullptr && op->wild[1] != 0);
+    optape_call& call = frame.call;
+    call.peek = at::sequence_number::peek();
+    if (torch::autograd::get_current_graph_task_id() != -1) {
+      call.graph_task = 1;
+    }
+    call.argument_words = frame.words.count;
+    call.input_count = frame.tensors.count;
+    call.start_ns = call.end_ns = now_ns();
+    recorder.publish();
+    capture->watch(&call);
+  } catch (...) {
+    give_up_with_current_exception();
+  }
+}
+
+void watch_kernel(const at::Tensor& value, int64_t id) {
+  watch(value.unsafeGetTensorImpl(), id);
+}
+
+void watch_nothing(const at::Tensor& /*value*/, int64_t /*id*/) {}
+
+// ---- install ------------------------------------------------------------------------------------------------------
+
+struct Candidate {
+  DispatchKey key;
+  const char* name;
+};
+
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 6
+constexpr Candidate candidates[] = {{DispatchKey::Fake, "Fake"}, {DispatchKey::DeferredInit, "DeferredInit"}};
+#else
+constexpr Candidate candidates[] = {{DispatchKey::DeferredInit, "DeferredInit"}};
+#endif
+
+// Registers the fallback. A static registration on a taken key would abort the process; a Library object throws.
+bool take(const Candidate& candidate) {
+  if (c10::Dispatcher::singleton().hasBackendFallbackForDispatchKey(candidate.key)) {
+    return false;
+  }
+  try {
+    static torch::Library* kept = nullptr;  // never destroyed: the fallback stays for the life of the process
+    auto library = std::make_unique<torch::Library>(torch::Library::IMPL, "_", candidate.key, __FILE__, static_cast<uint32_t>(__LINE__));
+    library->fallback(torch::CppFunction::makeFromBoxedFunction<&fallback>());
+    kept = library.release();
+    static_cast<void>(kept);
+    return true;
+  } catch (const std::exception&) {
+    return false;
+  }
+}
+
+void define_watch() {
+  auto library = std::make_unique<torch::Library>(torch::Library::DEF, "optape", std::nullopt, __FILE__, static_cast<uint32_t>(__LINE__));
+  library->def("watch(Tensor value, int id) -> ()");
+  library->impl("watch", DispatchKey::CompositeExplicitAutograd, &watch_kernel);
+  library->impl("watch", DispatchKey::Meta, &watch_nothing);
+  library->impl("watch", torch::dispatch(DispatchKey::Autograd, torch::CppFunction::makeFallthrough()));
+  static_cast<void>(library.release());
+  const auto handle = c10::Dispatcher::singleton().findSchemaOrThrow("optape::watch", "");
+  watch_operator.store(define(handle), std::memory_order_release);
+}
+
+void say(char* error, size_t size, const std::string& text) {
+  if (error != nullptr && size != 0) {
+    const size_t length = std::min(size - 1, text.size());
+    std::memcpy(error, text.data(), length);
+    error[length] = '\0';
+  }
+}
+
+void stay_loaded() {
+  Dl_info here{};
+  if (dladdr(reinterpret_cast<const void*>(&stay_loaded), &here) != 0 && here.dli_fname != nullptr) {
+    static_cast<void>(dlopen(here.dli_fname, RTLD_LAZY | RTLD_NOLOAD | RTLD_NODELETE));
+  }
+}
+
+int32_t install(const optape_capture* table, std::string& why) {
+  if (table == nullptr || table->abi_version != OPTAPE_ABI_VERSION) {
+    why = "the hook speaks ABI version " + std::to_string(OPTAPE_ABI_VERSION) + " and capture " +
+        (table == nullptr ? "none" : std::to_string(table->abi_version)) + "; rebuild the hook (optape build-hook)";
+    return 1;
+  }
+  if (capture != nullptr) {
+    why = "the hook is installed already";
+    return 1;
+  }
+  stay_loaded();
+  for (size_t i = 0; i < static_cast<size_t>(c10::ScalarType::NumOptions); ++i) {
+    const auto meta = c10::scalarTypeToTypeMeta(static_cast<c10::ScalarType>(i));
+    item_bytes[i] = static_cast<uint8_t>(std::min<size_t>(meta.itemsize(), 255));
+  }
+  const c10::Allocator* allocator = c10::GetCPUAllocator();
+  torch_deleter = allocator->raw_deleter();
+  if (torch_deleter == nullptr) {
+    // No deleter at all means that memory is freed with more than its address; then no storage can be adopted.
+    torch_deleter = +[](void*) {};
+  }
+  capture = table;
+  const char* wanted = std::getenv("OPTAPE_HOOK_KEY");
+  for (const Candidate& candidate : candidates) {
+    if (wanted != nullptr && std::strcmp(wanted, candidate.name) != 0) {
+      continue;
+    }
+    hook_key = candidate.key;
+    hook_bit = bit(candidate.key);
+    below_hook = DispatchKeySet(DispatchKeySet::FULL_AFTER, candidate.key) | DispatchKeySet(DispatchKeySet::RAW, c10::full_backend_mask);
+    above_autograd = candidate.key == DispatchKey::DeferredInit;
+    if (take(candidate)) {
+      hook_key_name = candidate.name;
+      break;
+    }
+  }
+  if (hook_key_name[0] == '\0') {
+    capture = nullptr;
+    why = "no dispatch key is free for the hook: something else in this process uses Fake and DeferredInit";
+    return 1;
+  }
+  static_cast<void>(new c10::RegistrationHandleRAII(
+      c10::Dispatcher::singleton().addRegistrationListener(std::make_unique<Deregistration>())));
+  define_watch();
+  return 0;
+}
+
+bool switch_thread(Thread& t, bool on) {
+  const bool was = t.on;
+  t.on = on;
+  if (t.depth == 0) {
+    c10::impl::tls_set_dispatch_key_included(hook_key, on);
+  }
+  return was;
+}
+
+// ---- builtins for Python ------------------------------------------------------------------------------------------
+
+// The few functions of CPython's stable ABI that are needed, found in the process that loaded us: libtorch programs have none.
+struct Python {
+  using Object = void;
+  using Fast = Object* (*)(Object*, Object* const*, intptr_t);
+  struct Method {
+    const char* name;
+    void* function;
+    int flags;
+    const char* documentation;
+  };
+  Object* (*new_function)(Method*, Object*, Object*) = nullptr;
+  long (*as_long)(Object*) = nullptr;
+  void* (*as_pointer)(Object*) = nullptr;
+  void (*increment)(Object*) = nullptr;
+  void (*set_string)(Object*, const char*) = nullptr;
+  Object** type_error = nullptr;
+  Object* none = nullptr;
+
+  template <typename T>
+  static bool find(T& out, const char* name) {
+    out = reinterpret_cast<T>(dlsym(RTLD_DEFAULT, name));
+    return out != nullptr;
+  }
+  bool load() {
+    return find(new_function, "PyCFunction_NewEx") && find(as_long, "PyLong_AsLong") && find(as_pointer, "PyLong_AsVoidPtr") &&
+        find(increment, "Py_IncRef") && find(set_string, "PyErr_SetString") && find(type_error, "PyExc_TypeError") &&
+        find(none, "_Py_NoneStruct");
+  }
+  Object* nothing() const {
+    increment(none);
+    return none;
+  }
+  Object* refuse(const char* usage) const {
+    set_string(*type_error, usage);
+    return nullptr;
+  }
+};
+Python python;
+
+void* python_enter(void*, void* const* arguments, intptr_t count) {
+  if (UNLIKELY(count != 2)) {
+    return python.refuse("enter(module, training)");
+  }
+  optape_hook_module_enter(static_cast<uint32_t>(python.as_long(arguments[0])), static_cast<int32_t>(python.as_long(arguments[1])));
+  return python.nothing();
+}
+
+void* python_exit(void*, void* const* arguments, intptr_t count) {
+  if (UNLIKELY(count != 1)) {
+    return python.refuse("exit(module)");
+  }
+  optape_hook_module_exit(static_cast<uint32_t>(python.as_long(arguments[0])));
+  return python.nothing();
+}
+
+void* python_watch(void*, void* const* arguments, intptr_t count) {
+  if (UNLIKELY(count != 2)) {
+    return python.refuse("watch(tensor._cdata, id)");
+  }
+  optape_hook_watch(python.as_pointer(arguments[0]), python.as_long(arguments[1]));
+  return python.nothing();
+}
+
+void* python_thread(void*, void* const* arguments, intptr_t count) {
+  if (UNLIKELY(count != 1)) {
+    return python.refuse("thread(on)");
+  }
+  optape_hook_thread(static_cast<int32_t>(python.as_long(arguments[0])));
+  return python.nothing();
+}
+
+constexpr int method_fastcall = 0x0080;
+Python::Method methods[] = {
+    {"enter", reinterpret_cast<void*>(&python_enter), method_fastcall, "A module is entered."},
+    {"exit", reinterpret_cast<void*>(&python_exit), method_fastcall, "A module is left."},
+    {"watch", reinterpret_cast<void*>(&python_watch), method_fastcall, "A tensor is watched."},
+    {"thread", reinterpret_cast<void*>(&python_thread), method_fastcall, "The hook is switched on or off for this thread."},
+};
+
+}  // namespace
+
+EXPORT int32_t optape_hook_install(const optape_capture* table, char* error, size_t error_size) {
+  std::string why;
+  int32_t result = 1;
+  try {
+    result = install(table, why);
+  } catch (const std::exception& e) {
+    why = e.what();
+  } catch (...) {
+    why = "unknown error";
+  }
+  say(error, error_size, why);
+  return result;
+}
+
+EXPORT const char* optape_hook_key(void) {
+  return hook_key_name;
+}
+
+EXPORT const char* optape_hook_torch_version(void) {
+  return TORCH_VERSION;
+}
+
+EXPORT uint32_t optape_hook_abi_version(void) {
+  return OPTAPE_ABI_VERSION;
+}
+
+EXPORT int32_t optape_hook_thread(int32_t on) {
+  if (hook_key_name[0] == '\0') {
+    return 0;
+  }
+  try {
+    return switch_thread(thread(), on != 0) ? 1 : 0;
+  } catch (...) {
+    give_up_with_current_exception();
+    return 0;
+  }
+}
+
+EXPORT void optape_hook_module_enter(uint32_t module, int32_t training) {
+  if (capture == nullptr) {
+    return;
+  }
+  try {
+    Thread& t = thread();
+    if (UNLIKELY(!t.on)) {
+      switch_thread(t, true);
+    }
+    capture->module_enter(
+        t.id, module, torch::autograd::get_current_graph_task_id() != -1 ? 1 : 0, training != 0 ? 1 : 0, t.autograd->get_grad_mode() ? 1 : 0);
+  } catch (...) {
+    give_up_with_current_exception();
+  }
+}
+
+EXPORT void optape_hook_module_exit(uint32_t module) {
+  if (capture == nullptr) {
+    return;
+  }
+  try {
+    capture->module_exit(thread().id, module);
+  } catch (...) {
+    give_up_with_current_exception();
+  }
+}
+
+EXPORT void optape_hook_watch(const void* tensor_impl, int64_t id) {
+  if (tensor_impl != nullptr) {
+    watch(static_cast<TensorImpl*>(const_cast<void*>(tensor_impl)), id);
+  }
+}
+
+// A builtin function for Python (a new reference to `enter`, `exit`, `watch` or `thread`), or NULL where the process exports no
+// CPython. To be called with the GIL held.
+EXPORT void* optape_hook_python(const char* name) {
+  static const bool found = python.load();
+  if (!found || name == nullptr) {
+    return nullptr;
+  }
+  for (Python::Method& method : methods) {
+    if (std::strcmp(method.name, name) == 0) {
+      return python.new_function(&method, nullptr, nullptr);
+    }
+  }
+  return nullptr;
+}
