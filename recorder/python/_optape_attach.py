@@ -1,0 +1,701 @@
+"""Attaches optape's recorder to this process, at the end of `import torch`.
+
+torch calls `attach` through the entry point group `torch.backends` (torch/__init__.py, _import_device_backends). It builds
+or finds the hook library, loads it together with capture, and tells capture about modules, optimizers and threads. An
+exception here would fail `import torch`, so nothing leaves `attach`: whatever goes wrong is one line on stderr and a file
+in the run directory, and the program runs on, unrecorded.
+
+`python _optape_attach.py --build-hook` builds the hook ahead, for machines without a compiler.
+"""
+
+import atexit
+import ctypes
+import hashlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import weakref
+
+ABI_VERSION = 1
+
+
+class AttachError(Exception):
+    """Recording is not possible here. The text says why and what to do."""
+
+
+# ---- what is called in the two libraries ---------------------------------------------------------------------------
+
+_pointers = ctypes.POINTER(ctypes.c_void_p)
+
+CAPTURE = {
+    "optape_capture_table": (ctypes.c_void_p, []),
+    "optape_capture_start": (ctypes.c_int32, [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t]),
+    "optape_define_module": (
+        ctypes.c_uint32,
+        [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int32, _pointers, ctypes.c_size_t],
+    ),
+    "optape_module_parameters": (None, [ctypes.c_uint32, _pointers, ctypes.c_size_t]),
+    "optape_define_watch": (ctypes.c_uint32, [ctypes.c_int64, ctypes.c_char_p]),
+    "optape_optimizer_enter": (None, []),
+    "optape_optimizer_exit": (None, []),
+    "optape_stage": (None, [ctypes.c_char_p]),
+    "optape_step": (None, [ctypes.c_uint64]),
+    "optape_pause": (None, []),
+    "optape_resume": (None, []),
+    "optape_stop": (None, []),
+    "optape_fact": (None, [ctypes.c_int64, ctypes.c_char_p, ctypes.c_char_p]),
+}
+
+HOOK = {
+    "optape_hook_install": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]),
+    "optape_hook_key": (ctypes.c_char_p, []),
+    "optape_hook_torch_version": (ctypes.c_char_p, []),
+    "optape_hook_abi_version": (ctypes.c_uint32, []),
+    "optape_hook_thread": (ctypes.c_int32, [ctypes.c_int32]),
+    "optape_hook_module_enter": (None, [ctypes.c_uint32, ctypes.c_int32]),
+    "optape_hook_module_exit": (None, [ctypes.c_uint32]),
+    "optape_hook_watch": (None, [ctypes.c_void_p, ctypes.c_int64]),
+}
+
+
+def _load(path, signatures):
+    try:
+        # Never unloaded: torch keeps pointers into the hook, and threads may run in it while the process ends.
+        library = ctypes.CDLL(path, mode=os.RTLD_LOCAL | os.RTLD_NOW | os.RTLD_NODELETE)
+        for name, (result, arguments) in signatures.items():
+            function = getattr(library, name)
+            function.restype = result
+            function.argtypes = arguments
+        return library
+    except (OSError, AttributeError) as error:
+        raise AttachError(f"cannot load {path}: {error}") from error
+
+
+# ---- building the hook ---------------------------------------------------------------------------------------------
+
+
+def _cache_directory():
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(base, "optape")
+
+
+def _compiler():
+    """The command that compiles C++, as a list, or None."""
+    asked = os.environ.get("CXX")
+    if asked:
+        command = shlex.split(asked)
+        path = shutil.which(command[0]) if command else None
+        if path is None:
+            raise AttachError(f"CXX is {asked!r}, which cannot be found; set CXX to a C++ compiler (g++ 11 or clang 14 or newer)")
+        return [path, *command[1:]]
+    for name in ("c++", "g++", "clang++"):
+        path = shutil.which(name)
+        if path is not None:
+            return [path]
+    return None
+
+
+def _identity_of(command):
+    """What tells compilers apart without starting them: path, size and time of the program behind the name."""
+    parts = []
+    for word in command:
+        path = shutil.which(word)
+        if path is None:
+            parts.append(word)
+            continue
+        path = os.path.realpath(path)
+        status = os.stat(path)
+        parts.append(f"{path} {status.st_size} {status.st_mtime_ns}")
+    return "\n".join(parts)
+
+
+def _sources(directory):
+    contents = []
+    for name in ("optape_hook.cpp", "optape_hook.h"):
+        path = os.path.join(directory, name)
+        try:
+            with open(path, "rb") as file:
+                contents.append(file.read())
+        except OSError as error:
+            raise AttachError(f"cannot read the hook's source {path}: {error.strerror}") from error
+    return contents
+
+
+def _short_hash(*parts):
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else part.encode())
+        digest.update(b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _compile(command, source_directory, target, torch):
+    root = os.path.dirname(os.path.abspath(torch.__file__))
+    include = os.path.join(root, "include")
+    libraries = os.path.join(root, "lib")
+    partial = f"{target}.{os.getpid()}"
+    arguments = [
+        *command,
+        "-std=c++20",
+        "-O2",
+        "-DNDEBUG",
+        "-fPIC",
+        "-shared",
+        "-fvisibility=hidden",
+        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
+        "-isystem",
+        include,
+        "-isystem",
+        os.path.join(include, "torch", "csrc", "api", "include"),
+        os.path.join(source_directory, "optape_hook.cpp"),
+        "-o",
+        partial,
+        f"-L{libraries}",
+        "-ltorch_cpu",
+        "-lc10",
+        "-ltorch",
+        "-Xlinker",
+        "-rpath",
+        "-Xlinker",
+        libraries,
+    ]
+    try:
+        # Without our environment: the compiler may itself be a Python program.
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("OPTAPE_") and k != "PYTHONPATH"}
+        done = subprocess.run(
+            arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, check=False
+        )
+        if done.returncode != 0:
+            log = f"{target}.log"
+            with open(log, "wb") as file:
+                file.write(shlex.join(arguments).encode() + b"\n" + done.stdout)
+            lines = [line for line in done.stdout.decode(errors="replace").splitlines() if "error" in line.lower()]
+            first = lines[0].strip() if lines else f"{command[0]} ended with {done.returncode}"
+            raise AttachError(f"the hook does not compile for torch {torch.__version__}: {first} (all of it: {log})")
+        os.replace(partial, target)
+    except OSError as error:
+        raise AttachError(f"cannot run the C++ compiler {shlex.join(command)}: {error.strerror}") from error
+    finally:
+        if os.path.exists(partial):
+            os.unlink(partial)
+
+
+def hook_library(source_directory, torch, announce):
+    """The path of the hook built for this torch. Builds it where it is not in the cache yet."""
+    import fcntl
+
+    sources = _sources(source_directory)
+    git = getattr(torch.version, "git_version", None) or "unknown"
+    prefix = f"hook-{torch.__version__}-{platform.machine()}-{_short_hash(git, *sources)}"
+    directory = _cache_directory()
+    try:
+        compiler = _compiler()
+        built = _short_hash(_identity_of(compiler)) if compiler else None
+        os.makedirs(directory, exist_ok=True)
+        if compiler is None:
+            ready = sorted(name for name in os.listdir(directory) if name.startswith(prefix) and name.endswith(".so"))
+            if ready:
+                return os.path.join(directory, ready[0])
+            raise AttachError(
+                "no C++ compiler found to build the hook with; install one (Debian and Ubuntu: apt install g++) or set CXX, "
+                "or copy the cache directory ~/.cache/optape from a machine with the same torch where `optape build-hook` ran"
+            )
+        target = os.path.join(directory, f"{prefix}-{built}.so")
+        if os.path.exists(target):
+            return target
+        with open(os.path.join(directory, "lock"), "a", encoding="ascii") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not os.path.exists(target):
+                announce(f"building the hook for torch {torch.__version__} (once)...")
+                _compile(compiler, source_directory, target, torch)
+        return target
+    except OSError as error:
+        raise AttachError(
+            f"cannot use the cache directory {directory}: {error.strerror}; set XDG_CACHE_HOME to a directory that can be written"
+        ) from error
+
+
+# ---- modules -------------------------------------------------------------------------------------------------------
+
+# Classes whose output is spikes, by library: module prefix, names that make a class one, names that rule it out. A class is
+# judged by all its bases, so that neurons derived in the program are found.
+SPIKING = (
+    (
+        "spikingjelly.",
+        {
+            "BaseNode",
+            "SimpleBaseNode",
+            "DSRIFNode",
+            "DSRLIFNode",
+            "FewSpikeNode",
+            "FlexSN",
+            "ActivationAwareIFNode",
+            "ILCBaseNode",
+            "GatedLIFNode",
+            "NoisyBaseNode",
+            "PSN",
+            "MaskedPSN",
+            "SlidingPSN",
+            "STBIFNode",
+        },
+        {"NonSpikingBaseNode", "NoisyNonSpikingBaseNode"},
+    ),
+    ("snntorch.", {"SpikingNeuron", "LIF"}, set()),
+    ("sinabs.", {"StatefulLayer"}, {"ExpLeak"}),
+    ("norse.", {"SNN", "SNNCell", "SNNRecurrent", "SNNRecurrentCell"}, {"LI", "LICell", "LIBoxCell", "LILinearCell"}),
+)
+
+
+def is_spiking(kind):
+    """Whether modules of this class put out spikes."""
+    for prefix, names, others in SPIKING:
+        known = {base.__name__ for base in kind.__mro__ if base.__module__.startswith(prefix)}
+        if known & names and not known & others:
+            return True
+    return False
+
+
+class Modules:
+    """Knows modules by what `torch.utils.module_tracker` would call them, over the whole life of the process.
+
+    Nothing is stored on modules: the program copies, pickles and compares them. Numbers are kept by id() and dropped when
+    a module dies.
+    """
+
+    # How often in vain a module of a class is looked for below the modules that are running; programs may make a module
+    # anew for every call.
+    MAX_SEARCHES = 32
+
+    def __init__(self, torch, capture, watch_outputs):
+        self.capture = capture
+        self.watch_outputs = watch_outputs
+        self.without_torch_function = torch._C.DisableTorchFunctionSubclass
+        self.call_code = torch.nn.Module._call_impl.__code__
+        self.lock = threading.RLock()
+        self.numbers = {}  # id(module) -> number: what the hooks look up
+        self.watches = {}  # number -> watch id, of spiking neurons
+        self.names = {}  # id(module) -> name
+        self.children_named = set()  # id(module), once its children have names
+        self.references = {}  # id(module) -> weak reference that forgets it
+        self.told = {}  # number -> (name, class), addresses of the parameters that capture was told
+        self.left = {}  # (name, class) -> numbers of dead modules, given out again
+        self.classes = {}  # class -> (text for capture, whether it spikes)
+        self.searches = {}  # class -> how often it was looked for in vain
+
+    # Names as ModuleTracker gives them: the module called first has its class's name, its children's are derived, and a
+    # module reachable under several names has the one seen last.
+
+    def _name(self, module, name):
+        key = id(module)
+        if self.names.get(key) == name:
+            return
+        if key not in self.references:
+            self.references[key] = weakref.ref(module, self._forgetter(key))
+        self._release(key)
+        self.names[key] = name
+
+    def _name_children(self, module):
+        key = id(module)
+        if key in self.children_named:
+            return
+        self.children_named.add(key)
+        prefix = self.names[key]
+        for name, child in module.named_children():
+            self._name(child, f"{prefix}.{name}")
+            self._name_children(child)
+
+    def _forgetter(self, key):
+        def forget(_reference):
+            self.references.pop(key, None)
+            self._release(key)
+            self.names.pop(key, None)
+            self.children_named.discard(key)
+
+        return forget
+
+    def _release(self, key):
+        number = self.numbers.pop(key, None)
+        if number is not None:
+            self.left.setdefault(self.told[number][0], []).append(number)
+
+    def _define(self, module):
+        key = id(module)
+        if key in self.numbers:
+            return
+        kind = type(module)
+        if kind not in self.classes:
+            bases = [f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__[:-1]]
+            self.classes[kind] = ("\n".join(bases).encode(), is_spiking(kind))
+        text, spiking = self.classes[kind]
+        name = self.names[key]
+        addresses = self._addresses(module)
+        spare = self.left.get((name, kind))
+        if spare:
+            number = spare.pop()
+            if self.told[number][1] != addresses:
+                self._tell_parameters(number, addresses)
+        else:
+            number = self.capture.optape_define_module(
+                name.encode(), text, int(spiking), (ctypes.c_void_p * len(addresses))(*addresses), len(addresses)
+            )
+            if spiking and self.watch_outputs:
+                self.watches[number] = self.capture.optape_define_watch(number, b"output")
+        self.told[number] = ((name, kind), addresses)
+        self.numbers[key] = number
+
+    def _define_tree(self, module, seen):
+        if id(module) in seen or id(module) not in self.names:
+            return
+        seen.add(id(module))
+        self._define(module)
+        for _, child in module.named_children():
+            self._define_tree(child, seen)
+
+    def _addresses(self, module):
+        # Lazy modules' parameters are a subclass that answers in Python.
+        with self.without_torch_function():
+            return [parameter._cdata for parameter in module._parameters.values() if parameter is not None]
+
+    def _tell_parameters(self, number, addresses):
+        self.capture.optape_module_parameters(number, (ctypes.c_void_p * len(addresses))(*addresses), len(addresses))
+
+    def meet(self, module):
+        """The number of a module that is called and has none."""
+        with self.lock:
+            key = id(module)
+            if key not in self.names:
+                self._name(module, self._name_below_running(module) or type(module).__name__)
+            self._name_children(module)
+            self._define_tree(module, set())
+            return self.numbers[key]
+
+    def _name_below_running(self, module):
+        """The name of a module that was put below a running one after that had been called first."""
+        kind = type(module)
+        if self.searches.get(kind, 0) >= self.MAX_SEARCHES:
+            return None
+        frame = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code is self.call_code:
+                running = frame.f_locals.get("self")
+                prefix = self.names.get(id(running))
+                if prefix is not None and running is not module:
+                    for name, below in running.named_modules():
+                        if below is module:
+                            return f"{prefix}.{name}"
+            frame = frame.f_back
+        self.searches[kind] = self.searches.get(kind, 0) + 1
+        return None
+
+    def registered(self, module, name, child):
+        """A module got a child after its children had got their names."""
+        if child is not None and id(module) in self.children_named:
+            with self.lock:
+                self._name(child, f"{self.names[id(module)]}.{name}")
+
+    def check_parameters(self):
+        """Tells capture about parameters that were replaced."""
+        with self.lock:
+            for key, number in list(self.numbers.items()):
+                reference = self.references.get(key)
+                module = reference() if reference is not None else None
+                if module is None:
+                    continue
+                addresses = self._addresses(module)
+                known, before = self.told[number]
+                if addresses != before:
+                    self.told[number] = (known, addresses)
+                    self._tell_parameters(number, addresses)
+
+
+def _first_tensor(output, tensor_types):
+    if type(output) in tensor_types:
+        return output
+    if isinstance(output, (tuple, list)) and output and type(output[0]) in tensor_types:
+        return output[0]
+    return None
+
+
+def hook_modules(torch, modules, calls):
+    """Has every module call reported. Called for each module call of the program: every line costs."""
+    from torch.nn.modules.module import (
+        register_module_forward_hook,
+        register_module_forward_pre_hook,
+        register_module_module_registration_hook,
+    )
+
+    # Compiled code must not know of us: dynamo takes this for a constant and drops the rest. (`is_compiling` would do as
+    # well; it costs two calls more.)
+    compiling = torch.compiler.is_dynamo_compiling
+    numbers = modules.numbers
+    watches = modules.watches
+    meet = modules.meet
+    enter = calls["enter"]
+    leave = calls["exit"]
+    watch = calls["watch"]
+    tensor_types = frozenset((torch.Tensor, torch.nn.Parameter))
+
+    def before(module, _inputs):
+        if compiling():
+            return
+        key = id(module)
+        enter(numbers[key] if key in numbers else meet(module), module.training)
+
+    def after(module, _inputs, output):
+        if compiling():
+            return
+        number = numbers.get(id(module))
+        if number is None:
+            return
+        if number in watches:
+            tensor = _first_tensor(output, tensor_types)
+            if tensor is not None:
+                watch(tensor._cdata, watches[number])
+        leave(number)
+
+    # Called even if the module raises, so that the stack of modules stays balanced.
+    register_module_forward_pre_hook(before)
+    register_module_forward_hook(after, always_call=True)
+
+    def child_registered(module, name, child):
+        if not compiling():
+            modules.registered(module, name, child)
+
+    register_module_module_registration_hook(child_registered)
+
+
+def hook_optimizers(torch, modules, capture):
+    """Has every optimizer step reported."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+    compiling = torch.compiler.is_dynamo_compiling
+    enter = capture.optape_optimizer_enter
+    leave = capture.optape_optimizer_exit
+    known = weakref.WeakSet()
+
+    def before(optimizer, _arguments, _keywords):
+        if compiling():
+            return
+        if optimizer not in known:
+            known.add(optimizer)
+            modules.check_parameters()
+        enter()
+
+    def after(_optimizer, _arguments, _keywords):
+        if not compiling():
+            leave()
+
+    register_optimizer_step_pre_hook(before)
+    register_optimizer_step_post_hook(after)
+
+
+def hook_threads(switch):
+    """Switches the hook on in threads that the program starts.
+
+    `_bootstrap_inner` is the first method of threading.Thread that runs inside the new thread. Unlike `run` it is never
+    overridden and unlike `_thread.start_new_thread` it is nobody's public interface; everything that makes Python threads goes
+    through it (concurrent.futures, DataLoader's pin thread, timers). Our frame lies outside of the one that catches what
+    `run` raises, so tracebacks stay as they are. Where a thread comes from elsewhere, its first module call switches the
+    hook on.
+    """
+    original = getattr(threading.Thread, "_bootstrap_inner", None)
+    if original is None:
+        return
+
+    def _bootstrap_inner(self):
+        switch(1)
+        original(self)
+
+    threading.Thread._bootstrap_inner = _bootstrap_inner
+
+
+# ---- attaching -----------------------------------------------------------------------------------------------------
+
+
+def _rank():
+    for name in ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"):
+        value = os.environ.get(name, "")
+        if value.isdecimal():
+            return int(value)
+    return None
+
+
+def _versions(torch):
+    from importlib import metadata
+
+    versions = {"torch": torch.__version__, "python": platform.python_version()}
+    for package in ("spikingjelly", "snntorch", "sinabs", "norse"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            pass
+    return versions
+
+
+def _settings():
+    text = os.environ.get("OPTAPE_SETTINGS")
+    if not text:
+        return {}
+    try:
+        settings = json.loads(text)
+    except ValueError as error:
+        raise AttachError(f"OPTAPE_SETTINGS is not JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise AttachError("OPTAPE_SETTINGS is not a JSON object")
+    return settings
+
+
+def _check_torch(torch):
+    supported = [text for text in os.environ.get("OPTAPE_TORCH_VERSIONS", "").split(",") if text]
+    version = torch.__version__.split("+")[0]
+    if version in supported or os.environ.get("OPTAPE_FORCE_TORCH") == "1":
+        return
+    raise AttachError(
+        f"torch {torch.__version__} is not among the supported versions ({', '.join(supported) or 'none are named'}); "
+        "--force-torch tries it anyway"
+    )
+
+
+def _builtins(library, path):
+    """The calls that module hooks make, as builtins of the hook library where it can make them, else through ctypes."""
+    calls = {
+        "enter": library.optape_hook_module_enter,
+        "exit": library.optape_hook_module_exit,
+        "watch": library.optape_hook_watch,
+        "thread": library.optape_hook_thread,
+    }
+    try:
+        make = ctypes.PyDLL(path).optape_hook_python
+        make.restype = ctypes.py_object
+        make.argtypes = [ctypes.c_char_p]
+        return {name: make(name.encode()) for name in calls}
+    except (AttributeError, OSError, ValueError):
+        return calls
+
+
+def _required(name):
+    value = os.environ.get(name)
+    if not value:
+        raise AttachError(f"{name} is not set; start the program with `optape record -- ...`")
+    return value
+
+
+def _attach(run):
+    import torch
+
+    settings = _settings()
+    _check_torch(torch)
+
+    def announce(text):
+        if sys.stderr is not None and (sys.stderr.isatty() or os.environ.get("OPTAPE_VERBOSE") == "1"):
+            _say(text)
+
+    path = hook_library(_required("OPTAPE_HOOK_SOURCE"), torch, announce)
+    capture = _load(_required("OPTAPE_CAPTURE_LIB"), CAPTURE)
+    hook = _load(path, HOOK)
+    if hook.optape_hook_abi_version() != ABI_VERSION:
+        raise AttachError(f"{path} speaks another ABI version; delete it and start again")
+
+    error = ctypes.create_string_buffer(1024)
+    if hook.optape_hook_install(capture.optape_capture_table(), error, len(error)) != 0:
+        raise AttachError(error.value.decode(errors="replace"))
+    start = {
+        "run": run,
+        "hook_key": hook.optape_hook_key().decode(),
+        "versions": _versions(torch),
+        "command": list(getattr(sys, "orig_argv", None) or sys.argv),
+        "settings": settings,
+        "rank": _rank(),
+    }
+    if capture.optape_capture_start(json.dumps(start).encode(), error, len(error)) != 0:
+        raise AttachError(error.value.decode(errors="replace"))
+
+    calls = _builtins(hook, path)
+    modules = Modules(torch, capture, watch_outputs=settings.get("stats") != "none")
+    hook_modules(torch, modules, calls)
+    hook_optimizers(torch, modules, capture)
+    hook_threads(calls["thread"])
+    _let_compiled_code_keep_watches(torch)
+    atexit.register(capture.optape_stop)
+    calls["thread"](1)
+    return capture, hook, modules
+
+
+def _let_compiled_code_keep_watches(torch):
+    """Without this, compilers drop `optape::watch`: it returns nothing."""
+    try:
+        import torch.fx.node as node
+
+        node._side_effectful_functions.add(torch.ops.optape.watch.default)
+    except (ImportError, AttributeError):
+        pass
+
+
+def _say(text):
+    try:
+        print(f"optape: {text}", file=sys.stderr, flush=True)
+    except (OSError, ValueError, AttributeError):
+        pass  # no stderr
+
+
+def _note(path, text):
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError:
+        pass  # the run directory is gone: nobody waits for the note
+
+
+attached = None
+
+
+def attach():
+    """What torch calls. Never raises."""
+    global attached
+    run = os.environ.get("OPTAPE_RUN")
+    if not run or attached is not None:
+        return
+    attached = ()
+    try:
+        attached = _attach(run)
+        _note(os.path.join(run, f"attached-{os.getpid()}"), "")
+    except AttachError as error:
+        _say(f"not recording this program: {error}")
+        _note(os.path.join(run, f"attach-error-{os.getpid()}.txt"), f"{error}\n")
+    except BaseException as error:  # `import torch` fails with whatever leaves here
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        import traceback
+
+        _say(f"not recording this program: attaching failed: {type(error).__name__}: {error}")
+        _note(os.path.join(run, f"attach-error-{os.getpid()}.txt"), traceback.format_exc())
+
+
+def main():
+    """`--build-hook`: builds the hook for the torch of this Python, and prints where it is."""
+    if sys.argv[1:] != ["--build-hook"]:
+        print("usage: python _optape_attach.py --build-hook", file=sys.stderr)
+        return 2
+    os.environ.pop("OPTAPE_RUN", None)
+    try:
+        import torch
+    except ImportError as error:
+        _say(f"this Python ({sys.executable}) cannot import torch: {error}")
+        return 1
+    try:
+        _check_torch(torch)
+        source = os.environ.get("OPTAPE_HOOK_SOURCE") or os.path.dirname(os.path.abspath(__file__))
+        print(hook_library(source, torch, _say))
+    except AttachError as error:
+        _say(str(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
