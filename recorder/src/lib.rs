@@ -4,6 +4,9 @@
 //! The crate is two things: a Rust library, which the `optape` binary and `optape-torch` link, and a C library
 //! (`liboptape_recorder.so`), which the attach glue loads into a Python process beside the hook.
 
+pub mod abi;
+pub mod capture;
 pub mod clock;
+pub mod daemon;
 pub mod ring;
 pub mod statistics;

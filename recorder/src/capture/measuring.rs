@@ -1,0 +1,575 @@
+//! Which statistics a call gets, and taking them.
+//!
+//! Inputs are looked at before the op runs, written arguments again after it, outputs after it. Nothing is looked at where
+//! there is nothing to see: other devices, lazy bits, layouts without plain elements get a reason instead of numbers.
+
+use optape_trace::needs::{self, Product};
+use optape_trace::{DType, NotTaken, TextId, OpDef, Operand, Pattern, PatternEntry, State, When, fields, tensor_flags};
+
+use crate::abi::{Call, Tensor, word};
+use crate::statistics::{
+    self, Answer, Geometry, Question, View, product_sum_broadcast, product_sum_convolution, product_sum_linear, product_sum_matrix,
+};
+
+/// `--stats`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preset {
+    /// T0, scopes, stages.
+    None,
+    /// What mac, ac and synop need.
+    Rules,
+    /// Everything of every tensor.
+    All,
+}
+
+impl Preset {
+    /// `none`, `rules`, `all`.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "none" => Some(Self::None),
+            "rules" => Some(Self::Rules),
+            "all" => Some(Self::All),
+            _ => None,
+        }
+    }
+}
+
+/// What is looked at of one op's calls.
+pub(super) struct OpPlan {
+    /// Per argument: the question, if any.
+    arguments: Vec<Option<Question>>,
+    /// Per argument: the op writes it.
+    pub(super) written: Vec<bool>,
+    /// Every output, too.
+    outputs: Option<Question>,
+    product: Option<(u32, u32, Product)>,
+    /// Where a convolution's arguments stand.
+    convolution: Option<ConvolutionArguments>,
+    /// Minimum and maximum, too.
+    extremes: bool,
+    /// May write what its schema does not say.
+    pub(super) opaque: bool,
+}
+
+struct ConvolutionArguments {
+    stride: Option<usize>,
+    padding: Option<usize>,
+    dilation: Option<usize>,
+    transposed: Option<usize>,
+    output_padding: Option<usize>,
+    groups: Option<usize>,
+    /// `conv_transpose*d` has no argument that says so.
+    always_transposed: bool,
+}
+
+impl OpPlan {
+    pub(super) fn new(op: &OpDef, preset: Preset) -> Self {
+        let name = op.qualified_name();
+        let line = needs::rules_need(&name);
+        let index = |argument: &str| op.arguments.iter().position(|a| a.name == argument);
+        let arguments = op
+            .arguments
+            .iter()
+            .map(|a| match (preset, line.and_then(|l| l.argument(&a.name))) {
+                (Preset::None, _) => None,
+                (Preset::All, _) => Some(Question::Full),
+                (Preset::Rules, need) => need.map(Question::from),
+            })
+            .collect();
+        let product = line.filter(|_| preset != Preset::None).and_then(|l| l.product).and_then(|(a, b, kind)| {
+            Some((u32::try_from(index(a)?).ok()?, u32::try_from(index(b)?).ok()?, kind))
+        });
+        let convolution = matches!(product, Some((_, _, Product::Convolution))).then(|| ConvolutionArguments {
+            stride: index("stride"),
+            padding: index("padding"),
+            dilation: index("dilation"),
+            transposed: index("transposed"),
+            output_padding: index("output_padding"),
+            groups: index("groups"),
+            always_transposed: op.name.contains("conv_transpose"),
+        });
+        let namespace = op.name.split("::").next().unwrap_or_default();
+        Self {
+            arguments,
+            written: op.arguments.iter().map(|a| a.written).collect(),
+            outputs: (preset == Preset::All).then_some(Question::Full),
+            product,
+            convolution,
+            extremes: preset == Preset::All,
+            opaque: !matches!(namespace, "aten" | "prim" | "prims" | "profiler" | "optape"),
+        }
+    }
+
+    /// Whether anything is looked at before the op runs.
+    pub(super) fn looks_before(&self) -> bool {
+        self.arguments.iter().any(Option::is_some)
+    }
+
+    /// Whether anything is looked at after it.
+    pub(super) fn looks_after(&self) -> bool {
+        self.outputs.is_some() || self.arguments.iter().zip(&self.written).any(|(a, w)| *w && a.is_some())
+    }
+}
+
+/// Most numbers of one operand: nonzeros, fan-out nonzeros, sum, minimum, maximum, fan-out sum.
+const MOST_NUMBERS: usize = 6;
+const PRODUCT: u16 = u16::MAX;
+
+/// Texts that every stream knows under these numbers.
+pub(super) const WELL_KNOWN_TEXTS: [&str; 3] = ["", "same", "valid"];
+const TEXT_SAME: TextId = TextId(1);
+
+/// The statistics of one operand of a call.
+#[derive(Clone, Copy)]
+pub(super) struct Slot {
+    /// operand u16 | when u8 << 16 | state u8 << 20 | binary u8 << 28 | fields << 32: one word of the pattern's key.
+    pub(super) meta: u64,
+    pub(super) numbers: [u64; MOST_NUMBERS],
+    /// To be remembered for later calls.
+    pub(super) answer: Option<Answer>,
+}
+
+impl Slot {
+    fn missing(operand: u16, when: When, reason: NotTaken) -> Self {
+        let state = 3 + reason as u64;
+        Self { meta: u64::from(operand) | (when as u64) << 16 | state << 20, numbers: [0; MOST_NUMBERS], answer: None }
+    }
+
+    fn present(operand: u16, when: When, binary: Option<bool>, numbers: &[(u32, u64)]) -> Self {
+        let binary = binary.map_or(0, |b| 1 + u64::from(b));
+        let mut slot = Self { meta: 0, numbers: [0; MOST_NUMBERS], answer: None };
+        let mut mask = 0u32;
+        // `numbers` is sorted by field, as the pattern wants them.
+        for (place, (field, number)) in slot.numbers.iter_mut().zip(numbers) {
+            mask |= field;
+            *place = *number;
+        }
+        slot.meta = u64::from(operand) | (when as u64) << 16 | binary << 28 | u64::from(mask) << 32;
+        slot
+    }
+
+    fn is_binary(&self) -> bool {
+        self.meta >> 28 & 3 == 2
+    }
+
+    pub(super) fn operand(&self) -> Option<usize> {
+        let operand = self.meta as u16;
+        (operand != PRODUCT).then_some(usize::from(operand))
+    }
+
+    pub(super) fn is_before(&self) -> bool {
+        self.meta >> 16 & 0xf == When::Before as u64
+    }
+
+    pub(super) fn numbers(&self) -> &[u64] {
+        &self.numbers[..((self.meta >> 32) as u32).count_ones() as usize]
+    }
+}
+
+/// The pattern that slots with these metas make.
+pub(super) fn pattern(metas: &[u64]) -> Pattern {
+    const REASONS: [NotTaken; 7] = [
+        NotTaken::Layout,
+        NotTaken::LazyBit,
+        NotTaken::Subclass,
+        NotTaken::Device,
+        NotTaken::DType,
+        NotTaken::NoData,
+        NotTaken::Capturing,
+    ];
+    let entries = metas.iter().map(|meta| PatternEntry {
+        operand: if *meta as u16 == PRODUCT { Operand::Product } else { Operand::Tensor(*meta as u16) },
+        when: if meta >> 16 & 0xf == When::Before as u64 { When::Before } else { When::After },
+        state: match meta >> 20 & 0xff {
+            0 => State::Present,
+            n => State::NotTaken(REASONS.get((n - 3) as usize).copied().unwrap_or(NotTaken::NoData)),
+        },
+        binary: match meta >> 28 & 3 {
+            1 => Some(false),
+            2 => Some(true),
+            _ => None,
+        },
+        fields: (meta >> 32) as u32,
+    });
+    Pattern { entries: entries.collect() }
+}
+
+/// Orders slots as [`Pattern`] wants them: by operand, tensors first, then by time.
+pub(super) fn sort(slots: &mut [Slot]) {
+    slots.sort_unstable_by_key(|s| s.meta & 0x1_ffff);
+}
+
+/// The sizes of a tensor that the hook hands over.
+pub(super) fn sizes(tensor: &Tensor) -> &[i64] {
+    // SAFETY: the hook's promise: `sizes` leads to `dim` integers for as long as the call lasts. Zero dimensions may come with null.
+    if tensor.dim == 0 { &[] } else { unsafe { std::slice::from_raw_parts(tensor.sizes, usize::from(tensor.dim)) } }
+}
+
+/// The strides of a tensor that has them (`strides` is not null).
+pub(super) fn strides(tensor: &Tensor) -> &[i64] {
+    // SAFETY: as `sizes`; the caller has looked at `strides`.
+    if tensor.dim == 0 { &[] } else { unsafe { std::slice::from_raw_parts(tensor.strides, usize::from(tensor.dim)) } }
+}
+
+/// The tensors of a call.
+pub(super) fn tensors(call: &Call) -> &[Tensor] {
+    if call.tensor_count == 0 {
+        return &[];
+    }
+    // SAFETY: the hook's promise: `tensors` leads to `tensor_count` of them for as long as the call lasts.
+    unsafe { std::slice::from_raw_parts(call.tensors, call.tensor_count as usize) }
+}
+
+/// The structure words of a call.
+pub(super) fn words(call: &Call) -> &[u64] {
+    if call.word_count == 0 {
+        return &[];
+    }
+    // SAFETY: as `tensors`.
+    unsafe { std::slice::from_raw_parts(call.words, call.word_count as usize) }
+}
+
+/// The payload words of a call.
+pub(super) fn payload(call: &Call) -> &[u64] {
+    if call.payload_count == 0 {
+        return &[];
+    }
+    // SAFETY: as `tensors`.
+    unsafe { std::slice::from_raw_parts(call.payload, call.payload_count as usize) }
+}
+
+fn view(tensor: &Tensor) -> Result<View<'_>, NotTaken> {
+    const LAYOUTS: u32 = tensor_flags::SPARSE | tensor_flags::NESTED | tensor_flags::QUANTIZED | tensor_flags::MKLDNN;
+    if tensor.flags & LAYOUTS != 0 {
+        return Err(NotTaken::Layout);
+    }
+    if tensor.flags & (tensor_flags::CONJUGATE | tensor_flags::NEGATIVE | tensor_flags::ZERO) != 0 {
+        return Err(NotTaken::LazyBit);
+    }
+    if tensor.flags & tensor_flags::SUBCLASS != 0 {
+        return Err(NotTaken::Subclass);
+    }
+    if tensor.flags & tensor_flags::NO_VALUES != 0 {
+        return Err(NotTaken::NoData);
+    }
+    if tensor.device_kind != 0 {
+        return Err(NotTaken::Device);
+    }
+    let empty = sizes(tensor).contains(&0);
+    if (tensor.data.is_null() && !empty) || (tensor.strides.is_null() && tensor.dim > 0) {
+        return Err(NotTaken::NoData);
+    }
+    let strides: &[i64] = if tensor.dim == 0 { &[] } else { strides(tensor) };
+    // SAFETY: a plain strided CPU tensor (checked above) whose elements the hook found readable; the op has not begun or has
+    // ended, so nothing of this call writes it meanwhile. Another thread of the program might: then the program races
+    // with itself, and torch would read the same torn values.
+    Ok(unsafe { View::new(tensor.data, DType(tensor.dtype), sizes(tensor), strides) })
+}
+
+/// Looks at the inputs. `recall` gives what is known already.
+pub(super) fn before(plan: &OpPlan, call: &Call, mut recall: impl FnMut(&Tensor) -> Option<Answer>, slots: &mut Vec<Slot>) {
+    let first = slots.len();
+    let inputs = tensors(call).iter().take(call.input_count as usize);
+    for (index, tensor) in inputs.enumerate() {
+        let Some(Some(question)) = plan.arguments.get(tensor.argument as usize) else { continue };
+        if tensor.flags & tensor_flags::WRAPPED_NUMBER != 0 {
+            continue;
+        }
+        let Ok(operand) = u16::try_from(index) else { break };
+        let factor = plan.product.is_some_and(|(a, _, kind)| a == tensor.argument && kind == Product::Convolution);
+        let slot = if factor {
+            convolution(plan, call, operand, tensor, *question, &mut recall)
+        } else {
+            look(plan, operand, When::Before, tensor, *question, &mut recall)
+        };
+        slots.push(slot);
+    }
+    if let Some((a, b, kind)) = plan.product {
+        let find = |argument: u32, slots: &[Slot]| {
+            slots.iter().find_map(|s| {
+                let tensor = tensors(call).get(s.operand()?)?;
+                (tensor.argument == argument && s.is_binary()).then_some(*tensor)
+            })
+        };
+        let slots_so_far = &slots[first..];
+        if let (Some(a), Some(b)) = (find(a, slots_so_far), find(b, slots_so_far))
+            && let Some(sum) = product(plan, call, &a, &b, kind)
+        {
+            slots.push(Slot::present(PRODUCT, When::Before, None, &[(fields::PRODUCT_SUM, sum)]));
+        }
+    }
+}
+
+/// Looks at what the op wrote and returned.
+pub(super) fn after(plan: &OpPlan, call: &Call, slots: &mut Vec<Slot>) {
+    for (index, tensor) in tensors(call).iter().enumerate() {
+        let output = index >= call.input_count as usize;
+        let argument = tensor.argument as usize;
+        let question = if output {
+            plan.outputs
+        } else if plan.written.get(argument).copied().unwrap_or(false) {
+            plan.arguments.get(argument).copied().flatten()
+        } else {
+            None
+        };
+        let (Some(question), Ok(operand)) = (question, u16::try_from(index)) else { continue };
+        if tensor.flags & tensor_flags::WRAPPED_NUMBER == 0 {
+            slots.push(look(plan, operand, When::After, tensor, question, &mut |_| None));
+        }
+    }
+}
+
+fn look(
+    plan: &OpPlan,
+    operand: u16,
+    when: When,
+    tensor: &Tensor,
+    question: Question,
+    recall: &mut impl FnMut(&Tensor) -> Option<Answer>,
+) -> Slot {
+    let view = match view(tensor) {
+        Ok(view) => view,
+        Err(reason) => return Slot::missing(operand, when, reason),
+    };
+    // Most operands say that they are not binary in their first element, and cheaper than any memory can.
+    if question == Question::Binary && first_is_other(tensor) {
+        let answer = Answer { binary: Some(false), ..Answer::default() };
+        return slot(plan, operand, when, &answer, question);
+    }
+    if let Some(answer) = recall(tensor).filter(|a| answers(a, question)) {
+        return slot(plan, operand, when, &answer, question);
+    }
+    match statistics::measure(&view, question) {
+        Ok(answer) => Slot { answer: Some(answer), ..slot(plan, operand, when, &answer, question) },
+        Err(reason) => Slot::missing(operand, when, reason),
+    }
+}
+
+/// Whether the first element is there, and neither 0 nor 1.
+fn first_is_other(tensor: &Tensor) -> bool {
+    if tensor.data.is_null() || sizes(tensor).contains(&0) {
+        return false;
+    }
+    // SAFETY: one element of a tensor that `view` found to be plain, and that has elements.
+    let first = unsafe { View::new(tensor.data, DType(tensor.dtype), &[], &[]) };
+    statistics::measure(&first, Question::Binary).is_ok_and(|a| a.binary == Some(false))
+}
+
+/// Whether a remembered answer holds what is asked now.
+fn answers(answer: &Answer, question: Question) -> bool {
+    match question {
+        Question::Binary => answer.binary == Some(false) || (answer.binary.is_some() && answer.nonzeros.is_some()),
+        Question::Nonzeros => answer.nonzeros.is_some(),
+        Question::Full => answer.binary.is_some() && answer.nonzeros.is_some() && answer.sum.is_some(),
+    }
+}
+
+fn slot(plan: &OpPlan, operand: u16, when: When, answer: &Answer, question: Question) -> Slot {
+    with_fan_out(plan, operand, when, answer, question, None, None)
+}
+
+fn with_fan_out(
+    plan: &OpPlan,
+    operand: u16,
+    when: When,
+    answer: &Answer,
+    question: Question,
+    fan_out_nonzeros: Option<u64>,
+    fan_out_sum: Option<f64>,
+) -> Slot {
+    let full = question == Question::Full;
+    let nonzeros = answer.nonzeros.filter(|_| question != Question::Binary || answer.binary == Some(true));
+    let candidates = [
+        (fields::NONZEROS, nonzeros),
+        (fields::FAN_OUT_NONZEROS, fan_out_nonzeros),
+        (fields::SUM, answer.sum.filter(|_| full).map(f64::to_bits)),
+        (fields::MINIMUM, answer.minimum.filter(|_| full && plan.extremes).map(f64::to_bits)),
+        (fields::MAXIMUM, answer.maximum.filter(|_| full && plan.extremes).map(f64::to_bits)),
+        (fields::FAN_OUT_SUM, fan_out_sum.filter(|_| full).map(f64::to_bits)),
+    ];
+    let mut numbers = [(0, 0); MOST_NUMBERS];
+    let mut count = 0;
+    for (field, number) in candidates {
+        if let Some(number) = number {
+            numbers[count] = (field, number);
+            count += 1;
+        }
+    }
+    Slot::present(operand, when, answer.binary, &numbers[..count])
+}
+
+fn convolution(
+    plan: &OpPlan,
+    call: &Call,
+    operand: u16,
+    tensor: &Tensor,
+    question: Question,
+    recall: &mut impl FnMut(&Tensor) -> Option<Answer>,
+) -> Slot {
+    let view = match view(tensor) {
+        Ok(view) => view,
+        Err(reason) => return Slot::missing(operand, When::Before, reason),
+    };
+    if question == Question::Binary && (first_is_other(tensor) || recall(tensor).is_some_and(|a| a.binary == Some(false))) {
+        let answer = Answer { binary: Some(false), ..Answer::default() };
+        return slot(plan, operand, When::Before, &answer, question);
+    }
+    let mut room = GeometryRoom::default();
+    let measured = geometry(plan, call, &mut room)
+        .ok_or(NotTaken::Layout)
+        .and_then(|geometry| statistics::measure_convolution(&view, &geometry, question));
+    match measured {
+        Ok(found) => Slot {
+            answer: Some(found.answer),
+            ..with_fan_out(plan, operand, When::Before, &found.answer, question, found.fan_out_nonzeros, found.fan_out_sum)
+        },
+        Err(reason) => Slot::missing(operand, When::Before, reason),
+    }
+}
+
+fn product(plan: &OpPlan, call: &Call, a: &Tensor, b: &Tensor, kind: Product) -> Option<u64> {
+    let (a, b) = (view(a).ok()?, view(b).ok()?);
+    match kind {
+        Product::Matrix => product_sum_matrix(&a, &b).ok(),
+        Product::Linear => product_sum_linear(&a, &b).ok(),
+        Product::Broadcast => product_sum_broadcast(&a, &b).ok(),
+        Product::Convolution => {
+            let mut room = GeometryRoom::default();
+            let geometry = geometry(plan, call, &mut room)?;
+            product_sum_convolution(&a, &b, &geometry).ok()
+        }
+    }
+}
+
+/// Where a geometry's lists live.
+#[derive(Default)]
+struct GeometryRoom {
+    stride: [i64; 3],
+    padding: [i64; 3],
+    dilation: [i64; 3],
+    output: [i64; 3],
+}
+
+/// One argument of a call, read from its words.
+enum Value<'a> {
+    Integers(&'a [u64]),
+    Integer(i64),
+    Bool(bool),
+    Text(u64),
+    Other,
+}
+
+/// The words of argument `index`.
+fn argument<'a>(call: &'a Call, index: usize) -> Option<Value<'a>> {
+    let words = words(call);
+    let mut at = 0;
+    for _ in 0..index {
+        at = skip(words, at)?;
+    }
+    let head = *words.get(at)?;
+    let aux = usize::try_from(head >> 8).ok()?;
+    Some(match head as u8 {
+        word::INT_LIST => Value::Integers(words.get(at + 1..at + 1 + aux)?),
+        word::INT => Value::Integer(*words.get(at + 1)? as i64),
+        word::BOOL => Value::Bool(aux != 0),
+        word::TEXT => Value::Text(head >> 8),
+        _ => Value::Other,
+    })
+}
+
+/// Where the value behind the one at `at` begins.
+fn skip(words: &[u64], at: usize) -> Option<usize> {
+    let head = *words.get(at)?;
+    let aux = head >> 8;
+    let tensor = |head: u64| {
+        let dim = (head >> 32 & 0xff) as usize;
+        1 + if head >> 56 & 1 == 1 { dim } else { 2 * dim }
+    };
+    Some(match head as u8 {
+        word::TENSOR => at + tensor(head),
+        word::TENSOR_LIST => {
+            let mut next = at + 1;
+            for _ in 0..aux {
+                let item = *words.get(next)?;
+                next += if item as u8 == word::TENSOR { tensor(item) } else { 1 };
+            }
+            next
+        }
+        word::INT => at + 2,
+        word::INT_LIST | word::BOOL_LIST => at + 1 + usize::try_from(aux).ok()?,
+        _ => at + 1,
+    })
+}
+
+/// The geometry of a convolution call, output sizes worked out from the schema's formula since the op has not run.
+fn geometry<'a>(plan: &OpPlan, call: &'a Call, room: &'a mut GeometryRoom) -> Option<Geometry<'a>> {
+    let places = plan.convolution.as_ref()?;
+    let (input_argument, weight_argument, _) = plan.product?;
+    let find = |argument: u32| tensors(call).iter().take(call.input_count as usize).find(|t| t.argument == argument);
+    let input = sizes(find(input_argument)?);
+    let weight = sizes(find(weight_argument)?);
+    let kernel = weight.get(2..)?;
+    let spatial = kernel.len();
+    if spatial == 0 || spatial > 3 {
+        return None;
+    }
+    let input = input.get(input.len().checked_sub(spatial)?..)?;
+    let transposed = places.always_transposed
+        || matches!(places.transposed.and_then(|i| argument(call, i)), Some(Value::Bool(true)));
+    let groups = match places.groups.map(|i| argument(call, i)) {
+        None => 1,
+        Some(Some(Value::Integer(groups))) => groups,
+        // More than 64 different numbers of groups were seen: it is payload now, and follows from the channels.
+        _ => {
+            let channels = *sizes(find(input_argument)?).iter().rev().nth(spatial)?;
+            if transposed { return None } else { channels.checked_div(*weight.get(1)?)? }
+        }
+    };
+    let list = |place: Option<usize>, fallback: i64| -> Option<[i64; 3]> {
+        let mut list = [fallback; 3];
+        match place.and_then(|i| argument(call, i)) {
+            None => {}
+            Some(Value::Integers(&[one])) => list = [one as i64; 3],
+            Some(Value::Integers(values)) if values.len() == spatial => {
+                list.iter_mut().zip(values).for_each(|(l, v)| *l = *v as i64);
+            }
+            Some(_) => return None,
+        }
+        Some(list)
+    };
+    room.stride = list(places.stride, 1)?;
+    room.dilation = list(places.dilation, 1)?;
+    let output_padding = list(places.output_padding, 0)?;
+    let same = matches!(places.padding.and_then(|i| argument(call, i)), Some(Value::Text(text)) if text == u64::from(TEXT_SAME.0));
+    let named = matches!(places.padding.and_then(|i| argument(call, i)), Some(Value::Text(_)));
+    room.padding = if named { [0; 3] } else { list(places.padding, 0)? };
+    for at in 0..spatial {
+        let reach = room.dilation[at].checked_mul(kernel[at].checked_sub(1)?)?;
+        let step = room.stride[at];
+        if step <= 0 {
+            return None;
+        }
+        if same {
+            // Keeps the size (torch allows stride 1 alone); the smaller half of the padding stands in front.
+            room.padding[at] = reach / 2;
+            room.output[at] = input[at];
+        } else if transposed {
+            room.output[at] = (input[at] - 1).checked_mul(step)? - 2 * room.padding[at] + reach + output_padding[at] + 1;
+        } else {
+            room.output[at] = (input[at] + 2 * room.padding[at] - reach - 1).div_euclid(step) + 1;
+        }
+    }
+    let outputs_per_group = if transposed { *weight.get(1)? } else { weight.first()?.checked_div(groups)? };
+    Some(Geometry {
+        input,
+        kernel,
+        stride: &room.stride[..spatial],
+        padding: &room.padding[..spatial],
+        dilation: &room.dilation[..spatial],
+        output: &room.output[..spatial],
+        transposed,
+        groups,
+        outputs_per_group,
+    })
+}

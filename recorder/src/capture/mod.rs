@@ -1,0 +1,848 @@
+//! Capture: what the hook sees becomes records in the ring.
+//!
+//! One [`Capture`] per process. Everything that has an order (signatures, scopes, identities, the ring) stands behind one lock, taken
+//! at most twice per op; values are measured outside of it. A stream is begun with the first op, so that launchers which attach and run
+//! nothing leave no trace; a forked child begins its own.
+//!
+//! Nothing here may harm the program: no panic crosses the ABI (see [`exports`](self)), and what fails switches
+//! the recorder off, once and with its reason in the trace.
+
+pub mod exports;
+mod identities;
+mod measuring;
+mod outlet;
+mod scopes;
+mod signatures;
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use optape_trace::{
+    CallId, Definition, Event, ModuleDef, ModuleId, Moment, OpDef, OpId, PatternId, ScopeDef, ScopeId, SignatureDef, StepSource, StreamEnd,
+    StreamInfo, TextId, ThreadDef, ThreadId, WatchDef, WatchId, call_flags, codec,
+};
+use parking_lot::{Mutex, MutexGuard};
+
+pub use exports::table;
+pub use measuring::Preset;
+
+use crate::abi::{Call, Plan, plan};
+use crate::clock::{monotonic_ns, unix_ns};
+use crate::ring::{MessageKind, OnFull, OpCallMessage, Producer};
+use identities::Identities;
+use measuring::{OpPlan, Slot};
+use outlet::Outlet;
+use scopes::{Entry, Scopes, ThreadState};
+use signatures::{Found, Signatures, Surroundings, Wildness};
+
+/// Distinct texts that a stream may hold; what comes after them is [`Texts::OVERFLOW`].
+const MOST_TEXTS: usize = 1 << 16;
+/// Distinct patterns: in practice some dozens.
+const MOST_PATTERNS: usize = 1 << 16;
+/// Every so many calls capture's own time is measured.
+const OWN_TIME_EVERY: u64 = 64;
+
+/// How to record.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where rings are made.
+    pub run_directory: PathBuf,
+    /// Which statistics are taken.
+    pub statistics: Preset,
+    /// Bytes of the ring.
+    pub ring_bytes: usize,
+    /// What to do when it is full.
+    pub on_full: OnFull,
+    /// Nothing is captured; ops only pass through the hook. For measuring the hook alone.
+    pub hook_only: bool,
+    /// `torch`, `python`: versions for the stream's head.
+    pub versions: BTreeMap<String, String>,
+    /// The process's command line.
+    pub command: Vec<String>,
+    /// Rank, where there is one.
+    pub rank: Option<u32>,
+}
+
+/// Capture could not begin, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CaptureError {
+    /// Begun twice.
+    #[error("this process is being recorded already")]
+    Running,
+    /// The settings cannot be read.
+    #[error("settings: {0}")]
+    Settings(String),
+    /// The ring cannot be made.
+    #[error("cannot make a ring of {bytes} bytes in {directory}: {source}; use a smaller one (--ring-size), or make room there")]
+    Ring {
+        /// Its size.
+        bytes: usize,
+        /// Where.
+        directory: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// The process's capture.
+pub struct Capture {
+    /// Read by the hook at every op.
+    recording: AtomicU32,
+    state: Mutex<Option<Box<State>>>,
+}
+
+/// Values of [`Capture::recording`] beside 0.
+const RECORDING: u32 = 1;
+/// The hook runs and nothing is captured.
+const HOOK_ONLY: u32 = 2;
+
+static CAPTURE: Capture = Capture { recording: AtomicU32::new(0), state: Mutex::new(None) };
+/// Plans of ops by number: read without the lock, since `begin` runs outside of it.
+static PLANS: OnceLock<boxcar::Vec<OpPlan>> = OnceLock::new();
+/// Statistics: time and calls, estimated from samples.
+static OWN_TIME_NS: AtomicU64 = AtomicU64::new(0);
+static STATISTICS_TIME_NS: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    /// Index of this thread in `Scopes::threads`, plus one; 0: not known yet.
+    static THREAD: Cell<u32> = const { Cell::new(0) };
+    /// Slots of the calls that run on this thread, innermost last.
+    static SLOTS: RefCell<Vec<Slot>> = const { RefCell::new(Vec::new()) };
+}
+
+fn plans() -> &'static boxcar::Vec<OpPlan> {
+    PLANS.get_or_init(boxcar::Vec::new)
+}
+
+/// Interned texts.
+struct Texts {
+    ids: HashMap<String, TextId>,
+    all: Vec<String>,
+}
+
+impl Texts {
+    const OVERFLOW: &'static str = "(too many different texts)";
+
+    fn new() -> Self {
+        let mut texts = Self { ids: HashMap::new(), all: Vec::new() };
+        for text in measuring::WELL_KNOWN_TEXTS {
+            texts.intern(text);
+        }
+        texts
+    }
+
+    /// The text's id, and whether it is new.
+    fn intern(&mut self, text: &str) -> (TextId, bool) {
+        if let Some(id) = self.ids.get(text) {
+            return (*id, false);
+        }
+        if self.all.len() >= MOST_TEXTS && text != Self::OVERFLOW {
+            return self.intern(Self::OVERFLOW);
+        }
+        let id = TextId(self.all.len() as u32);
+        self.all.push(text.to_owned());
+        self.ids.insert(text.to_owned(), id);
+        (id, true)
+    }
+}
+
+/// Everything behind the lock.
+struct State {
+    settings: Settings,
+    /// The stream, once begun.
+    stream: Option<Stream>,
+    texts: Texts,
+    ops: Vec<OpDef>,
+    /// Owned by the ops that the hook knows; never freed.
+    wildness: Vec<Wildness>,
+    modules: Vec<ModuleDef>,
+    watches: Vec<WatchDef>,
+    threads: Vec<ThreadDef>,
+    scopes: Scopes,
+    identities: Identities,
+    steps: [u64; 3],
+    calls: u64,
+    recalled: u64,
+    range_ops: RangeOps,
+}
+
+/// The ops that `record_function` runs, once the hook has told them.
+#[derive(Default)]
+struct RangeOps {
+    enters: Vec<u32>,
+    exits: Vec<u32>,
+}
+
+struct Stream {
+    outlet: Outlet,
+    epoch_ns: u64,
+    signatures: Signatures,
+    patterns: HashMap<Vec<u64>, PatternId>,
+    /// Reused.
+    metas: Vec<u64>,
+    storages: Vec<u64>,
+    tensors: Vec<u64>,
+    numbers: Vec<u64>,
+}
+
+/// Recording stopped because something failed; the text goes into the trace.
+#[derive(Debug)]
+struct Failure(String);
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl Capture {
+    /// The process's capture.
+    #[must_use]
+    pub fn get() -> &'static Self {
+        &CAPTURE
+    }
+
+    /// Prepares recording; the stream begins with the first op.
+    ///
+    /// # Errors
+    /// Where it was begun already.
+    pub fn start(&'static self, settings: Settings) -> Result<(), CaptureError> {
+        let mut state = self.state.lock();
+        if state.is_some() {
+            return Err(CaptureError::Running);
+        }
+        exports::install_fork_handlers();
+        let mode = if settings.hook_only { HOOK_ONLY } else { RECORDING };
+        *state = Some(Box::new(State::new(settings)));
+        self.recording.store(mode, Ordering::Release);
+        Ok(())
+    }
+
+    /// Runs `work` with the state, and switches the recorder off if it fails.
+    fn with<R: Default>(&'static self, work: impl FnOnce(&mut State) -> Result<R, Failure>) -> R {
+        let mut guard = self.state.lock();
+        let Some(state) = guard.as_mut() else { return R::default() };
+        match work(state) {
+            Ok(result) => result,
+            Err(failure) => {
+                self.give_up(&mut guard, &failure.0);
+                R::default()
+            }
+        }
+    }
+
+    /// Switches the recorder off, once, and says so once.
+    #[cold]
+    fn give_up(&'static self, guard: &mut MutexGuard<'_, Option<Box<State>>>, why: &str) {
+        if self.recording.swap(0, Ordering::AcqRel) == 0 {
+            return;
+        }
+        eprintln!("optape: recording stopped, the program goes on: {why}");
+        if let Some(state) = guard.as_mut() {
+            let now = monotonic_ns();
+            if let Some(stream) = state.stream.as_mut() {
+                let moment = Moment {
+                    time_ns: now.saturating_sub(stream.epoch_ns),
+                    thread: ThreadId(0),
+                    event: Event::Disabled { reason: why.to_owned() },
+                };
+                // Nothing more can be done where this fails, too.
+                let _ = stream.outlet.moment(&moment);
+            }
+        }
+    }
+
+    /// Pauses (`false`) or resumes recording. Ops pass through untouched meanwhile.
+    pub fn set_recording(&'static self, on: bool) {
+        let known = self.state.lock().is_some();
+        self.recording.store(u32::from(on && known), Ordering::Release);
+    }
+
+    /// Says goodbye: writes the stream's end.
+    pub fn stop(&'static self) {
+        self.recording.store(0, Ordering::Release);
+        if let Some(state) = self.state.lock().as_mut() {
+            state.end_stream();
+        }
+    }
+
+    /// Tells a module: its scope name, its classes (its own first), whether it is a spiking neuron, and the TensorImpl
+    /// addresses of the parameters that it owns.
+    pub fn define_module(&'static self, definition: ModuleDef, parameters: &[usize]) -> ModuleId {
+        self.with(|state| {
+            let id = ModuleId(u32::try_from(state.modules.len())?);
+            if let Some(stream) = state.stream.as_mut() {
+                stream.outlet.define(&Definition::Module(id, definition.clone()))?;
+            }
+            state.modules.push(definition);
+            state.scopes.own(id.0, parameters);
+            Ok(id)
+        })
+    }
+
+    /// Tells the parameters of a module again, after they changed.
+    pub fn module_parameters(&'static self, module: ModuleId, parameters: &[usize]) {
+        self.with(|state| {
+            state.scopes.own(module.0, parameters);
+            Ok(())
+        });
+    }
+
+    /// Tells a watch.
+    pub fn define_watch(&'static self, definition: WatchDef) -> WatchId {
+        self.with(|state| {
+            let id = WatchId(u32::try_from(state.watches.len())?);
+            if let Some(stream) = state.stream.as_mut() {
+                stream.outlet.define(&Definition::Watch(id, definition.clone()))?;
+            }
+            state.watches.push(definition);
+            Ok(id)
+        })
+    }
+
+    /// An optimizer step begins (`true`) or has ended, on this thread. The end marks a step.
+    pub fn optimizer(&'static self, enter: bool) {
+        self.with(|state| {
+            let thread = state.thread(None)?;
+            state.scopes.optimizer(thread, enter);
+            if !enter && !state.scopes.in_optimizer(thread) {
+                state.step(thread, StepSource::Optimizer)?;
+            }
+            Ok(())
+        });
+    }
+
+    /// Names the stage on this thread, or takes the name back.
+    pub fn stage(&'static self, name: Option<&str>) {
+        self.with(|state| {
+            let thread = state.thread(None)?;
+            let name = name.map(|n| state.text(n)).transpose()?;
+            state.scopes.threads[thread].stage_name = name;
+            state.moment(thread, Event::StageChange { name })
+        });
+    }
+
+    /// Marks a step, with the number of samples (images) that it processed; 0: not said.
+    pub fn step(&'static self, samples: u64) {
+        self.with(|state| {
+            let thread = state.thread(None)?;
+            if samples > 0 {
+                state.moment(thread, Event::Samples { count: samples })?;
+            }
+            state.step(thread, StepSource::Program)
+        });
+    }
+
+    /// Begins a named range on this thread.
+    pub fn range_enter(&'static self, name: &str) {
+        self.with(|state| {
+            let thread = state.thread(None)?;
+            let name = state.text(name)?;
+            state.range_enter(thread, name)
+        });
+    }
+
+    /// Ends the innermost range on this thread.
+    pub fn range_exit(&'static self) {
+        self.with(|state| {
+            let thread = state.thread(None)?;
+            state.range_exit(thread)
+        });
+    }
+
+    /// States a fact about a module, or about the program. `value` is JSON text.
+    pub fn fact(&'static self, module: Option<ModuleId>, key: &str, value: &str) {
+        self.with(|state| {
+            let thread = state.thread(None)?;
+            let key = state.text(key)?;
+            state.moment(thread, Event::Fact { module, key, value: value.to_owned() })
+        });
+    }
+
+    fn define_op(&'static self, definition: OpDef, out: &mut Plan) -> bool {
+        self.with(|state| {
+            let op = u32::try_from(state.ops.len())?;
+            let plan = OpPlan::new(&definition, state.settings.statistics);
+            let statistics = state.settings.statistics != Preset::None;
+            out.op = op;
+            out.flags = if plan.looks_before() { plan::BEGIN } else { 0 } | if statistics { plan::IDENTITIES } else { 0 };
+            match definition.name.as_str() {
+                "profiler::_record_function_enter_new" | "profiler::_record_function_enter" => {
+                    out.flags |= plan::TEXT_PAYLOAD;
+                    state.range_ops.enters.push(op);
+                }
+                "profiler::_record_function_exit" => state.range_ops.exits.push(op),
+                _ => {}
+            }
+            let wildness = Wildness::new(definition.arguments.len());
+            out.wild = wildness.as_ptr();
+            state.wildness.push(wildness);
+            let index = plans().push(plan);
+            if index != op as usize {
+                return Err(Failure("ops and their plans are out of step".to_owned()));
+            }
+            if let Some(stream) = state.stream.as_mut() {
+                stream.outlet.define(&Definition::Op(OpId(op), definition.clone()))?;
+            }
+            state.ops.push(definition);
+            Ok(true)
+        })
+    }
+
+    /// Before the kernel: looks at the inputs.
+    fn begin(&'static self, call: &mut Call) {
+        let Some(plan) = plans().get(call.op as usize) else { return };
+        if call.flags & call_flags::NOT_EXECUTED != 0 {
+            return;
+        }
+        let sampled = sample();
+        let began = if sampled { monotonic_ns() } else { 0 };
+        let taken = SLOTS.try_with(|slots| {
+            let mut slots = slots.borrow_mut();
+            let first = slots.len();
+            // One lock for all operands would mean a place to keep the answers: most calls have one operand worth asking for.
+            measuring::before(plan, call, |tensor| self.state.lock().as_mut().and_then(|s| s.recall(tensor)), &mut slots);
+            first
+        });
+        if let Ok(first) = taken {
+            call.capture[0] = 1;
+            call.capture[1] = first as u64;
+        }
+        if sampled {
+            STATISTICS_TIME_NS.fetch_add((monotonic_ns() - began) * OWN_TIME_EVERY, Ordering::Relaxed);
+        }
+    }
+
+    /// The kernel threw: forgets what was found of the inputs.
+    fn abort(&'static self, call: &mut Call) {
+        if call.capture[0] == 1 {
+            let first = call.capture[1] as usize;
+            // A thread that is going away has no slots left to forget.
+            let _ = SLOTS.try_with(|slots| slots.borrow_mut().truncate(first));
+        }
+    }
+
+    /// After the kernel: looks at the outputs and writes the record.
+    fn end(&'static self, call: &mut Call) {
+        if self.recording.load(Ordering::Relaxed) == HOOK_ONLY {
+            return;
+        }
+        let sampled = sample();
+        let began = if sampled { monotonic_ns() } else { 0 };
+        // A thread that is going away has no slots left, and is past recording.
+        let _ = SLOTS.try_with(|slots| {
+            let mut slots = slots.borrow_mut();
+            let first = if call.capture[0] == 1 { call.capture[1] as usize } else { slots.len() };
+            if call.flags & call_flags::NOT_EXECUTED == 0
+                && let Some(plan) = plans().get(call.op as usize)
+                && plan.looks_after()
+            {
+                measuring::after(plan, call, &mut slots);
+            }
+            if slots.len() > first + 1 {
+                measuring::sort(&mut slots[first..]);
+            }
+            self.with(|state| state.op_call(call, &slots[first..]));
+            slots.truncate(first);
+        });
+        if sampled {
+            OWN_TIME_NS.fetch_add((monotonic_ns() - began) * OWN_TIME_EVERY, Ordering::Relaxed);
+        }
+    }
+
+    fn module_enter(&'static self, torch_thread: u64, module: u32, graph_task: bool, training: bool, grad_mode: bool) {
+        self.with(|state| {
+            let thread = state.thread(Some(torch_thread))?;
+            let (call, fresh) = state.scopes.enter(thread, Entry { module, graph_task, training, grad_mode });
+            if let Some(scope) = fresh {
+                state.define_scope(scope)?;
+            }
+            state.moment(thread, Event::ModuleEnter { call: CallId(call), module: ModuleId(module), arguments: Vec::new() })
+        });
+    }
+
+    fn module_exit(&'static self, torch_thread: u64, module: u32) {
+        self.with(|state| {
+            let thread = state.thread(Some(torch_thread))?;
+            let Some((call, root)) = state.scopes.exit(thread, module) else { return Ok(()) };
+            state.moment(thread, Event::ModuleExit { call: CallId(call), module: ModuleId(module), results: Vec::new() })?;
+            if root {
+                state.step(thread, StepSource::RootCall)?;
+            }
+            Ok(())
+        });
+    }
+
+    fn storage_freed(&'static self, base: usize) {
+        if let Some(state) = self.state.lock().as_mut() {
+            state.identities.freed(base);
+        }
+    }
+}
+
+/// Every [`OWN_TIME_EVERY`]th time on this thread.
+fn sample() -> bool {
+    thread_local! {
+        static COUNT: Cell<u64> = const { Cell::new(0) };
+    }
+    COUNT.with(|count| {
+        count.set(count.get() + 1);
+        count.get() % OWN_TIME_EVERY == 0
+    })
+}
+
+impl State {
+    fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            stream: None,
+            texts: Texts::new(),
+            ops: Vec::new(),
+            wildness: Vec::new(),
+            modules: Vec::new(),
+            watches: Vec::new(),
+            threads: Vec::new(),
+            scopes: Scopes::new(),
+            identities: Identities::new(),
+            steps: [0; 3],
+            calls: 0,
+            recalled: 0,
+            range_ops: RangeOps::default(),
+        }
+    }
+
+    fn recall(&mut self, tensor: &crate::abi::Tensor) -> Option<crate::statistics::Answer> {
+        let answer = self.identities.recall(tensor);
+        self.recalled += u64::from(answer.is_some());
+        answer
+    }
+
+    /// The index of the calling thread.
+    #[inline]
+    fn thread(&mut self, torch_id: Option<u64>) -> Result<usize, Failure> {
+        let known = THREAD.with(Cell::get);
+        if known != 0 && (known as usize) <= self.scopes.threads.len() {
+            return Ok(known as usize - 1);
+        }
+        self.new_thread(torch_id)
+    }
+
+    #[cold]
+    fn new_thread(&mut self, torch_id: Option<u64>) -> Result<usize, Failure> {
+        let index = self.scopes.threads.len();
+        self.scopes.threads.push(ThreadState::default());
+        THREAD.with(|t| t.set(index as u32 + 1));
+        if let Some(torch_id) = torch_id {
+            self.scopes.know_thread(torch_id, index as u32);
+        }
+        // SAFETY: gettid has no preconditions.
+        let native_id = unsafe { libc::syscall(libc::SYS_gettid) } as u64;
+        let name = std::fs::read_to_string(format!("/proc/self/task/{native_id}/comm")).unwrap_or_default().trim().to_owned();
+        let definition = ThreadDef { native_id, name };
+        if let Some(stream) = self.stream.as_mut() {
+            stream.outlet.define(&Definition::Thread(ThreadId(index as u32), definition.clone()))?;
+        }
+        self.threads.push(definition);
+        Ok(index)
+    }
+
+    fn text(&mut self, text: &str) -> Result<TextId, Failure> {
+        let (id, fresh) = self.texts.intern(text);
+        if fresh && let Some(stream) = self.stream.as_mut() {
+            stream.outlet.define(&Definition::Text(id, self.texts.all[id.index()].clone()))?;
+        }
+        Ok(id)
+    }
+
+    fn define_scope(&mut self, scope: ScopeId) -> Result<(), Failure> {
+        let definition = self.scope_definition(scope);
+        if let Some(stream) = self.stream.as_mut() {
+            stream.outlet.define(&Definition::Scope(scope, definition))?;
+        }
+        Ok(())
+    }
+
+    fn scope_definition(&self, scope: ScopeId) -> ScopeDef {
+        match self.scopes.nodes.get(scope.index()).copied().flatten() {
+            None => ScopeDef { parent: None, name: "Global".to_owned(), module: None },
+            Some((parent, module)) => ScopeDef {
+                parent: Some(parent),
+                name: self.modules.get(module.index()).map_or_else(String::new, |m| m.name.clone()),
+                module: Some(module),
+            },
+        }
+    }
+
+    /// The stream, begun if it was not.
+    #[inline]
+    fn stream(&mut self) -> Result<&mut Stream, Failure> {
+        if self.stream.is_none() {
+            self.begin_stream()?;
+        }
+        self.stream.as_mut().ok_or_else(|| Failure("no stream".to_owned()))
+    }
+
+    #[cold]
+    fn begin_stream(&mut self) -> Result<(), Failure> {
+        let settings = &self.settings;
+        let ring = Producer::create(&settings.run_directory, settings.ring_bytes, settings.on_full).map_err(|source| {
+            CaptureError::Ring { bytes: settings.ring_bytes, directory: settings.run_directory.clone(), source }
+        })?;
+        let mut outlet = Outlet::new(ring);
+        let now = monotonic_ns();
+        let info = StreamInfo {
+            process_id: std::process::id(),
+            parent_process_id: std::os::unix::process::parent_id(),
+            command: settings.command.clone(),
+            versions: settings.versions.clone(),
+            epoch_unix_ns: unix_ns(),
+            identities: settings.statistics != Preset::None,
+            rank: settings.rank,
+        };
+        if !outlet.message(MessageKind::StreamBegin, &codec::encode(&info)?) {
+            return Err(Failure("the ring has no room for the stream's head".to_owned()));
+        }
+        // What the process knows already; a forked child has it from its parent.
+        for (id, text) in self.texts.all.iter().enumerate() {
+            outlet.define(&Definition::Text(TextId(id as u32), text.clone()))?;
+        }
+        for (id, op) in self.ops.iter().enumerate() {
+            outlet.define(&Definition::Op(OpId(id as u32), op.clone()))?;
+        }
+        for (id, module) in self.modules.iter().enumerate() {
+            outlet.define(&Definition::Module(ModuleId(id as u32), module.clone()))?;
+        }
+        for id in 0..self.scopes.nodes.len() {
+            let scope = ScopeId(id as u32);
+            outlet.define(&Definition::Scope(scope, self.scope_definition(scope)))?;
+        }
+        for (id, thread) in self.threads.iter().enumerate() {
+            outlet.define(&Definition::Thread(ThreadId(id as u32), thread.clone()))?;
+        }
+        for (id, watch) in self.watches.iter().enumerate() {
+            outlet.define(&Definition::Watch(WatchId(id as u32), watch.clone()))?;
+        }
+        outlet.define(&Definition::Pattern(PatternId(0), optape_trace::Pattern::default()))?;
+        self.stream = Some(Stream {
+            outlet,
+            epoch_ns: now,
+            signatures: Signatures::new(),
+            patterns: HashMap::from([(Vec::new(), PatternId(0))]),
+            metas: Vec::new(),
+            storages: Vec::new(),
+            tensors: Vec::new(),
+            numbers: Vec::new(),
+        });
+        Ok(())
+    }
+
+    /// A record that is no op call. Before the first op there is no stream, and nothing to say.
+    fn moment(&mut self, thread: usize, event: Event) -> Result<(), Failure> {
+        let Some(stream) = self.stream.as_mut() else { return Ok(()) };
+        let time_ns = monotonic_ns().saturating_sub(stream.epoch_ns);
+        stream.outlet.moment(&Moment { time_ns, thread: ThreadId(thread as u32), event })?;
+        Ok(())
+    }
+
+    fn step(&mut self, thread: usize, source: StepSource) -> Result<(), Failure> {
+        let step = self.steps[source as usize];
+        self.steps[source as usize] += 1;
+        self.moment(thread, Event::StepMark { step, source })
+    }
+
+    fn range_enter(&mut self, thread: usize, name: TextId) -> Result<(), Failure> {
+        self.stream()?;
+        self.scopes.threads[thread].ranges.push(name);
+        self.moment(thread, Event::RangeEnter { name })
+    }
+
+    fn range_exit(&mut self, thread: usize) -> Result<(), Failure> {
+        match self.scopes.threads[thread].ranges.pop() {
+            Some(name) => self.moment(thread, Event::RangeExit { name }),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes the record of a call.
+    fn op_call(&mut self, call: &Call, slots: &[Slot]) -> Result<(), Failure> {
+        let thread = self.thread(Some(call.thread))?;
+        self.stream()?;
+        let range_exit = self.range_ops.exits.contains(&call.op);
+        if range_exit {
+            // The exit op itself is outside of the range, as the enter op is.
+            self.range_exit(thread)?;
+        }
+        let grad_mode = call.flags & call_flags::GRAD_MODE != 0;
+        let place = self.scopes.place(thread, call, grad_mode);
+        let state = &self.scopes.threads[thread];
+        let mut flags = call.flags;
+        if state.training {
+            flags |= call_flags::TRAINING;
+        }
+        if place.unattributed {
+            flags |= call_flags::UNATTRIBUTED;
+        }
+        let around = Surroundings { op: call.op, flags, scope: place.scope, stage: place.stage, stage_name: state.stage_name };
+        let Some(stream) = self.stream.as_mut() else { return Ok(()) };
+        let words = measuring::words(call);
+        let (signature, structure) = match stream.signatures.find(words, around) {
+            Found::Known(id) => (id, true),
+            Found::New(id) => {
+                let definition = signatures::decode(words, call.argument_words as usize, around)?;
+                check(&definition, call)?;
+                if let Some(wildness) = self.wildness.get_mut(call.op as usize) {
+                    wildness.observe(&definition.arguments);
+                }
+                stream.outlet.define(&Definition::Signature(id, definition))?;
+                (id, true)
+            }
+            Found::Lost { id, define } => {
+                if define {
+                    stream.outlet.define(&Definition::Signature(id, signatures::lost(around)))?;
+                }
+                (id, false)
+            }
+        };
+        stream.metas.clear();
+        stream.numbers.clear();
+        stream.storages.clear();
+        stream.tensors.clear();
+        if structure {
+            for slot in slots {
+                stream.metas.push(slot.meta);
+                stream.numbers.extend_from_slice(slot.numbers());
+            }
+        }
+        let pattern = match stream.patterns.get(&stream.metas) {
+            Some(pattern) => *pattern,
+            None => {
+                if stream.patterns.len() >= MOST_PATTERNS {
+                    return Err(Failure(format!("more than {MOST_PATTERNS} patterns of statistics")));
+                }
+                let id = PatternId(stream.patterns.len() as u32);
+                stream.outlet.define(&Definition::Pattern(id, measuring::pattern(&stream.metas)))?;
+                stream.patterns.insert(stream.metas.clone(), id);
+                id
+            }
+        };
+        if self.settings.statistics != Preset::None {
+            identify(&mut self.identities, call, slots, stream);
+        }
+        let sequence_number = match call.node {
+            crate::abi::NO_NODE if call.graph_task == 0 => call.peek as i64,
+            crate::abi::NO_NODE => -1,
+            node => node as i64,
+        };
+        let identities: (&[u64], &[u64]) = if structure { (&stream.storages, &stream.tensors) } else { (&[], &[]) };
+        stream.outlet.op_call(&OpCallMessage {
+            signature: signature.0,
+            pattern: pattern.0,
+            thread: thread as u32,
+            start_ns: call.start_ns.saturating_sub(stream.epoch_ns),
+            duration_ns: call.end_ns.saturating_sub(call.start_ns),
+            sequence_number,
+            payload: if structure { measuring::payload(call) } else { &[] },
+            storages: identities.0,
+            tensors: identities.1,
+            statistics: &stream.numbers,
+        });
+        self.calls += 1;
+        if self.range_ops.enters.contains(&call.op) {
+            let name = measuring::payload(call).first().copied().unwrap_or(0);
+            self.range_enter(thread, TextId(name as u32))?;
+        }
+        Ok(())
+    }
+
+    fn end_stream(&mut self) {
+        let Some(mut stream) = self.stream.take() else { return };
+        let costs = BTreeMap::from([
+            ("capture.time_ns".to_owned(), OWN_TIME_NS.load(Ordering::Relaxed)),
+            ("capture.statistics_ns".to_owned(), STATISTICS_TIME_NS.load(Ordering::Relaxed)),
+            ("capture.calls".to_owned(), self.calls),
+            ("capture.recalled_statistics".to_owned(), self.recalled),
+            ("capture.signatures".to_owned(), stream.signatures.len() as u64),
+            ("capture.lost_structures".to_owned(), stream.signatures.overflowed),
+            ("capture.unattributed".to_owned(), self.scopes.unattributed),
+        ]);
+        let end = StreamEnd {
+            records: 0,
+            dropped_records: 0,
+            ended_ns: monotonic_ns().saturating_sub(stream.epoch_ns),
+            clean: true,
+            costs,
+        };
+        if let Ok(bytes) = codec::encode(&end) {
+            // Where there is no room the daemon ends the stream itself.
+            stream.outlet.message(MessageKind::StreamEnd, &bytes);
+        }
+    }
+
+    /// In a forked child: the stream and its ring are the parent's.
+    fn forked(&mut self) {
+        if let Some(stream) = self.stream.take() {
+            // Unmapping is the child's right; the file stays.
+            drop(stream);
+        }
+        self.scopes.forked();
+        self.calls = 0;
+        self.recalled = 0;
+        self.steps = [0; 3];
+        OWN_TIME_NS.store(0, Ordering::Relaxed);
+        STATISTICS_TIME_NS.store(0, Ordering::Relaxed);
+    }
+}
+
+/// Whether a definition fits the call that it was read from: the daemon will take its lengths from it.
+fn check(definition: &SignatureDef, call: &Call) -> Result<(), Failure> {
+    if definition.tensors.len() != call.tensor_count as usize
+        || u32::from(definition.inputs) != call.input_count
+        || definition.payload_words() != call.payload_count as usize
+    {
+        return Err(Failure(format!(
+            "op {}: its words tell of {} tensors and {} payload words, the call has {} and {}",
+            call.op,
+            definition.tensors.len(),
+            definition.payload_words(),
+            call.tensor_count,
+            call.payload_count
+        )));
+    }
+    Ok(())
+}
+
+/// Identities of a call's tensors, and what is known of their values now.
+fn identify(identities: &mut Identities, call: &Call, slots: &[Slot], stream: &mut Stream) {
+    let tensors = measuring::tensors(call);
+    let inputs = call.input_count as usize;
+    for (index, tensor) in tensors.iter().enumerate() {
+        let storage = identities.storage(tensor);
+        let returned =
+            index >= inputs && !tensors[..inputs].iter().any(|input| std::ptr::eq(input.implementation, tensor.implementation));
+        stream.storages.push(storage);
+        stream.tensors.push(identities.tensor(tensor, storage, returned));
+    }
+    let Some(plan) = plans().get(call.op as usize) else { return };
+    let written = |t: &crate::abi::Tensor| plan.opaque || plan.written.get(t.argument as usize).copied().unwrap_or(false);
+    for slot in slots.iter().filter(|s| s.is_before()) {
+        if let (Some(answer), Some(tensor)) = (&slot.answer, slot.operand().and_then(|o| tensors.get(o)))
+            && !written(tensor)
+        {
+            identities.remember(tensor, answer);
+        }
+    }
+    for tensor in &tensors[..inputs] {
+        if written(tensor) {
+            identities.written(tensor);
+        }
+    }
+    for slot in slots.iter().filter(|s| !s.is_before()) {
+        if let (Some(answer), Some(tensor)) = (&slot.answer, slot.operand().and_then(|o| tensors.get(o))) {
+            identities.remember(tensor, answer);
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Where records leave: the ring, and what has to wait because it was full.
+//!
+//! A call that does not fit is lost and counted; a definition must not be lost, since later calls name it. So definitions
+//! queue up here until there is room, and nothing overtakes them.
+
+use std::collections::VecDeque;
+
+use optape_trace::{Definition, DropReason, Event, Moment, ThreadId, codec};
+
+use crate::ring::{MessageKind, OpCallMessage, Producer};
+
+/// Definitions waiting for room may take this much; beyond it the recorder switches itself off.
+const WAITING_BYTES: usize = 16 << 20;
+
+/// The producer's end of the ring with its waiting definitions.
+pub(super) struct Outlet {
+    ring: Producer,
+    waiting: VecDeque<Vec<u8>>,
+    waiting_bytes: usize,
+    /// Reused for encoding.
+    scratch: Vec<u8>,
+}
+
+/// The outlet cannot keep its promise.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OutletError {
+    #[error("definitions of {WAITING_BYTES} bytes are waiting for a ring that nobody reads")]
+    Waiting,
+    #[error("a definition of {0} bytes does not fit into the ring: use a larger one (--ring-size)")]
+    TooLarge(usize),
+    #[error(transparent)]
+    Encode(#[from] optape_trace::TraceError),
+}
+
+impl Outlet {
+    pub(super) fn new(ring: Producer) -> Self {
+        Self { ring, waiting: VecDeque::new(), waiting_bytes: 0, scratch: Vec::new() }
+    }
+
+    pub(super) fn define(&mut self, definition: &Definition) -> Result<(), OutletError> {
+        self.scratch.clear();
+        codec::encode_into(definition, &mut self.scratch)?;
+        if !self.ring.can_hold(1 + self.scratch.len().div_ceil(8)) {
+            return Err(OutletError::TooLarge(self.scratch.len()));
+        }
+        if self.waiting.is_empty() && self.ring.push_bytes(MessageKind::Definition, &self.scratch) {
+            return Ok(());
+        }
+        self.waiting_bytes += self.scratch.len();
+        self.waiting.push_back(self.scratch.clone());
+        if self.waiting_bytes > WAITING_BYTES { Err(OutletError::Waiting) } else { Ok(()) }
+    }
+
+    /// Writes a message that ends or begins the stream, or a definition-like one that must not be lost silently. False: no room.
+    pub(super) fn message(&mut self, kind: MessageKind, bytes: &[u8]) -> bool {
+        self.settle(0) && self.ring.push_bytes(kind, bytes)
+    }
+
+    #[inline]
+    pub(super) fn op_call(&mut self, call: &OpCallMessage<'_>) {
+        if (self.waiting.is_empty() || self.settle(call.start_ns)) && self.tell_drops(call.start_ns) && call.push(&mut self.ring) {
+            return;
+        }
+        self.ring.count_dropped(1, call.start_ns);
+    }
+
+    pub(super) fn moment(&mut self, moment: &Moment) -> Result<(), OutletError> {
+        self.scratch.clear();
+        codec::encode_into(moment, &mut self.scratch)?;
+        if !self.settle(moment.time_ns) || !self.tell_drops(moment.time_ns) || !self.ring.push_bytes(MessageKind::Moment, &self.scratch) {
+            self.ring.count_dropped(1, moment.time_ns);
+        }
+        Ok(())
+    }
+
+    /// Writes the waiting definitions. False: no room yet.
+    fn settle(&mut self, _time_ns: u64) -> bool {
+        while let Some(bytes) = self.waiting.front() {
+            if !self.ring.push_bytes(MessageKind::Definition, bytes) {
+                return false;
+            }
+            self.waiting_bytes -= bytes.len();
+            self.waiting.pop_front();
+        }
+        true
+    }
+
+    /// Writes a `Drop` record for what was lost since the last one. False: no room yet.
+    #[inline]
+    fn tell_drops(&mut self, time_ns: u64) -> bool {
+        match self.ring.untold_drops() {
+            None => true,
+            Some(drops) => self.tell(drops, time_ns),
+        }
+    }
+
+    #[cold]
+    fn tell(&mut self, (records, from_ns, until_ns): (u64, u64, u64), time_ns: u64) -> bool {
+        let reason = if self.ring.consumer_silent() { DropReason::DaemonGone } else { DropReason::RingFull };
+        let moment = Moment { time_ns, thread: ThreadId(0), event: Event::Drop { records, from_ns, until_ns, reason } };
+        let Ok(bytes) = codec::encode(&moment) else { return false };
+        if !self.ring.push_bytes(MessageKind::Moment, &bytes) {
+            return false;
+        }
+        self.ring.drops_told(records);
+        true
+    }
+}

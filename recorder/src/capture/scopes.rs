@@ -1,0 +1,316 @@
+//! Which modules an op belongs to, and which stage.
+//!
+//! Forward is easy: every thread has its stack of active modules. Backward has no stack; there the running autograd node says
+//! where it came from: nodes are numbered per forward thread, and `peek` is the number that the next node gets, so a node s
+//! was made by the first op of that thread whose peek exceeds s. Every thread keeps a bounded table of (peek, scope)
+//! for that; nodes older than the table are unattributed.
+
+use std::collections::{HashMap, VecDeque};
+
+use optape_trace::{ModuleId, ScopeId, Stage, TextId};
+
+use super::identities::AddressMap;
+use crate::abi::{Call, NO_NODE};
+
+/// Nodes remembered per forward thread.
+const REMEMBERED_NODES: usize = 1 << 16;
+/// Distinct module stacks. Recursion without end would make ever more of them.
+const MOST_SCOPES: usize = 1 << 16;
+
+/// A module that runs on a thread.
+#[derive(Clone, Copy)]
+struct Active {
+    module: u32,
+    scope: ScopeId,
+    call: u64,
+    /// Entered while autograd ran: a forward that runs again.
+    again: bool,
+    grad_mode: bool,
+}
+
+/// A module call as it begins.
+#[derive(Clone, Copy)]
+pub(super) struct Entry {
+    pub(super) module: u32,
+    pub(super) graph_task: bool,
+    pub(super) training: bool,
+    pub(super) grad_mode: bool,
+}
+
+/// What capture knows of a thread of the recorded process.
+#[derive(Default)]
+pub(super) struct ThreadState {
+    active: Vec<Active>,
+    /// (peek, scope) of ops, peek rising.
+    nodes: VecDeque<(u64, ScopeId)>,
+    optimizer_depth: u32,
+    /// The last root module was in training mode.
+    pub(super) training: bool,
+    pub(super) stage_name: Option<TextId>,
+    /// Open `record_function` ranges: handle storage is not seen, so exits close the innermost.
+    pub(super) ranges: Vec<TextId>,
+    /// The last node looked up, and its scope.
+    last_node: Option<(u64, u64, Option<ScopeId>)>,
+}
+
+/// Where an op stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) scope: ScopeId,
+    pub(super) stage: Stage,
+    pub(super) unattributed: bool,
+}
+
+/// The tree of module stacks, and the threads.
+pub(super) struct Scopes {
+    /// (parent, module) -> scope.
+    children: HashMap<(u32, u32), ScopeId>,
+    /// Per scope, `Global` first: parent and module.
+    pub(super) nodes: Vec<Option<(ScopeId, ModuleId)>>,
+    pub(super) threads: Vec<ThreadState>,
+    /// torch's thread id -> index in `threads`.
+    by_torch_id: HashMap<u64, u32>,
+    /// TensorImpl of a parameter -> the module that owns it.
+    parameters: AddressMap<u32>,
+    /// Module -> the first scope in which it ran: where its AccumulateGrad belongs.
+    home: HashMap<u32, ScopeId>,
+    /// A root module was called with grad mode on, and no backward or optimizer step since.
+    loss_pending: bool,
+    next_call: u64,
+    pub(super) unattributed: u64,
+}
+
+impl Scopes {
+    pub(super) fn new() -> Self {
+        Self {
+            children: HashMap::new(),
+            nodes: vec![None],
+            threads: Vec::new(),
+            by_torch_id: HashMap::new(),
+            parameters: AddressMap::default(),
+            home: HashMap::new(),
+            loss_pending: false,
+            next_call: 0,
+            unattributed: 0,
+        }
+    }
+
+    pub(super) fn know_thread(&mut self, torch_id: u64, thread: u32) {
+        self.by_torch_id.insert(torch_id, thread);
+    }
+
+    /// A module begins to run. Gives the call's id, and the scope if it is new.
+    pub(super) fn enter(&mut self, thread: usize, entry: Entry) -> (u64, Option<ScopeId>) {
+        let Entry { module, graph_task, training, grad_mode } = entry;
+        let call = self.next_call;
+        self.next_call += 1;
+        let state = &mut self.threads[thread];
+        let parent = state.active.last().map_or(ScopeId::GLOBAL, |a| a.scope);
+        if state.active.is_empty() && !graph_task {
+            state.training = training;
+        }
+        let mut fresh = None;
+        let scope = match self.children.get(&(parent.0, module)) {
+            Some(scope) => *scope,
+            None if self.nodes.len() >= MOST_SCOPES => parent,
+            None => {
+                let scope = ScopeId(self.nodes.len() as u32);
+                self.nodes.push(Some((parent, ModuleId(module))));
+                self.children.insert((parent.0, module), scope);
+                self.home.entry(module).or_insert(scope);
+                fresh = Some(scope);
+                scope
+            }
+        };
+        state.active.push(Active { module, scope, call, again: graph_task, grad_mode });
+        (call, fresh)
+    }
+
+    /// A module ends. Gives the call's id, and whether it was a root module; `None` where it was not entered.
+    pub(super) fn exit(&mut self, thread: usize, module: u32) -> Option<(u64, bool)> {
+        let state = &mut self.threads[thread];
+        // An exception may have left inner modules behind: they end with the outer one.
+        let depth = state.active.iter().rposition(|a| a.module == module)?;
+        let ended = state.active[depth];
+        state.active.truncate(depth);
+        let root = depth == 0 && !ended.again;
+        if root {
+            self.loss_pending |= ended.grad_mode;
+        }
+        Some((ended.call, root))
+    }
+
+    pub(super) fn optimizer(&mut self, thread: usize, enter: bool) {
+        let state = &mut self.threads[thread];
+        state.optimizer_depth = if enter { state.optimizer_depth + 1 } else { state.optimizer_depth.saturating_sub(1) };
+        self.loss_pending = false;
+    }
+
+    pub(super) fn in_optimizer(&self, thread: usize) -> bool {
+        self.threads[thread].optimizer_depth > 0
+    }
+
+    /// Says which parameters a module owns.
+    pub(super) fn own(&mut self, module: u32, parameters: &[usize]) {
+        for parameter in parameters {
+            self.parameters.insert(*parameter, module);
+        }
+    }
+
+    /// The scope and stage of an op.
+    pub(super) fn place(&mut self, thread: usize, call: &Call, grad_mode: bool) -> Place {
+        let state = &self.threads[thread];
+        let top = state.active.last().copied();
+        let (scope, unattributed, backward) = match top {
+            // A module that autograd runs again, or no backward at all.
+            Some(active) if active.again || call.graph_task == 0 => (active.scope, false, false),
+            _ if call.graph_task == 0 => (ScopeId::GLOBAL, false, false),
+            _ => {
+                self.loss_pending = false;
+                match self.backward_scope(thread, call) {
+                    Some(scope) => (scope, false, true),
+                    None => (ScopeId::GLOBAL, true, true),
+                }
+            }
+        };
+        self.unattributed += u64::from(unattributed);
+        let state = &mut self.threads[thread];
+        let stage = if state.optimizer_depth > 0 {
+            Stage::Optimizer
+        } else if backward {
+            Stage::Backward
+        } else if let Some(active) = top {
+            if active.again { Stage::Recompute } else { Stage::Forward }
+        } else if self.loss_pending && grad_mode {
+            Stage::Loss
+        } else {
+            Stage::Other
+        };
+        let newest = state.nodes.back().map_or(0, |n| n.0);
+        if call.peek > newest {
+            if state.nodes.len() >= REMEMBERED_NODES {
+                state.nodes.pop_front();
+            }
+            state.nodes.push_back((call.peek, scope));
+        }
+        Place { scope, stage, unattributed }
+    }
+
+    fn backward_scope(&mut self, thread: usize, call: &Call) -> Option<ScopeId> {
+        if !call.accumulate.is_null() {
+            let module = self.parameters.get(&(call.accumulate as usize))?;
+            return self.home.get(module).copied();
+        }
+        if call.node == NO_NODE {
+            return None;
+        }
+        if let Some((node, made_on, scope)) = self.threads[thread].last_node
+            && node == call.node
+            && made_on == call.node_thread
+        {
+            return scope;
+        }
+        let made_on = *self.by_torch_id.get(&call.node_thread)? as usize;
+        let nodes = &self.threads[made_on].nodes;
+        // The oldest entry may stand for ops that were forgotten before it.
+        let full = nodes.len() >= REMEMBERED_NODES;
+        let at = nodes.partition_point(|n| n.0 <= call.node);
+        let scope = if at == 0 && full { None } else { nodes.get(at).map(|n| n.1) };
+        self.threads[thread].last_node = Some((call.node, call.node_thread, scope));
+        scope
+    }
+
+    /// After a fork only the forking thread goes on.
+    pub(super) fn forked(&mut self) {
+        self.by_torch_id.clear();
+        self.unattributed = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(peek: u64, node: u64) -> Call {
+        Call {
+            op: 0,
+            flags: 0,
+            words: std::ptr::null(),
+            word_count: 0,
+            argument_words: 0,
+            payload: std::ptr::null(),
+            payload_count: 0,
+            tensor_count: 0,
+            tensors: std::ptr::null(),
+            input_count: 0,
+            graph_task: u32::from(node != NO_NODE),
+            peek,
+            node,
+            node_thread: 7,
+            accumulate: std::ptr::null(),
+            thread: 7,
+            start_ns: 0,
+            end_ns: 0,
+            capture: [0; 48],
+        }
+    }
+
+    fn scopes() -> Scopes {
+        let mut scopes = Scopes::new();
+        scopes.threads.push(ThreadState::default());
+        scopes.know_thread(7, 0);
+        scopes
+    }
+
+    #[test]
+    fn backward_belongs_to_the_module_that_made_the_node() {
+        let mut s = scopes();
+        s.enter(0, Entry { module: 0, graph_task: false, training: true, grad_mode: true });
+        let (_, fc1) = s.enter(0, Entry { module: 1, graph_task: false, training: true, grad_mode: true });
+        assert_eq!(s.place(0, &call(1, NO_NODE), true).scope, fc1.unwrap());
+        s.exit(0, 1);
+        let (_, fc2) = s.enter(0, Entry { module: 2, graph_task: false, training: true, grad_mode: true });
+        s.place(0, &call(3, NO_NODE), true);
+        s.exit(0, 2);
+        s.exit(0, 0);
+        assert_eq!(s.place(0, &call(4, NO_NODE), true).stage, Stage::Loss);
+        // Nodes 1 and 2 were made by the op with peek 3, node 0 by the one with peek 1.
+        for (node, scope) in [(2, fc2), (1, fc2), (0, fc1)] {
+            let place = s.place(0, &call(4, node), false);
+            assert_eq!((place.scope, place.stage, place.unattributed), (scope.unwrap(), Stage::Backward, false), "node {node}");
+        }
+        assert_eq!(s.place(0, &call(4, NO_NODE), true).stage, Stage::Other);
+    }
+
+    #[test]
+    fn a_module_run_again_by_autograd_is_recomputation() {
+        let mut s = scopes();
+        s.enter(0, Entry { module: 0, graph_task: false, training: true, grad_mode: true });
+        s.place(0, &call(1, NO_NODE), true);
+        s.exit(0, 0);
+        let (_, scope) = s.enter(0, Entry { module: 0, graph_task: true, training: true, grad_mode: true });
+        assert_eq!(scope, None);
+        let place = s.place(0, &call(2, 0), true);
+        assert_eq!((place.stage, place.scope), (Stage::Recompute, ScopeId(1)));
+        s.exit(0, 0);
+        assert_eq!(s.place(0, &call(2, 0), false).stage, Stage::Backward);
+    }
+
+    #[test]
+    fn unknown_nodes_are_unattributed_and_counted() {
+        let mut s = scopes();
+        let place = s.place(0, &call(0, 12), false);
+        assert!(place.unattributed && place.scope == ScopeId::GLOBAL);
+        assert_eq!(s.unattributed, 1);
+    }
+
+    #[test]
+    fn an_exception_does_not_leave_modules_behind() {
+        let mut s = scopes();
+        s.enter(0, Entry { module: 0, graph_task: false, training: true, grad_mode: true });
+        s.enter(0, Entry { module: 1, graph_task: false, training: true, grad_mode: true });
+        assert_eq!(s.exit(0, 0).map(|e| e.1), Some(true));
+        assert_eq!(s.place(0, &call(0, NO_NODE), false).scope, ScopeId::GLOBAL);
+        assert_eq!(s.exit(0, 1), None);
+    }
+}
