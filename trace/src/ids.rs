@@ -12,6 +12,7 @@ macro_rules! id {
         impl $name {
             /// The id as an index into a table.
             #[must_use]
+            #[allow(clippy::cast_possible_truncation, reason = "tables that would need more than 32 bits do not fit into a 32-bit memory")]
             pub const fn index(self) -> usize {
                 self.0 as usize
             }

@@ -4,14 +4,31 @@
 //! recovery of unfinished and damaged files, and the table of needs that recorder and replay share. The bytes
 //! are specified in `FORMAT.md` beside this crate; a second reader could be written from it.
 
+#![forbid(unsafe_code)]
+// Files are read that nobody vouches for.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::cast_possible_truncation))]
+
+mod block;
+mod bytes;
 pub mod codec;
+mod column;
 mod dictionary;
 mod error;
+mod frame;
 mod ids;
+mod index;
 mod info;
+mod moments;
 pub mod needs;
+mod reader;
 mod record;
+mod source;
 mod statistics;
+mod summary;
+mod table;
+mod writer;
+
+pub use block::{Block, Columns, OpCallRef, Slot};
 
 pub use dictionary::{
     Argument, ArgumentDef, DType, Definition, Device, ModuleDef, OpDef, ReturnDef, ScopeDef, SignatureDef, Stage,
@@ -22,6 +39,11 @@ pub use ids::{
     CallId, ModuleId, OpId, Ordinal, PatternId, ScopeId, SignatureId, StorageId, StreamId, TensorId, TextId, ThreadId,
     WatchId,
 };
+pub use index::{BlockIndex, SummaryIndex};
 pub use info::{RunEnd, RunInfo, StreamEnd, StreamInfo};
+pub use reader::{Stream, Trace, TraceEnd};
 pub use record::{DropReason, Event, LateStatistic, Moment, OpCall, Record, StepSource};
 pub use statistics::{NotTaken, Operand, Pattern, PatternEntry, State, When, fields};
+pub use summary::SummaryRow;
+pub use table::Dictionary;
+pub use writer::TraceWriter;
