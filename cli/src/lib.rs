@@ -8,6 +8,7 @@ pub mod exit;
 pub mod man;
 pub mod options;
 pub mod output;
+pub mod record;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -50,6 +51,7 @@ where
 fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let global = &options.global;
     match &options.command {
+        Command::Record(options) => record::run(options, global),
         Command::Completions(options) => completions::run(options, global),
         Command::Man(options) => man::run(options, global),
     }

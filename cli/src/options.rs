@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{completions, man};
+use crate::{completions, man, record};
 
 /// Records what PyTorch runs, op by op, and answers questions about it afterwards.
 ///
@@ -60,6 +60,8 @@ impl Color {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run a command and record what torch does in it
+    Record(record::Options),
     /// Print a completion script for a shell
     Completions(completions::Options),
     /// Write manual pages, one per subcommand

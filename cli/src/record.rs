@@ -1,0 +1,165 @@
+//! `optape record -- CMD`.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum, ValueHint};
+use optape_recorder::daemon::{self, Outcome, Request, SMALLEST_RING_BYTES, Settings, Statistics};
+use optape_recorder::ring::{DEFAULT_CAPACITY, OnFull};
+
+use crate::exit::Failure;
+use crate::options::GlobalOptions;
+
+/// Options of `optape record`.
+#[derive(Debug, Args)]
+#[command(after_help = "The exit code is the command's, 128+N after signal N; 125 where optape could not start it, \
+    126 where it cannot be run, 127 where it is not found.\n\n\
+    Processes that the command starts are recorded too; those that outlive it for one second.")]
+pub struct Options {
+    /// Write the trace to FILE [default: optape-PROGRAM-PID.optape, with the PID of optape]
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub output: Option<PathBuf>,
+    /// Overwrite the file if it exists
+    #[arg(short, long)]
+    pub force: bool,
+    /// Which statistics of tensors to take
+    #[arg(long, value_name = "WHICH", default_value = "rules", env = "OPTAPE_STATS")]
+    pub stats: Stats,
+    /// What the program does when a ring is full: wait for the recorder (at most 1 s, then drop), or drop records
+    #[arg(long, value_name = "WHAT", default_value = "wait", env = "OPTAPE_ON_FULL")]
+    pub on_full: WhenFull,
+    /// Size of the ring of each recorded process, in memory: 64K, 4M, ... (a power of two)
+    #[arg(long, value_name = "SIZE", default_value_t = RingSize(DEFAULT_CAPACITY), value_parser = ring_size, env = "OPTAPE_RING_BYTES")]
+    pub ring_size: RingSize,
+    /// Try a version of torch that is not supported
+    #[arg(long, env = "OPTAPE_FORCE_TORCH", value_parser = clap::builder::FalseyValueParser::new())]
+    pub force_torch: bool,
+    /// The command, and its arguments
+    #[arg(trailing_var_arg = true, required = true, value_name = "CMD", value_hint = ValueHint::CommandWithArguments)]
+    pub command: Vec<OsString>,
+}
+
+/// Values of `--stats`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Stats {
+    /// None: ops, shapes, modules, stages and times only
+    None,
+    /// What the counters need
+    Rules,
+    /// Of every tensor
+    All,
+    /// Record nothing: what the hook alone costs
+    #[value(hide = true)]
+    Hook,
+}
+
+/// Values of `--on-full`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WhenFull {
+    /// Wait for the recorder
+    Wait,
+    /// Drop records, and count them
+    Drop,
+}
+
+/// A ring's size in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingSize(pub usize);
+
+impl std::fmt::Display for RingSize {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            n if n % (1 << 20) == 0 => write!(f, "{}M", n >> 20),
+            n if n % (1 << 10) == 0 => write!(f, "{}K", n >> 10),
+            n => write!(f, "{n}"),
+        }
+    }
+}
+
+fn ring_size(text: &str) -> Result<RingSize, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let shift = match text.get(digits.len()..).unwrap_or_default().to_ascii_uppercase().as_str() {
+        "" | "B" => 0,
+        "K" | "KB" | "KIB" => 10,
+        "M" | "MB" | "MIB" => 20,
+        "G" | "GB" | "GIB" => 30,
+        unit => return Err(format!("{unit} is no unit; K, M and G are known")),
+    };
+    let number: usize = digits.parse().map_err(|_| "not a number of bytes; for example 1M".to_owned())?;
+    let bytes = number.checked_shl(shift).filter(|bytes| bytes >> shift == number && *bytes <= 1 << 40);
+    match bytes.map(usize::next_power_of_two) {
+        None => Err("too large; the largest is 1024G".to_owned()),
+        Some(bytes) if bytes < SMALLEST_RING_BYTES => Err("too small; the smallest is 64K".to_owned()),
+        Some(bytes) => Ok(RingSize(bytes)),
+    }
+}
+
+impl Options {
+    fn settings(&self) -> Settings {
+        Settings {
+            statistics: match self.stats {
+                Stats::None => Statistics::None,
+                Stats::Rules => Statistics::Rules,
+                Stats::All => Statistics::All,
+                Stats::Hook => Statistics::HookOnly,
+            },
+            on_full: match self.on_full {
+                WhenFull::Wait => OnFull::Wait,
+                WhenFull::Drop => OnFull::Drop,
+            },
+            ring_bytes: self.ring_size.0,
+            force_torch: self.force_torch,
+        }
+    }
+}
+
+/// Runs the command and records it; gives the command's exit code.
+///
+/// # Errors
+/// Where the command could not be started.
+pub fn run(options: &Options, global: &GlobalOptions) -> anyhow::Result<ExitCode> {
+    let request = Request {
+        command: options.command.clone(),
+        output: options.output.clone(),
+        force: options.force,
+        settings: options.settings(),
+        notice: say,
+    };
+    let outcome = daemon::record(request).map_err(|error| Failure { code: error.exit_code(), message: error.to_string() })?;
+    tell(&outcome, global.quiet);
+    Ok(ExitCode::from(outcome.exit.code()))
+}
+
+/// Losses are errors, which `--quiet` does not silence.
+fn tell(outcome: &Outcome, quiet: bool) {
+    let lines = if quiet { outcome.report.complaints() } else { outcome.report.summary() };
+    for line in lines.iter().chain(&outcome.explanation) {
+        say(line);
+    }
+}
+
+fn say(text: &str) {
+    // The command may have closed what we would write to.
+    let _ = writeln!(std::io::stderr(), "optape: {text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ring_sizes() {
+        let size = |text: &str| ring_size(text).map(|size| size.0);
+        assert_eq!(size("64K"), Ok(1 << 16));
+        assert_eq!(size("65536"), Ok(1 << 16));
+        assert_eq!(size("3m"), Ok(4 << 20));
+        assert_eq!(size("1GiB"), Ok(1 << 30));
+        assert!(size("63").unwrap_err().contains("smallest is 64K"));
+        assert!(size("99999999999G").unwrap_err().contains("largest"));
+        assert!(size("4X").unwrap_err().contains("unit"));
+        assert!(size("M").unwrap_err().contains("number"));
+        assert_eq!(RingSize(DEFAULT_CAPACITY).to_string(), "4M");
+    }
+}

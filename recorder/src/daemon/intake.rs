@@ -1,0 +1,539 @@
+//! The drain loop: finds rings, empties them into the trace, ends the streams of processes that died.
+//!
+//! Nothing here depends on owning the processes: `optape record` and in-process recording run the same loop. Trusts nothing that
+//! it reads: a malformed ring ends the stream of its process and no other.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, RecvTimeoutError};
+use optape_trace::{
+    Definition, DropReason, Event, Moment, OpCallRef, PatternId, RunEnd, SignatureId, StreamEnd, StreamId, StreamInfo, ThreadDef, ThreadId, TraceError,
+    TraceWriter, call_flags, codec,
+};
+
+use super::cost::{peak_resident_bytes, process_cpu_ns, thread_cpu_ns};
+use super::process::Process;
+use super::pulse::Pulse;
+use super::report::{Report, StreamReport};
+use super::sink::{BackgroundSink, SinkState};
+use super::{Notice, Setting};
+use crate::clock::{monotonic_ns, unix_ns};
+use crate::ring::{Consumer, Message, MessageKind, OpCallMessage};
+
+/// Between two looks at the rings, unless one of them fills up fast.
+const INTERVAL: Duration = Duration::from_millis(10);
+/// After a look that found a ring more than a quarter full.
+const BUSY_INTERVAL: Duration = Duration::from_millis(2);
+/// What arrived is in the file after this long, and an interval.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(85);
+/// Resident ring memory above which rings are mapped afresh once they were drained, which gives their pages back.
+const RESIDENT_RING_BYTES: usize = 24 << 20;
+
+/// How the recording is to end.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Finish {
+    pub(super) exit_code: Option<i32>,
+    pub(super) signal: Option<i32>,
+    /// How long to go on for processes that still run.
+    pub(super) grace: Duration,
+}
+
+/// The state of the loop.
+pub(super) struct Intake {
+    directory: PathBuf,
+    setting: Setting,
+    notice: Notice,
+    /// `None` once writing has failed: rings are then drained and their records counted and thrown away.
+    writer: Option<TraceWriter<BackgroundSink>>,
+    sink: SinkState,
+    pulse: Pulse,
+    rings: Vec<Ring>,
+    /// Ring files that are of no use: not looked at again.
+    ignored: HashSet<PathBuf>,
+    directory_lost: bool,
+    checkpoints: Checkpoints,
+    flushed: Instant,
+    unflushed: bool,
+    began: Option<Instant>,
+    busy: bool,
+    report: Report,
+}
+
+/// A ring and its stream.
+struct Ring {
+    consumer: Consumer,
+    process: Process,
+    stream: Stream,
+    /// Bytes read since the ring was mapped: about what of it is resident.
+    resident_bytes: usize,
+    /// CLOCK_MONOTONIC when it was found.
+    found_ns: u64,
+}
+
+#[derive(Default)]
+struct Stream {
+    state: State,
+    report: StreamReport,
+    /// By signature: its calls are unattributed.
+    unattributed: Vec<bool>,
+    first_ns: Option<u64>,
+    last_ns: u64,
+    scratch: Vec<u8>,
+    has_threads: bool,
+}
+
+#[derive(Clone, Copy, Default, PartialEq)]
+enum State {
+    /// Nothing arrived yet.
+    #[default]
+    Waiting,
+    /// In the trace.
+    Open(StreamId),
+    /// Its end is in the trace, or its beginning never was: what follows is thrown away.
+    Ended,
+}
+
+/// Why a message was not taken.
+enum Fault {
+    /// The process sent nonsense: its stream ends.
+    Stream(String),
+    /// The file cannot be written: everything ends.
+    Sink(TraceError),
+}
+
+impl From<TraceError> for Fault {
+    fn from(error: TraceError) -> Self {
+        match error {
+            TraceError::Sink { .. } | TraceError::SinkFailed | TraceError::Io { .. } => Self::Sink(error),
+            TraceError::Refused { what, .. } => Self::Stream(what),
+            other => Self::Stream(other.to_string()),
+        }
+    }
+}
+
+/// How many records were handed to the writing thread up to which byte, to tell what of them arrived.
+#[derive(Default)]
+struct Checkpoints {
+    taken: u64,
+    written: std::collections::VecDeque<(u64, u64)>,
+    safe: u64,
+}
+
+impl Checkpoints {
+    fn flushed(&mut self, bytes: u64, arrived: u64) {
+        self.written.push_back((bytes, self.taken));
+        self.arrived(arrived);
+    }
+
+    fn arrived(&mut self, bytes: u64) {
+        while self.written.front().is_some_and(|(end, _)| *end <= bytes) {
+            self.safe = self.written.pop_front().map_or(self.safe, |(_, records)| records);
+        }
+    }
+}
+
+impl Intake {
+    pub(super) fn new(directory: &Path, writer: TraceWriter<BackgroundSink>, sink: SinkState, pulse: Pulse, setting: Setting, notice: Notice) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            setting,
+            notice,
+            writer: Some(writer),
+            sink,
+            pulse,
+            rings: Vec::new(),
+            ignored: HashSet::new(),
+            directory_lost: false,
+            checkpoints: Checkpoints::default(),
+            flushed: Instant::now(),
+            unflushed: false,
+            began: None,
+            busy: false,
+            report: Report::default(),
+        }
+    }
+
+    /// Drains until told to finish, or until whoever would tell is gone.
+    pub(super) fn run(mut self, finish: &Receiver<Finish>) -> Report {
+        let finish = loop {
+            self.look();
+            match finish.recv_timeout(if self.busy { BUSY_INTERVAL } else { INTERVAL }) {
+                Ok(finish) => break finish,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break Finish::default(),
+            }
+        };
+        let deadline = Instant::now() + finish.grace;
+        loop {
+            self.look();
+            if self.rings.is_empty() || Instant::now() >= deadline {
+                break;
+            }
+            std::thread::sleep(BUSY_INTERVAL);
+        }
+        self.finish(finish)
+    }
+
+    /// One round: new rings, their records, deaths, a flush where it is due.
+    fn look(&mut self) {
+        self.find_rings();
+        self.busy = false;
+        let mut index = 0;
+        while let Some(ring) = self.rings.get(index) {
+            // The order matters: what a process committed before it was found dead is drained afterwards.
+            let gone = ring.process.is_gone();
+            let sound = self.drain(index);
+            let ended = self.rings.get(index).is_none_or(|ring| ring.stream.state == State::Ended);
+            if gone || !sound || ended {
+                self.end_ring(index);
+            } else {
+                index += 1;
+            }
+        }
+        self.give_back_memory();
+        self.flush_if_due();
+    }
+
+    fn find_rings(&mut self) {
+        let entries = match std::fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            Err(error) => {
+                if !std::mem::replace(&mut self.directory_lost, true) {
+                    (self.notice)(&format!("the run directory {} is gone ({error}); processes that start from now on are not recorded", self.directory.display()));
+                }
+                return;
+            }
+        };
+        for entry in entries.flatten() {
+            let is_ring = entry.file_name().to_str().is_some_and(|name| name.starts_with("ring-"));
+            if !is_ring || self.rings.iter().any(|ring| ring.consumer.path().file_name() == Some(&entry.file_name())) {
+                continue;
+            }
+            let path = entry.path();
+            if self.ignored.contains(&path) {
+                continue;
+            }
+            if let Err(error) = self.add_ring(&path) {
+                let why = format!("{} cannot be read: {error}; its process is not recorded", path.display());
+                (self.notice)(&why);
+                self.report.bad_rings.push(why);
+                self.ignored.insert(path);
+            }
+        }
+    }
+
+    fn add_ring(&mut self, path: &Path) -> std::io::Result<()> {
+        let consumer = Consumer::open(path)?;
+        self.pulse.add(path)?;
+        let process_id = consumer.process_id();
+        tracing::debug!("process {process_id} began to record: {}", path.display());
+        let process = Process::of_ring(path, process_id);
+        let stream = Stream { report: StreamReport { process_id, ..Default::default() }, ..Default::default() };
+        self.began.get_or_insert_with(Instant::now);
+        self.rings.push(Ring { consumer, process, stream, resident_bytes: 0, found_ns: monotonic_ns() });
+        Ok(())
+    }
+
+    /// Empties a ring. False: its content is no sequence of messages, or its process sent nonsense.
+    fn drain(&mut self, index: usize) -> bool {
+        let Some(Ring { consumer, stream, resident_bytes, .. }) = self.rings.get_mut(index) else { return false };
+        let (writer, taken) = (&mut self.writer, &mut self.checkpoints.taken);
+        let mut fault = None;
+        let mut bytes = 0;
+        let drained = consumer.drain(|message| {
+            bytes += (message.words.len() + 1) * 8;
+            if fault.is_some() || stream.state == State::Ended {
+                return;
+            }
+            let records = stream.report.records;
+            if let Err(error) = stream.take(&message, writer.as_mut()) {
+                fault = Some(error);
+            }
+            *taken += stream.report.records - records;
+        });
+        *resident_bytes += bytes;
+        self.unflushed |= bytes > 0;
+        self.busy |= bytes > self.setting.ring_bytes / 4;
+        let fault = match (drained, fault) {
+            (_, Some(fault)) => fault,
+            (Err(error), None) => Fault::Stream(error.to_string()),
+            (Ok(_), None) => return true,
+        };
+        match fault {
+            Fault::Sink(error) => {
+                self.writing_failed(&error.to_string());
+                true
+            }
+            Fault::Stream(why) => {
+                self.disable(index, &format!("the recorded process sent something malformed: {why}"));
+                false
+            }
+        }
+    }
+
+    /// Ends a stream whose process cannot be understood any more.
+    fn disable(&mut self, index: usize, why: &str) {
+        let Some(Ring { stream, .. }) = self.rings.get_mut(index) else { return };
+        (self.notice)(&format!("recording of process {} ends: {why}", stream.report.process_id));
+        stream.report.disabled = Some(why.to_owned());
+        if let (State::Open(id), Some(writer)) = (stream.state, self.writer.as_mut()) {
+            // A sink that fails here is noticed at the next flush.
+            let _ = stream.note(id, stream.last_ns, Event::Disabled { reason: why.to_owned() }, writer);
+        }
+    }
+
+    /// Closes a stream whose process is dead, has said goodbye, or is left to itself, and forgets its ring.
+    fn end_ring(&mut self, index: usize) {
+        let mut ring = self.rings.swap_remove(index);
+        self.pulse.remove(ring.consumer.path());
+        let untold = ring.consumer.untold_drops();
+        let silent = self.pulse.was_silent_since(ring.found_ns);
+        if let State::Open(id) = ring.stream.state {
+            let result = ring.stream.end_unclean(id, untold, silent, self.writer.as_mut());
+            if let Err(Fault::Sink(error)) = result {
+                self.writing_failed(&error.to_string());
+            }
+        } else if let Some((records, _, _)) = untold {
+            ring.stream.report.dropped_records += records;
+        }
+        let _ = std::fs::remove_file(ring.consumer.path());
+        let mut report = ring.stream.report;
+        report.active = Duration::from_nanos(ring.stream.last_ns.saturating_sub(ring.stream.first_ns.unwrap_or(0)));
+        tracing::debug!("process {} ended its recording: {} records", report.process_id, report.records);
+        if report.records > 0 || report.clean || report.disabled.is_some() || ring.stream.state != State::Waiting {
+            self.report.streams.push(report);
+        }
+    }
+
+    /// Keeps the daemon small however many processes record: a fresh mapping has no resident pages.
+    fn give_back_memory(&mut self) {
+        let resident = |rings: &[Ring]| rings.iter().map(|r| r.resident_bytes.min(self.setting.ring_bytes)).sum::<usize>();
+        if resident(&self.rings) <= RESIDENT_RING_BYTES {
+            return;
+        }
+        for ring in &mut self.rings {
+            // `tail` stands in the file: the new mapping goes on where the old one ended.
+            if ring.resident_bytes > 0 && let Ok(consumer) = Consumer::open(ring.consumer.path()) {
+                ring.consumer = consumer;
+                ring.resident_bytes = 0;
+            }
+        }
+    }
+
+    fn flush_if_due(&mut self) {
+        if let Some(error) = self.sink.failure() {
+            let why = error.to_string();
+            self.writing_failed(&why);
+        }
+        if !self.unflushed || self.flushed.elapsed() < FLUSH_INTERVAL {
+            return;
+        }
+        if !self.report.streams.is_empty() || self.rings.iter().any(|ring| ring.stream.state != State::Waiting) {
+            self.sink.release();
+        }
+        if let Some(writer) = &mut self.writer {
+            match writer.flush() {
+                Ok(()) => self.checkpoints.flushed(writer.bytes_written(), self.sink.written()),
+                Err(error) => self.writing_failed(&error.to_string()),
+            }
+        }
+        self.unflushed = false;
+        self.flushed = Instant::now();
+    }
+
+    /// The file cannot be continued. Training goes on, and so does this loop, without a writer.
+    fn writing_failed(&mut self, why: &str) {
+        if self.writer.take().is_none() {
+            return;
+        }
+        let why = self.sink.failure().map_or_else(|| why.to_owned(), ToString::to_string);
+        (self.notice)(&format!("cannot write the trace any more: {why}; the program goes on, but from here on it is not recorded"));
+        self.report.failure = Some(why);
+    }
+
+    fn finish(mut self, finish: Finish) -> Report {
+        self.report.still_running = self.rings.iter().filter(|ring| !ring.process.is_gone()).count();
+        while !self.rings.is_empty() {
+            self.drain(0);
+            self.end_ring(0);
+        }
+        let began_a_stream = !self.report.streams.is_empty();
+        let cpu_ns = |pulse_ns: u64, sink: &SinkState| {
+            if self.setting.own_process { process_cpu_ns() } else { thread_cpu_ns() + pulse_ns + sink.cpu_ns() }
+        };
+        let pulse_ns = self.pulse.stop();
+        self.report.daemon_peak_bytes = if self.setting.own_process { peak_resident_bytes() } else { 0 };
+        if began_a_stream {
+            self.sink.release();
+            if let Some(writer) = self.writer.take() {
+                let end = RunEnd {
+                    ended_unix_ns: unix_ns(),
+                    exit_code: finish.exit_code,
+                    signal: finish.signal,
+                    daemon_cpu_ns: cpu_ns(pulse_ns, &self.sink),
+                    daemon_peak_bytes: self.report.daemon_peak_bytes,
+                };
+                let failed = match writer.finish(&end) {
+                    Ok(sink) => {
+                        sink.close();
+                        self.sink.failure().map(ToString::to_string)
+                    }
+                    Err(error) => Some(self.sink.failure().map_or_else(|| error.to_string(), ToString::to_string)),
+                };
+                if let Some(why) = failed {
+                    (self.notice)(&format!("cannot write the end of the trace: {why}"));
+                    self.report.failure = Some(why);
+                }
+            }
+        }
+        if self.report.failure.is_some() {
+            self.checkpoints.arrived(self.sink.written());
+            self.report.unwritten_records = self.checkpoints.taken - self.checkpoints.safe;
+        }
+        self.report.bytes = self.sink.written();
+        self.report.duration = self.began.map_or(Duration::ZERO, |began| began.elapsed());
+        self.report.daemon_cpu_ns = cpu_ns(pulse_ns, &self.sink);
+        self.report.streams.sort_by_key(|stream| stream.process_id);
+        self.report
+    }
+}
+
+impl Stream {
+    /// Takes one message. Without a writer it is counted only.
+    fn take(&mut self, message: &Message<'_>, mut writer: Option<&mut TraceWriter<BackgroundSink>>) -> Result<(), Fault> {
+        let malformed = |what: &str| Fault::Stream(what.to_owned());
+        if message.kind == MessageKind::StreamBegin {
+            let info: StreamInfo = codec::decode(encoded(message, &mut self.scratch)?)?.0;
+            if self.state != State::Waiting {
+                return Err(malformed("a second beginning"));
+            }
+            self.report.command.clone_from(&info.command);
+            // The number is only used with a writer.
+            self.state = State::Open(writer.map_or(Ok(StreamId(u32::MAX)), |writer| writer.begin_stream(&info))?);
+            return Ok(());
+        }
+        let State::Open(id) = self.state else { return Err(malformed("a record before the beginning")) };
+        match message.kind {
+            MessageKind::StreamBegin => {}
+            MessageKind::Definition => {
+                let definition: Definition = codec::decode(encoded(message, &mut self.scratch)?)?.0;
+                if let Some(writer) = &mut writer {
+                    writer.define(id, &definition)?;
+                }
+                match &definition {
+                    Definition::Signature(id, def) => self.note_signature(id.index(), def.flags & call_flags::UNATTRIBUTED != 0),
+                    Definition::Thread(..) => self.has_threads = true,
+                    _ => {}
+                }
+            }
+            MessageKind::OpCall => {
+                let call = OpCallMessage::parse(message.words).ok_or_else(|| malformed("an op call that is too short"))?;
+                if let Some(writer) = &mut writer {
+                    let call = OpCallRef {
+                        signature: SignatureId(call.signature),
+                        pattern: PatternId(call.pattern),
+                        thread: ThreadId(call.thread),
+                        start_ns: call.start_ns,
+                        duration_ns: call.duration_ns,
+                        sequence_number: call.sequence_number,
+                        payload: call.payload,
+                        storages: call.storages,
+                        tensors: call.tensors,
+                        statistics: call.statistics,
+                    };
+                    writer.op_call(id, call)?;
+                }
+                self.report.records += 1;
+                self.report.op_calls += 1;
+                self.report.unattributed += u64::from(self.unattributed.get(call.signature as usize) == Some(&true));
+                self.saw(call.start_ns, call.start_ns.saturating_add(call.duration_ns));
+            }
+            MessageKind::Moment => {
+                let moment: Moment = codec::decode(encoded(message, &mut self.scratch)?)?.0;
+                if let Some(writer) = &mut writer {
+                    writer.moment(id, &moment)?;
+                }
+                self.report.records += 1;
+                self.saw(moment.time_ns, moment.time_ns);
+                match moment.event {
+                    Event::Drop { records, .. } => self.report.dropped_records += records,
+                    Event::Disabled { reason } => self.report.disabled = Some(reason),
+                    _ => {}
+                }
+            }
+            MessageKind::StreamEnd => {
+                let end: StreamEnd = codec::decode(encoded(message, &mut self.scratch)?)?.0;
+                if let Some(writer) = &mut writer {
+                    writer.end_stream(id, &end)?;
+                }
+                self.report.clean = end.clean;
+                self.report.dropped_records = self.report.dropped_records.max(end.dropped_records);
+                self.report.costs = end.costs;
+                self.saw(end.ended_ns, end.ended_ns);
+                self.state = State::Ended;
+            }
+        }
+        Ok(())
+    }
+
+    fn note_signature(&mut self, index: usize, unattributed: bool) {
+        // Definitions come densely from 0, which the writer checks; without a writer nothing is worth the memory.
+        if index <= self.unattributed.len() {
+            self.unattributed.truncate(index);
+            self.unattributed.push(unattributed);
+        }
+    }
+
+    /// Writes a record of the daemon's own, on the process's first thread.
+    fn note(&mut self, id: StreamId, time_ns: u64, event: Event, writer: &mut TraceWriter<BackgroundSink>) -> Result<(), Fault> {
+        if !self.has_threads {
+            let thread = ThreadDef { native_id: u64::from(self.report.process_id), name: String::new() };
+            writer.define(id, &Definition::Thread(ThreadId(0), thread))?;
+            self.has_threads = true;
+        }
+        writer.moment(id, &Moment { time_ns, thread: ThreadId(0), event })?;
+        self.report.records += 1;
+        Ok(())
+    }
+
+    fn saw(&mut self, from_ns: u64, until_ns: u64) {
+        self.first_ns.get_or_insert(from_ns);
+        self.last_ns = self.last_ns.max(until_ns);
+    }
+
+    /// Ends the stream in the process's place.
+    fn end_unclean(&mut self, id: StreamId, untold: Option<(u64, u64, u64)>, silent: bool, writer: Option<&mut TraceWriter<BackgroundSink>>) -> Result<(), Fault> {
+        self.state = State::Ended;
+        let drop = untold.map(|(records, from_ns, until_ns)| {
+            self.report.dropped_records += records;
+            self.last_ns = self.last_ns.max(until_ns);
+            let reason = if silent { DropReason::DaemonGone } else { DropReason::RingFull };
+            (until_ns, Event::Drop { records, from_ns, until_ns, reason })
+        });
+        let Some(writer) = writer else { return Ok(()) };
+        if let Some((time_ns, event)) = drop {
+            self.note(id, time_ns, event, writer)?;
+        }
+        let end = StreamEnd {
+            records: self.report.records,
+            dropped_records: self.report.dropped_records,
+            ended_ns: self.last_ns,
+            clean: false,
+            costs: std::collections::BTreeMap::new(),
+        };
+        Ok(writer.end_stream(id, &end)?)
+    }
+}
+
+/// The bytes of an encoded message.
+fn encoded<'a>(message: &Message<'_>, scratch: &'a mut Vec<u8>) -> Result<&'a [u8], Fault> {
+    let wrong = || Fault::Stream("a message that is shorter than it says".to_owned());
+    let (&length, words) = message.words.split_first().ok_or_else(wrong)?;
+    scratch.clear();
+    for word in words {
+        scratch.extend_from_slice(&word.to_le_bytes());
+    }
+    usize::try_from(length).ok().and_then(|length| scratch.get(..length)).ok_or_else(wrong)
+}

@@ -1,0 +1,315 @@
+//! The daemon: drains the rings of one recording into its file.
+//!
+//! [`record`] is `optape record`: it starts a command so that it attaches itself, and is the daemon while the command runs.
+//! [`Recording`] is the daemon alone; [`Recording::in_process`] runs it on threads of the recorded process.
+//!
+//! Three threads: one drains rings and compresses, one writes the file, one only says that the daemon lives. So neither a slow
+//! disk nor a large block looks like death to the recorded processes. Whatever goes wrong after the start is told once,
+//! stands in the [`Report`], and leaves the recorded program alone.
+
+mod cost;
+mod error;
+mod explain;
+mod intake;
+mod launch;
+mod process;
+mod provenance;
+mod pulse;
+mod report;
+mod run_directory;
+mod signals;
+mod sink;
+
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam::channel::{Sender, bounded};
+use optape_trace::{RunInfo, TraceWriter};
+
+pub use error::RecordError;
+pub use launch::Exit;
+pub use report::{Report, StreamReport};
+pub use sink::TraceFile;
+
+use crate::ring::{DEFAULT_CAPACITY, OnFull};
+use intake::{Finish, Intake};
+use pulse::Pulse;
+use run_directory::RunDirectory;
+use sink::{BackgroundSink, Claim};
+
+/// Versions of torch that the hook is known to work with.
+pub const SUPPORTED_TORCH: [&str; 1] = ["2.13.0"];
+/// Processes that outlive the command are recorded for so long after its end.
+pub const GRACE: Duration = Duration::from_secs(1);
+/// The smallest ring.
+pub const SMALLEST_RING_BYTES: usize = 1 << 16;
+/// At most so many bytes of what a process says that could not attach.
+const ATTACH_ERROR_BYTES: usize = 16 << 10;
+
+/// Which statistics capture takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Statistics {
+    /// None: structure, scopes, stages, times.
+    None,
+    /// What mac, ac and synop need.
+    #[default]
+    Rules,
+    /// Of every tensor.
+    All,
+    /// Nothing is recorded: what the hook alone costs.
+    HookOnly,
+}
+
+impl Statistics {
+    /// As flags and traces spell it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Rules => "rules",
+            Self::All => "all",
+            Self::HookOnly => "hook",
+        }
+    }
+}
+
+/// How to record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Which statistics.
+    pub statistics: Statistics,
+    /// What a recorded process does when its ring is full.
+    pub on_full: OnFull,
+    /// Size of a ring; a power of two, at least [`SMALLEST_RING_BYTES`].
+    pub ring_bytes: usize,
+    /// Try versions of torch that are not among [`SUPPORTED_TORCH`].
+    pub force_torch: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { statistics: Statistics::default(), on_full: OnFull::Wait, ring_bytes: DEFAULT_CAPACITY, force_torch: false }
+    }
+}
+
+impl Settings {
+    /// With a ring size that rings have.
+    fn sound(&self) -> Self {
+        let ring_bytes = self.ring_bytes.max(SMALLEST_RING_BYTES);
+        Self { ring_bytes: ring_bytes.checked_next_power_of_two().unwrap_or(1 << (usize::BITS - 1)), ..self.clone() }
+    }
+}
+
+/// Whom to tell at once what goes wrong while the recording runs.
+pub type Notice = Box<dyn Fn(&str) + Send>;
+
+/// Tells it on stderr.
+#[must_use]
+pub fn notice_on_stderr() -> Notice {
+    Box::new(|text| {
+        let _ = writeln!(std::io::stderr(), "optape: {text}");
+    })
+}
+
+/// How to record within this process.
+pub struct InProcess {
+    /// How to record.
+    pub settings: Settings,
+    /// Overwrite the file if it exists.
+    pub force: bool,
+    /// Whom to tell what goes wrong.
+    pub notice: Notice,
+}
+
+impl Default for InProcess {
+    fn default() -> Self {
+        Self { settings: Settings::default(), force: false, notice: notice_on_stderr() }
+    }
+}
+
+/// What the drain loop has to know of the settings.
+struct Setting {
+    ring_bytes: usize,
+    /// This process is the daemon and nothing else: all its cost is ours.
+    own_process: bool,
+}
+
+/// A recording that runs. Ends, and completes its file, when it is finished or dropped.
+pub struct Recording {
+    directory: Option<RunDirectory>,
+    finish: Option<Sender<Finish>>,
+    thread: Option<JoinHandle<Report>>,
+    claim: Option<Claim>,
+    /// A fork is not the owner.
+    process_id: u32,
+}
+
+impl Recording {
+    /// Records this process, and those that it forks, into `path`: makes a run directory and drains the rings that appear in
+    /// [`Recording::directory`]. The producers are to say goodbye before [`Recording::finish`].
+    ///
+    /// # Errors
+    /// Where the file or the run directory cannot be made.
+    pub fn in_process(path: &Path, options: InProcess) -> Result<Self, RecordError> {
+        let settings = options.settings.sound();
+        let directory = RunDirectory::create(&*options.notice)?;
+        directory.try_ring(settings.ring_bytes)?;
+        let command: Vec<OsString> = std::env::args_os().collect();
+        let run = provenance::run_info(&command, &settings);
+        let file = TraceFile::create(path, options.force)?;
+        Self::start(directory, file, &run, Setting { ring_bytes: settings.ring_bytes, own_process: false }, options.notice)
+    }
+
+    fn start(directory: RunDirectory, file: TraceFile, run: &RunInfo, setting: Setting, notice: Notice) -> Result<Self, RecordError> {
+        let claim = file.claim();
+        let mut recording = Self::start_with(directory, file, run, setting, notice).inspect_err(|_| claim.give_up())?;
+        recording.claim = Some(claim);
+        Ok(recording)
+    }
+
+    /// Records into any sink.
+    fn start_with(directory: RunDirectory, sink: impl Write + Send + 'static, run: &RunInfo, setting: Setting, notice: Notice) -> Result<Self, RecordError> {
+        let thread = |source| RecordError::System { what: "start a thread", source };
+        let sink = BackgroundSink::start(sink).map_err(thread)?;
+        let state = sink.state();
+        let writer = TraceWriter::create(sink, run)?;
+        let pulse = Pulse::start().map_err(thread)?;
+        let intake = Intake::new(directory.path(), writer, state, pulse, setting, notice);
+        let (finish, finished) = bounded(1);
+        let thread = std::thread::Builder::new().name("optape-drain".into()).spawn(move || intake.run(&finished)).map_err(thread)?;
+        Ok(Self { directory: Some(directory), finish: Some(finish), thread: Some(thread), claim: None, process_id: std::process::id() })
+    }
+
+    /// Where rings are to be made: what `OPTAPE_RUN` names.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.directory.as_ref().map_or(Path::new(""), RunDirectory::path)
+    }
+
+    /// Ends the recording: drains what is left and completes the file. Where no stream began, no file is left behind.
+    #[must_use]
+    pub fn finish(self) -> Report {
+        self.finish_with(Finish::default())
+    }
+
+    fn finish_with(mut self, finish: Finish) -> Report {
+        self.end(finish)
+    }
+
+    fn end(&mut self, finish: Finish) -> Report {
+        if let Some(sender) = self.finish.take() {
+            let _ = sender.send(finish);
+        }
+        let result = self.thread.take().map(JoinHandle::join);
+        let mut report = match result {
+            Some(Ok(report)) => report,
+            Some(Err(_)) => Report { failure: Some("optape itself failed (see above); please report it".into()), ..Report::default() },
+            None => return Report::default(),
+        };
+        if let Some(directory) = self.directory.take() {
+            report.attach_errors = attach_errors(directory.path());
+        }
+        if let Some(claim) = self.claim.take() {
+            if report.streams.is_empty() && report.failure.is_none() {
+                claim.give_up();
+            } else {
+                report.path = Some(claim.path);
+            }
+        }
+        report
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        if self.process_id == std::process::id() {
+            let _ = self.end(Finish::default());
+        } else {
+            // Ours is a copy in a forked process: the threads are not here, and the directory is the parent's.
+            std::mem::forget((self.directory.take(), self.finish.take(), self.thread.take()));
+        }
+    }
+}
+
+/// What `attach-error-PID.txt` files say, each text once.
+fn attach_errors(directory: &Path) -> std::collections::BTreeMap<String, usize> {
+    let mut errors = std::collections::BTreeMap::new();
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let is_error = entry.file_name().to_str().is_some_and(|name| name.starts_with("attach-error-"));
+        if let (true, Ok(bytes)) = (is_error, std::fs::read(entry.path())) {
+            let text = String::from_utf8_lossy(bytes.get(..ATTACH_ERROR_BYTES).unwrap_or(&bytes)).trim().to_owned();
+            *errors.entry(text).or_default() += 1;
+        }
+    }
+    errors
+}
+
+/// What `optape record` is asked to do.
+pub struct Request {
+    /// The command and its arguments.
+    pub command: Vec<OsString>,
+    /// The file; `optape-PROGRAM-PID.optape` where it is not given.
+    pub output: Option<PathBuf>,
+    /// Overwrite the file if it exists.
+    pub force: bool,
+    /// How to record.
+    pub settings: Settings,
+    /// Whom to tell what goes wrong. Called from several threads' places, one at a time.
+    pub notice: fn(&str),
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Outcome {
+    /// How the command ended.
+    pub exit: Exit,
+    /// What was recorded.
+    pub report: Report,
+    /// Where nothing was recorded: why, and what helps.
+    pub explanation: Vec<String>,
+}
+
+/// Runs a command and records what it and its descendants do with torch.
+///
+/// Installs signal handlers: once per process.
+///
+/// # Errors
+/// Only where the command could not be started; nothing is left behind then.
+pub fn record(request: Request) -> Result<Outcome, RecordError> {
+    let Request { command, output, force, settings, notice } = request;
+    let settings = settings.sound();
+    signals::install().map_err(|source| RecordError::System { what: "handle signals", source })?;
+    let program = command.first().cloned().unwrap_or_default();
+    let found = launch::find(&program, std::env::var_os("PATH").as_deref())?;
+    let library = launch::capture_library()?;
+    let directory = RunDirectory::create(&notice)?;
+    directory.write_attach_files()?;
+    directory.try_ring(settings.ring_bytes)?;
+    let run = provenance::run_info(&command, &settings);
+    let variables = launch::environment(&directory, &library, &settings);
+    let path = output.unwrap_or_else(|| provenance::default_file_name(&program).into());
+    let file = TraceFile::create(&path, force)?;
+    tracing::info!("recording into {}; rings in {}", path.display(), directory.path().display());
+    let recording = Recording::start(directory, file, &run, Setting { ring_bytes: settings.ring_bytes, own_process: true }, Box::new(notice))?;
+    // From here on, leaving drops the recording, which removes the empty file.
+    if let Some(signal) = signals::early() {
+        return Err(RecordError::Interrupted { signal });
+    }
+    let child = launch::start(&command, &found, &variables)?;
+    tracing::info!("started {} as process {}", program.to_string_lossy(), child.id());
+    let exit = launch::wait(child)?;
+    tracing::info!("the command ended: {exit:?}");
+    let (exit_code, signal) = match exit {
+        Exit::Code(code) => (Some(code), None),
+        Exit::Signal(signal) => (None, Some(signal)),
+    };
+    let report = recording.finish_with(Finish { exit_code, signal, grace: GRACE });
+    let explanation = if report.path.is_none() { explain::explain(&command, &report) } else { Vec::new() };
+    Ok(Outcome { exit, report, explanation })
+}

@@ -1,0 +1,255 @@
+//! What a recording came to.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The result of a recording.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// The file; `None` where nothing was recorded, and none was left behind.
+    pub path: Option<PathBuf>,
+    /// Its size.
+    pub bytes: u64,
+    /// From the first ring's discovery until the end.
+    pub duration: Duration,
+    /// One per recorded process.
+    pub streams: Vec<StreamReport>,
+    /// Why writing ended early: disk full, directory gone.
+    pub failure: Option<String>,
+    /// Records that arrived but are not in the file, because writing ended early.
+    pub unwritten_records: u64,
+    /// Ring files that were none, and why.
+    pub bad_rings: Vec<String>,
+    /// What processes said that could not attach, and how many said so.
+    pub attach_errors: BTreeMap<String, usize>,
+    /// Recorded processes that still ran when the recording ended.
+    pub still_running: usize,
+    /// The daemon's own processor time.
+    pub daemon_cpu_ns: u64,
+    /// The daemon's peak resident memory; 0 where it shares a process with the program.
+    pub daemon_peak_bytes: u64,
+}
+
+/// What one process came to.
+#[derive(Clone, Debug, Default)]
+pub struct StreamReport {
+    /// Process id.
+    pub process_id: u32,
+    /// Its command line.
+    pub command: Vec<String>,
+    /// Records of all kinds, as they arrived.
+    pub records: u64,
+    /// Op calls among them.
+    pub op_calls: u64,
+    /// Op calls whose module was not found.
+    pub unattributed: u64,
+    /// Records lost on the way.
+    pub dropped_records: u64,
+    /// Wall time from its first record to its last.
+    pub active: Duration,
+    /// It said goodbye; else it was killed, forked away, or still ran.
+    pub clean: bool,
+    /// Why its recording ended early.
+    pub disabled: Option<String>,
+    /// Capture's own cost, by name.
+    pub costs: BTreeMap<String, u64>,
+}
+
+impl Report {
+    /// Op calls of all streams.
+    #[must_use]
+    pub fn op_calls(&self) -> u64 {
+        self.streams.iter().map(|s| s.op_calls).sum()
+    }
+
+    /// Records of all streams that were lost before they reached the daemon.
+    #[must_use]
+    pub fn dropped_records(&self) -> u64 {
+        self.streams.iter().map(|s| s.dropped_records).sum()
+    }
+
+    /// What the recording came to, line by line, for the user's eyes.
+    #[must_use]
+    pub fn summary(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        if let Some(path) = &self.path {
+            let calls = self.op_calls();
+            let processes = match self.streams.len() {
+                1 => "1 process".to_owned(),
+                n => format!("{n} processes"),
+            };
+            let seconds = self.duration.as_secs_f64();
+            lines.push(format!(
+                "recorded {} op calls of {processes} in {seconds:.1} s ({} op calls/s)",
+                grouped(calls),
+                grouped(rate(calls, seconds))
+            ));
+            let per_call = if calls == 0 { String::new() } else { format!(", {:.2} bytes per op call", self.bytes as f64 / calls as f64) };
+            lines.push(format!("{}: {}{per_call}", path.display(), bytes(self.bytes)));
+            lines.push(self.cost_line());
+            lines.push(self.losses_line());
+        }
+        lines.extend(self.complaints());
+        if let Some(path) = &self.path {
+            lines.push(format!("next: optape replay {}", quoted(&path.to_string_lossy())));
+        }
+        lines
+    }
+
+    fn cost_line(&self) -> String {
+        let mut costs: BTreeMap<&str, u64> = BTreeMap::new();
+        for (key, value) in self.streams.iter().flat_map(|s| &s.costs) {
+            *costs.entry(key).or_default() += value;
+        }
+        let daemon = format!("{} in the daemon", time(self.daemon_cpu_ns));
+        let Some(capture) = costs.get("capture.time_ns") else {
+            return format!("own cost: {daemon}; the program told none of its own (it was killed, or still ran)");
+        };
+        let active: f64 = self.streams.iter().filter(|s| s.costs.contains_key("capture.time_ns")).map(|s| s.active.as_secs_f64()).sum();
+        let share = if active > 0.0 { format!(" ({:.1} %)", 100.0 * *capture as f64 / 1e9 / active) } else { String::new() };
+        let statistics = costs.get("capture.statistics_ns").map_or_else(String::new, |ns| format!(", of it {} for statistics", time(*ns)));
+        format!("own cost: {}{share} in the program{statistics}; {daemon}", time(*capture))
+    }
+
+    fn losses_line(&self) -> String {
+        let dropped = match self.dropped_records() {
+            0 => "nothing dropped".to_owned(),
+            n => format!("{} records DROPPED (a ring was full; a larger --ring-size helps)", grouped(n)),
+        };
+        let (calls, unattributed) = (self.op_calls(), self.streams.iter().map(|s| s.unattributed).sum::<u64>());
+        let share = if calls == 0 { 0.0 } else { 100.0 * unattributed as f64 / calls as f64 };
+        format!("{dropped}; {} op calls ({share:.1} %) of unknown module", grouped(unattributed))
+    }
+
+    /// What went wrong, line by line.
+    #[must_use]
+    pub fn complaints(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for stream in &self.streams {
+            if let Some(why) = &stream.disabled {
+                lines.push(format!("recording of process {} ended early: {why}", stream.process_id));
+            }
+        }
+        let unclean = self.streams.iter().filter(|s| !s.clean).count().saturating_sub(self.still_running);
+        if unclean > 0 {
+            lines.push(format!("{unclean} recorded process(es) ended without a goodbye (killed, or forked workers); what they committed is in the file"));
+        }
+        if self.still_running > 0 {
+            lines.push(format!("{} recorded process(es) still run; their recording ended with the command", self.still_running));
+        }
+        if let Some(failure) = &self.failure {
+            lines.push(format!(
+                "writing ended early: {failure}; {} records are lost, what was written before is whole",
+                grouped(self.unwritten_records)
+            ));
+        }
+        lines.extend(self.bad_rings.iter().cloned());
+        if self.path.is_some() {
+            lines.extend(self.attach_error_lines());
+        }
+        lines
+    }
+
+    /// What processes said that could not attach.
+    #[must_use]
+    pub fn attach_error_lines(&self) -> Vec<String> {
+        let lines = self.attach_errors.iter().map(|(text, &processes)| match processes {
+            1 => format!("a process could not be recorded: {text}"),
+            n => format!("{n} processes could not be recorded: {text}"),
+        });
+        lines.collect()
+    }
+}
+
+fn rate(count: u64, seconds: f64) -> u64 {
+    if seconds > 0.0 { (count as f64 / seconds) as u64 } else { 0 }
+}
+
+/// `1 234 567`.
+pub(super) fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::with_capacity(digits.len() * 4 / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i) % 3 == 0 {
+            out.push(' ');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+fn bytes(n: u64) -> String {
+    match n {
+        0..10_000 => format!("{n} bytes"),
+        10_000..10_000_000 => format!("{:.1} kB", n as f64 / 1e3),
+        10_000_000..10_000_000_000 => format!("{:.1} MB", n as f64 / 1e6),
+        _ => format!("{:.1} GB", n as f64 / 1e9),
+    }
+}
+
+fn time(ns: u64) -> String {
+    if ns < 1_000_000_000 { format!("{:.1} ms", ns as f64 / 1e6) } else { format!("{:.2} s", ns as f64 / 1e9) }
+}
+
+/// As a shell wants it.
+pub(super) fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./+:=@%,".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        let costs = BTreeMap::from([("capture.time_ns".to_owned(), 500_000_000), ("capture.statistics_ns".to_owned(), 200_000_000)]);
+        let stream = StreamReport { process_id: 7, op_calls: 1_000_000, records: 1_100_000, active: Duration::from_secs(10), clean: true, costs, ..Default::default() };
+        Report {
+            path: Some("my run.optape".into()),
+            bytes: 6_400_000,
+            duration: Duration::from_secs(10),
+            streams: vec![stream],
+            daemon_cpu_ns: 300_000_000,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_summary_of_a_good_run() {
+        assert_eq!(
+            report().summary(),
+            [
+                "recorded 1 000 000 op calls of 1 process in 10.0 s (100 000 op calls/s)",
+                "my run.optape: 6400.0 kB, 6.40 bytes per op call",
+                "own cost: 500.0 ms (5.0 %) in the program, of it 200.0 ms for statistics; 300.0 ms in the daemon",
+                "nothing dropped; 0 op calls (0.0 %) of unknown module",
+                "next: optape replay 'my run.optape'",
+            ]
+        );
+    }
+
+    #[test]
+    fn losses_and_failures_are_told() {
+        let mut report = report();
+        report.streams[0].dropped_records = 12_345;
+        report.streams[0].unattributed = 10_000;
+        report.streams[0].disabled = Some("the ring is corrupt".into());
+        report.streams[0].clean = false;
+        report.failure = Some("No space left on device".into());
+        report.unwritten_records = 99;
+        report.attach_errors.insert("torch 1.0 is not supported".into(), 2);
+        let text = report.summary().join("\n");
+        for part in ["12 345 records DROPPED", "10 000 op calls (1.0 %)", "process 7 ended early: the ring is corrupt", "No space left", "99 records are lost", "2 processes could not be recorded: torch 1.0"] {
+            assert!(text.contains(part), "{part} is missing in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn words_for_a_shell() {
+        assert_eq!(quoted("a/b-1.optape"), "a/b-1.optape");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+        assert_eq!(grouped(1), "1");
+        assert_eq!(grouped(1234), "1 234");
+    }
+}
