@@ -1,3 +1,63 @@
-//! Development tasks.
+//! `cargo xtask`: everything that is done to this repository rather than by it.
+//!
+//! Each task sets up what it needs (a Python environment, the release build) and does nothing twice. Messages and
+//! progress go to stderr, tables to stdout.
 
-fn main() {}
+mod bench;
+mod build;
+mod demo;
+mod digits;
+mod process;
+mod progress;
+mod python;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use workspace::Workspace;
+
+/// Development tasks of optape.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Options {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Train a spiking network under the recorder and replay the trace under three cost configurations
+    Demo(demo::Options),
+    /// Run every test
+    Test(test::Options),
+    /// Measure what recording costs beside other tools, bytes per op, and the speed of replay
+    Bench(bench::Options),
+    /// Make the Python environment that the other tasks run in, and print its interpreter
+    Python,
+}
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    let workspace = Workspace::locate()?;
+    match &options.task {
+        Task::Demo(options) => demo::run(options, &workspace),
+        Task::Test(options) => test::run(options, &workspace),
+        Task::Bench(options) => bench::run(options, &workspace),
+        Task::Python => {
+            println!("{}", python::prepare(&workspace)?.interpreter.display());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
