@@ -122,7 +122,7 @@ impl Axis {
             && (0..=1 << 40).contains(&self.output)
             && step.contains(&self.stride)
             && step.contains(&self.dilation)
-            && self.padding.abs() <= GREATEST_SIZE
+            && (-GREATEST_SIZE..=GREATEST_SIZE).contains(&self.padding)
     }
 
     /// The distance of the input positions that meet one element of the kernel.
