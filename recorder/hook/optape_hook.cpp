@@ -100,6 +100,49 @@ uint64_t now_ns() {
   return static_cast<uint64_t>(time.tv_sec) * 1000000000u + static_cast<uint64_t>(time.tv_nsec);
 }
 
+// ---- Python, if there is one ----------------------------------------------------------------------------------------
+
+// The few functions of CPython's stable ABI that are needed, found in the process that loaded us: libtorch programs have none.
+struct Python {
+  using Object = void;
+  using Fast = Object* (*)(Object*, Object* const*, intptr_t);
+  struct Method {
+    const char* name;
+    void* function;
+    int flags;
+    const char* documentation;
+  };
+  Object* (*new_function)(Method*, Object*, Object*) = nullptr;
+  long (*as_long)(Object*) = nullptr;
+  void* (*as_pointer)(Object*) = nullptr;
+  void (*increment)(Object*) = nullptr;
+  void (*set_string)(Object*, const char*) = nullptr;
+  Object** type_error = nullptr;
+  Object* none = nullptr;
+  bool present = false;
+
+  template <typename T>
+  static bool find(T& out, const char* name) {
+    out = reinterpret_cast<T>(dlsym(RTLD_DEFAULT, name));
+    return out != nullptr;
+  }
+  bool load() {
+    return present = find(new_function, "PyCFunction_NewEx") && find(as_long, "PyLong_AsLong") && find(as_pointer, "PyLong_AsVoidPtr") &&
+        find(increment, "Py_IncRef") && find(set_string, "PyErr_SetString") && find(type_error, "PyExc_TypeError") &&
+        find(none, "_Py_NoneStruct");
+  }
+  Object* nothing() const {
+    increment(none);
+    return none;
+  }
+  Object* refuse(const char* usage) const {
+    set_string(*type_error, usage);
+    return nullptr;
+  }
+};
+Python python;
+
+
 // ---- operators ----------------------------------------------------------------------------------------------------
 
 // What a schema argument can hold, as far as its IValue does not say it itself.
@@ -967,44 +1010,61 @@ struct Recorder {
 
 // ---- the calls ----------------------------------------------------------------------------------------------------
 
-// Whether the engine's input buffer, not a backward formula and not Python, is the caller of this `add_`. The engine adds in
-// place only where it holds the last reference to the sum and to its storage (torch/csrc/autograd/input_buffer.cpp,
-// can_accumulate_inplace); the argument stack is the second here. Tensors that Python code adds to have a Python object. What
-// is left is C++ backward formulas that add to a fresh tensor of their own: a few formulas of double backward do.
-bool engine_accumulates(const IValue* arguments) {
+// Where a Python dispatch mode is active, some C++ code takes `add` instead of `add_` (at::isTensorSubclassLike): the engine's
+// input buffer, when it sums gradients, and at::linear, when it adds the bias to an input of more than two dimensions. Rules
+// that mirror what such a mode sees need to know, so those calls are marked.
+//
+// What tells them from an `add_` of the program: the sum has no Python object, and nobody but its caller and the argument
+// stack holds it and its storage. (The engine asks for that itself: torch/csrc/autograd/input_buffer.cpp,
+// can_accumulate_inplace.)
+bool sum_of_nobody_else(const IValue* arguments) {
   const IValue& alpha = arguments[2];
   if (!alpha.isInt() || alpha.toInt() != 1 || !arguments[0].isTensor() || !arguments[1].isTensor()) {
     return false;
   }
-  const TensorImpl* sum = arguments[0].unsafeToTensorImpl();
+  auto* sum = arguments[0].unsafeToTensorImpl();
   const auto& storage = sum->unsafe_storage();
-  const auto* slot = const_cast<TensorImpl*>(sum)->pyobj_slot();
 #if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 10
-  const bool in_python = slot->load_pyobj() != nullptr;
+  const bool in_python = sum->pyobj_slot()->load_pyobj() != nullptr;
 #else
-  const bool in_python = slot->_unchecked_untagged_pyobj() != nullptr && !slot->owns_pyobj();
+  const bool in_python = sum->pyobj_slot()->_unchecked_untagged_pyobj() != nullptr && !sum->pyobj_slot()->owns_pyobj();
 #endif
-  return !in_python && c10::raw::intrusive_ptr::use_count(const_cast<TensorImpl*>(sum)) <= 2 && storage && storage.use_count() == 1;
+  return !in_python && c10::raw::intrusive_ptr::use_count(sum) <= 2 && storage && storage.use_count() == 1;
 }
 
-struct VtableCache {
-  std::atomic<const void*> accumulate{nullptr};
-  std::atomic<const void*> others[64]{};
-};
-VtableCache vtables;
+// at::linear's `output.add_(bias)`. In programs without Python an `add_` of the program looks the same; there is no mode there
+// that would see anything else.
+bool linear_adds_bias(const optape_call& call) {
+  const optape_tensor& sum = call.tensors[0];
+  const optape_tensor& bias = call.tensors[1];
+  return call.tensor_count == 2 && sum.dim >= 3 && bias.dim == 1 && sum.sizes[sum.dim - 1] == bias.sizes[0];
+}
 
-const torch::autograd::AccumulateGrad* as_accumulate(torch::autograd::Node* node) {
-  const void* vtable = *reinterpret_cast<const void* const*>(node);
-  if (vtable == vtables.accumulate.load(std::memory_order_relaxed)) {
-    return static_cast<const torch::autograd::AccumulateGrad*>(node);
+// What a class of autograd nodes is, learnt once per class.
+enum class NodeClass : uint8_t { Unknown, Accumulate, DoubleBackward, Other };
+
+NodeClass learn_class(const torch::autograd::Node& node) {
+  if (dynamic_cast<const torch::autograd::AccumulateGrad*>(&node) != nullptr) {
+    return NodeClass::Accumulate;
   }
-  auto& slot = vtables.others[(reinterpret_cast<uintptr_t>(vtable) >> 4) % 64];
-  if (LIKELY(slot.load(std::memory_order_relaxed) == vtable)) {
-    return nullptr;
+  return std::strstr(typeid(node).name(), "BackwardBackward") != nullptr ? NodeClass::DoubleBackward : NodeClass::Other;
+}
+
+NodeClass class_of(const torch::autograd::Node& node) {
+  struct Known {
+    std::atomic<uintptr_t> entry{0};  // vtable, with the class in the lowest bits
+  };
+  static Known known[128];
+  uintptr_t vtable;
+  std::memcpy(&vtable, static_cast<const void*>(&node), sizeof vtable);
+  auto& slot = known[(vtable >> 4) % 128].entry;
+  const uintptr_t entry = slot.load(std::memory_order_relaxed);
+  if (LIKELY((entry & ~uintptr_t{7}) == vtable)) {
+    return static_cast<NodeClass>(entry & 7);
   }
-  const auto* accumulate = dynamic_cast<const torch::autograd::AccumulateGrad*>(node);
-  (accumulate != nullptr ? vtables.accumulate : slot).store(vtable, std::memory_order_relaxed);
-  return accumulate;
+  const NodeClass learnt = learn_class(node);
+  slot.store(vtable | static_cast<uintptr_t>(learnt), std::memory_order_relaxed);
+  return learnt;
 }
 
 void note_autograd(optape_call& call, const Operator& op, const IValue* arguments) {
@@ -1015,10 +1075,14 @@ void note_autograd(optape_call& call, const Operator& op, const IValue* argument
   }
   call.node = node->sequence_nr();
   call.node_thread = node->thread_id();
-  if (const auto* accumulate = as_accumulate(&*node)) {
+  const NodeClass kind = class_of(*node);
+  if (kind == NodeClass::Accumulate) {
     call.node = OPTAPE_NO_NODE;
-    call.accumulate = accumulate->variable.unsafeGetTensorImpl();
-  } else if (UNLIKELY(op.may_accumulate) && (call.flags & OPTAPE_CALL_GRAD_MODE) == 0 && engine_accumulates(arguments)) {
+    call.accumulate = static_cast<const torch::autograd::AccumulateGrad&>(*node).variable.unsafeGetTensorImpl();
+  } else if (
+      UNLIKELY(op.may_accumulate) && (call.flags & OPTAPE_CALL_GRAD_MODE) == 0 && kind == NodeClass::Other &&
+      sum_of_nobody_else(arguments)) {
+    // Formulas of double backward (batch and layer normalisation) sum up in place themselves; others do not.
     call.flags |= OPTAPE_CALL_ACCUMULATION;
   }
 }
@@ -1058,13 +1122,16 @@ void before(Frame& frame, Thread& thread, const Operator& op, const IValue* argu
   }
   call.argument_words = frame.words.count;
   call.input_count = frame.tensors.count;
+  recorder.publish();
+  if (UNLIKELY(op.may_accumulate) && python.present && linear_adds_bias(call) && sum_of_nobody_else(arguments)) {
+    call.flags |= OPTAPE_CALL_ACCUMULATION;
+  }
   for (uint32_t i = 0; i < frame.tensors.count; ++i) {
     auto* t = static_cast<TensorImpl*>(const_cast<void*>(frame.tensors.items[i].impl));
     if (UNLIKELY(op.refresh || c10::raw::intrusive_ptr::use_count(t) <= 1)) {
       keep_alive(frame, t);
     }
   }
-  recorder.publish();
   if ((op.plan_flags & OPTAPE_PLAN_BEGIN) != 0) {
     capture->begin(&call);
   }
@@ -1286,6 +1353,7 @@ int32_t install(const optape_capture* table, std::string& why) {
     return 1;
   }
   stay_loaded();
+  python.load();
   for (size_t i = 0; i < static_cast<size_t>(c10::ScalarType::NumOptions); ++i) {
     const auto meta = c10::scalarTypeToTypeMeta(static_cast<c10::ScalarType>(i));
     item_bytes[i] = static_cast<uint8_t>(std::min<size_t>(meta.itemsize(), 255));
@@ -1332,45 +1400,6 @@ bool switch_thread(Thread& t, bool on) {
 }
 
 // ---- builtins for Python ------------------------------------------------------------------------------------------
-
-// The few functions of CPython's stable ABI that are needed, found in the process that loaded us: libtorch programs have none.
-struct Python {
-  using Object = void;
-  using Fast = Object* (*)(Object*, Object* const*, intptr_t);
-  struct Method {
-    const char* name;
-    void* function;
-    int flags;
-    const char* documentation;
-  };
-  Object* (*new_function)(Method*, Object*, Object*) = nullptr;
-  long (*as_long)(Object*) = nullptr;
-  void* (*as_pointer)(Object*) = nullptr;
-  void (*increment)(Object*) = nullptr;
-  void (*set_string)(Object*, const char*) = nullptr;
-  Object** type_error = nullptr;
-  Object* none = nullptr;
-
-  template <typename T>
-  static bool find(T& out, const char* name) {
-    out = reinterpret_cast<T>(dlsym(RTLD_DEFAULT, name));
-    return out != nullptr;
-  }
-  bool load() {
-    return find(new_function, "PyCFunction_NewEx") && find(as_long, "PyLong_AsLong") && find(as_pointer, "PyLong_AsVoidPtr") &&
-        find(increment, "Py_IncRef") && find(set_string, "PyErr_SetString") && find(type_error, "PyExc_TypeError") &&
-        find(none, "_Py_NoneStruct");
-  }
-  Object* nothing() const {
-    increment(none);
-    return none;
-  }
-  Object* refuse(const char* usage) const {
-    set_string(*type_error, usage);
-    return nullptr;
-  }
-};
-Python python;
 
 void* python_enter(void*, void* const* arguments, intptr_t count) {
   if (UNLIKELY(count != 2)) {
@@ -1488,8 +1517,7 @@ EXPORT void optape_hook_watch(const void* tensor_impl, int64_t id) {
 // A builtin function for Python (a new reference to `enter`, `exit`, `watch` or `thread`), or NULL where the process exports no
 // CPython. To be called with the GIL held.
 EXPORT void* optape_hook_python(const char* name) {
-  static const bool found = python.load();
-  if (!found || name == nullptr) {
+  if (!python.present || name == nullptr) {
     return nullptr;
   }
   for (Python::Method& method : methods) {

@@ -620,10 +620,26 @@ def _attach(run):
     hook_modules(torch, modules, calls)
     hook_optimizers(torch, modules, capture)
     hook_threads(calls["thread"])
+    _pass_higher_order_operators(torch, start["hook_key"])
     _let_compiled_code_keep_watches(torch)
     atexit.register(capture.optape_stop)
     calls["thread"](1)
     return capture, hook, modules
+
+
+def _pass_higher_order_operators(torch, key_name):
+    """Has torch.cond and its like step over the hook's dispatch key.
+
+    They dispatch in Python (torch/_ops.py, HigherOrderOperator) and fail at keys that they do not know.
+    """
+    operators = torch._ops
+    key = torch._C._parse_dispatch_key(key_name)
+    for name in ("_HIGHER_ORDER_OP_DEFAULT_FALLTHROUGH_DISPATCH_KEYS", "_DEFAULT_FALLTHROUGH_KEYS"):
+        keys = getattr(operators, name, None)
+        if isinstance(keys, list) and key not in keys:
+            keys.append(key)
+    for operator in operators._higher_order_ops.values():
+        operator.fallthrough(key)
 
 
 def _let_compiled_code_keep_watches(torch):
