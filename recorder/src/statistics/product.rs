@@ -4,7 +4,7 @@
 //! times ones of `b` at `k`. So each factor is read once and counted, and the cost is that of reading. The
 //! functions count what is not zero; that the factors are binary is for the caller to know.
 
-use optape_trace::NotTaken;
+use optape_trace::{DType, NotTaken};
 
 use super::convolution::{Axis, Geometry};
 use super::element::{Element, with_element};
@@ -71,12 +71,7 @@ fn joint_sum(a: &View<'_>, b: &View<'_>, joint: &mut Vec<(usize, usize)>) -> Res
     if joint.iter().any(|&(at_a, at_b)| a.sizes().get(at_a) != b.sizes().get(at_b)) {
         return Err(NotTaken::Layout);
     }
-    with_element!(a.dtype(), A => with_element!(b.dtype(), B => joint_sum_of::<A, B>(a, b, joint), else Err(NotTaken::DType)), else Err(NotTaken::DType))
-}
-
-fn joint_sum_of<A: Element, B: Element>(
-    a: &View<'_>, b: &View<'_>, joint: &mut Vec<(usize, usize)>,
-) -> Result<u64, NotTaken> {
+    let (count_a, count_b) = (counter(a.dtype())?, counter(b.dtype())?);
     match (a.elements(), b.elements()) {
         (None, _) | (_, None) => return Err(NotTaken::Layout),
         (Some(0), _) | (_, Some(0)) => return Ok(0),
@@ -97,17 +92,17 @@ fn joint_sum_of<A: Element, B: Element>(
         }
     });
     let mut sum = 0u128;
-    joint_blocks::<A, B>(&of_a, &of_b, joint, &mut sum);
+    joint_blocks((&of_a, count_a), (&of_b, count_b), joint, &mut sum);
     Ok(u64::try_from(sum).unwrap_or(u64::MAX))
 }
 
-fn joint_blocks<A: Element, B: Element>(a: &Strided<'_>, b: &Strided<'_>, joint: &[(usize, usize)], sum: &mut u128) {
+fn joint_blocks((a, count_a): (&Strided<'_>, Count), (b, count_b): (&Strided<'_>, Count), joint: &[(usize, usize)], sum: &mut u128) {
     let size = |at: usize| a.dims().iter().find(|dim| dim.tag == at).map_or(1, |dim| dim.size);
     let (mut counts_a, mut counts_b) = ([0u64; BLOCK], [0u64; BLOCK]);
     match joint {
         [] => {
-            let factor = u128::from(count::<A>(a.clone(), |_| 0, &mut counts_a))
-                * u128::from(count::<B>(b.clone(), |_| 0, &mut counts_b));
+            let factor = u128::from(count_a(a.clone(), &|_| 0, &mut counts_a))
+                * u128::from(count_b(b.clone(), &|_| 0, &mut counts_b));
             *sum += factor * u128::from(counts_a[0]) * u128::from(counts_b[0]);
         }
         &[(at_a, at_b)] => {
@@ -120,8 +115,8 @@ fn joint_blocks<A: Element, B: Element>(a: &Strided<'_>, b: &Strided<'_>, joint:
                 let (counts_a, counts_b) = (&mut counts_a[..len], &mut counts_b[..len]);
                 counts_a.fill(0);
                 counts_b.fill(0);
-                let factor = u128::from(count::<A>(a, |tag| usize::from(tag == at_a), counts_a))
-                    * u128::from(count::<B>(b, |tag| usize::from(tag == at_b), counts_b));
+                let factor = u128::from(count_a(a, &|tag| usize::from(tag == at_a), counts_a))
+                    * u128::from(count_b(b, &|tag| usize::from(tag == at_b), counts_b));
                 *sum += factor * dot(counts_a, counts_b);
             }
         }
@@ -130,7 +125,7 @@ fn joint_blocks<A: Element, B: Element>(a: &Strided<'_>, b: &Strided<'_>, joint:
                 let (mut a, mut b) = (a.clone(), b.clone());
                 a.fix(at_a, index);
                 b.fix(at_b, index);
-                joint_blocks::<A, B>(&a, &b, inner, sum);
+                joint_blocks((&a, count_a), (&b, count_b), inner, sum);
             }
         }
     }
@@ -140,9 +135,17 @@ fn dot(a: &[u64], b: &[u64]) -> u128 {
     a.iter().zip(b).map(|(&x, &y)| u128::from(x) * u128::from(y)).sum()
 }
 
+/// [`count`] for one element type. Products go through this pointer: compiled for every pair of types, they would be 256 times the
+/// same code.
+type Count = fn(Strided<'_>, &dyn Fn(usize) -> usize, &mut [u64]) -> u64;
+
+fn counter(dtype: DType) -> Result<Count, NotTaken> {
+    with_element!(dtype, E => Ok(count::<E> as Count), else Err(NotTaken::DType))
+}
+
 /// Adds to `counts` the elements that are not zero, each at the place `sum(index * place(tag))` over its dimensions; those
 /// with place 0 are summed over. Gives a factor that the caller has still to multiply with.
-fn count<E: Element>(mut elements: Strided<'_>, place: impl Fn(usize) -> usize, counts: &mut [u64]) -> u64 {
+fn count<E: Element>(mut elements: Strided<'_>, place: &dyn Fn(usize) -> usize, counts: &mut [u64]) -> u64 {
     let kernels = Kernels::<E>::get();
     let mut factor = 1u64;
     elements.drop_dims(|dim| {
@@ -193,12 +196,7 @@ fn count<E: Element>(mut elements: Strided<'_>, place: impl Fn(usize) -> usize, 
 pub fn product_sum_convolution(
     input: &View<'_>, weight: &View<'_>, geometry: &Geometry<'_>,
 ) -> Result<u64, NotTaken> {
-    with_element!(input.dtype(), I => with_element!(weight.dtype(), W => convolution::<I, W>(input, weight, geometry), else Err(NotTaken::DType)), else Err(NotTaken::DType))
-}
-
-fn convolution<I: Element, W: Element>(
-    input: &View<'_>, weight: &View<'_>, geometry: &Geometry<'_>,
-) -> Result<u64, NotTaken> {
+    let (count_input, count_weights) = (counter(input.dtype())?, counter(weight.dtype())?);
     let axes = geometry.axes().ok_or(NotTaken::Layout)?;
     let channel = axes.channels(input).ok_or(NotTaken::Layout)?;
     let axes = axes.as_slice();
@@ -239,13 +237,13 @@ fn convolution<I: Element, W: Element>(
         }
         of_weights.clear();
         of_weights.resize(taps, 0);
-        let factor = count::<W>(weights, place(axes, 2, |axis| axis.kernel), &mut of_weights);
+        let factor = count_weights(weights, &place(axes, 2, |axis| axis.kernel), &mut of_weights);
 
         let mut elements = all_input.clone();
         elements.fix(channel, index);
         of_input.clear();
         of_input.resize(positions, 0);
-        let repeated = count::<I>(elements, place(axes, channel + 1, |axis| axis.input), &mut of_input);
+        let repeated = count_input(elements, &place(axes, channel + 1, |axis| axis.input), &mut of_input);
         // What each kernel element meets, one spatial dimension after the other, the last one first.
         for at in (0..axes.len()).rev() {
             let inner = product(axes[at + 1..].iter().map(|axis| axis.kernel)).ok_or(NotTaken::Layout)?;
