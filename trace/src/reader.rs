@@ -19,6 +19,9 @@ use crate::source::Source;
 use crate::summary::{self, Rows, SummaryHead, SummaryRow};
 use crate::table::{Dictionary, give_up, resolve};
 
+/// What a finding at the end of a truncated file says.
+pub(crate) const NOT_WHOLE: &str = "the last frame is not whole";
+
 /// A trace that can be read.
 #[derive(Debug)]
 pub struct Trace {
@@ -30,6 +33,10 @@ pub struct Trace {
     end: TraceEnd,
     /// Where the next frame is expected.
     position: u64,
+    /// What is missing before a frame is no reason to refuse the frame.
+    tolerant: bool,
+    /// How many frames have been read one by one.
+    frames: u64,
 }
 
 /// How a trace ends.
@@ -254,11 +261,52 @@ impl Trace {
         Ok(trace)
     }
 
-    /// Opens a trace frame by frame even if it has an index.
-    pub(crate) fn scanned(source: Source) -> Result<Self, TraceError> {
+    /// Opens a trace frame by frame, even if it has an index, and goes on behind damage: `found` gets each damaged place. The blocks of
+    /// a stream may have gaps then, and blocks may use definitions that were lost.
+    pub(crate) fn salvage(source: Source, mut found: impl FnMut(u64, String)) -> Result<Self, TraceError> {
         let mut trace = Self::begin(source)?;
-        trace.scan()?;
+        trace.tolerant = true;
+        loop {
+            let file_bytes = trace.source.length()?;
+            match trace.scan_frame(file_bytes) {
+                Ok(true) => continue,
+                Ok(false) if trace.position == file_bytes => break,
+                Ok(false) => found(trace.position, NOT_WHOLE.to_owned()),
+                Err(TraceError::Damaged { offset, what }) => found(offset, what),
+                Err(other) => return Err(other),
+            }
+            match trace.next_frame(trace.position + 1, file_bytes)? {
+                Some(offset) => trace.position = offset,
+                None => break,
+            }
+        }
+        if let Some(end) = &trace.run_end {
+            trace.end = TraceEnd::Clean(end.clone());
+        }
+        for stream in &mut trace.streams {
+            stream.settle();
+        }
         Ok(trace)
+    }
+
+    /// The first place from `from` on where a frame stands whose checksums are right.
+    fn next_frame(&self, from: u64, file_bytes: u64) -> Result<Option<u64>, TraceError> {
+        const STEP: usize = 1 << 20;
+        let mut at = from;
+        while at.saturating_add(len64(FRAME_HEAD)) <= file_bytes {
+            let left = usize::try_from(file_bytes - at).unwrap_or(usize::MAX);
+            let bytes = self.source.read(at, left.min(STEP))?;
+            let heads = bytes.windows(FRAME_HEAD);
+            for (offset, _) in (at..).zip(heads).filter(|(_, head)| FrameHead::decode(head).is_ok()) {
+                match read_frame(&self.source, offset) {
+                    Ok(_) => return Ok(Some(offset)),
+                    Err(TraceError::Damaged { .. } | TraceError::Cut { .. }) => {}
+                    Err(other) => return Err(other),
+                }
+            }
+            at += len64(bytes.len().saturating_sub(FRAME_HEAD - 1).max(1));
+        }
+        Ok(None)
     }
 
     /// Reads the header and the first frame.
@@ -267,14 +315,15 @@ impl Trace {
         let peek = usize::try_from(file_bytes).unwrap_or(usize::MAX).min(HEADER_PEEK);
         let header = decode_header(&source.read(0, peek)?, file_bytes)?;
         let offset = u64::from(header.length);
-        let (head, payload) = frame_of(&source, kind::RUN, offset).map_err(|error| match error {
-            TraceError::Cut { .. } => TraceError::TooShort { file_bytes },
-            other => other,
-        })?;
+        let short = |needed: u64| if needed > file_bytes { Err(TraceError::TooShort { file_bytes }) } else { Ok(()) };
+        short(offset + len64(FRAME_HEAD))?;
+        let head = FrameHead::decode(&source.read(offset, FRAME_HEAD)?).map_err(|e| e.at(offset))?;
+        short(offset + head.total())?;
+        let (head, payload) = frame_of(&source, kind::RUN, offset)?;
         let run = metadata(&payload).map_err(|e| e.at(offset))?;
         let position = offset + head.total();
         let end = TraceEnd::Unfinished { valid_bytes: position, file_bytes };
-        Ok(Self { source, header, run, streams: Vec::new(), run_end: None, end, position })
+        Ok(Self { source, header, run, streams: Vec::new(), run_end: None, end, position, tolerant: false, frames: 1 })
     }
 
     /// Reads a finished file's index. On an error the trace is unusable.
@@ -369,7 +418,13 @@ impl Trace {
         let (head, payload) = read_frame(&self.source, offset)?;
         self.take(&head, &payload, offset).map_err(|e| e.at(offset))?;
         self.position = offset + head.total();
+        self.frames += 1;
         Ok(true)
+    }
+
+    /// How many frames a scan has read.
+    pub(crate) fn frames(&self) -> u64 {
+        self.frames
     }
 
     fn take(&mut self, head: &FrameHead, payload: &[u8], offset: u64) -> Result<(), Corrupt> {
@@ -403,9 +458,13 @@ impl Trace {
             .get_mut(head.stream as usize)
             .ok_or_else(|| Corrupt::from(format!("a {} frame is of stream {}, which has not begun", kind::name(head.kind), head.stream)))?;
         match head.kind {
+            kind::DEFINITIONS if self.tolerant => definitions(payload, |d| stream.dictionary.add_after_loss(d)),
             kind::DEFINITIONS => definitions(payload, |d| stream.dictionary.add(d)),
             kind::BLOCK => {
                 let block = BlockHead::decode(payload, head.length)?;
+                if self.tolerant {
+                    stream.records = stream.records.max(block.first_ordinal);
+                }
                 stream.add_block(BlockIndex::new(&block, offset, head.length + len32(FRAME_HEAD)))
             }
             kind::SUMMARY => {
@@ -519,6 +578,9 @@ impl Trace {
         }
         let mut payload = bytes.get(FRAME_HEAD..).unwrap_or_default().to_vec();
         let length = BlockHead::length(&payload).map_err(at)?;
+        if length > frame.length as usize {
+            return Err(at(Corrupt::from("a block's head is longer than its frame")));
+        }
         if length > payload.len() {
             payload = self.source.read(entry.offset + len64(FRAME_HEAD), length)?;
         }
@@ -527,6 +589,20 @@ impl Trace {
             return Err(at(Corrupt::from("the index and a block's head disagree")));
         }
         Ok((head, payload))
+    }
+
+    /// The columns of all blocks of a stream by their number in FORMAT.md, and the bytes that each takes in the file: where the
+    /// bytes of a trace go.
+    ///
+    /// # Errors
+    /// As [`Trace::block`].
+    pub fn column_bytes(&self, stream: StreamId) -> Result<Vec<(u8, u32)>, TraceError> {
+        let state = self.stream(stream)?;
+        let mut all = Vec::new();
+        for entry in &state.blocks {
+            all.extend(self.block_head(state, entry)?.0.columns.iter().map(|c| (c.id, c.stored)));
+        }
+        Ok(all)
     }
 
     /// A block as it was written.
@@ -582,6 +658,36 @@ impl Trace {
         };
         rows.add_block(&block, &(calls_before(wanted.start)..calls_before(wanted.end)), dictionary);
         Ok(())
+    }
+
+    /// What a summary should say: the sum of the summaries of the level below, or of its blocks where these do not cover it.
+    pub(crate) fn sum_below(&self, stream: &Stream, summary: &SummaryIndex) -> Result<Vec<SummaryRow>, TraceError> {
+        let range = summary.ordinals();
+        let below = match summary.level {
+            0 => None,
+            summary::WHOLE => Some(0),
+            level => Some(level - 1),
+        };
+        let inside = |s: &&SummaryIndex| Some(s.level) == below && s.first_ordinal >= range.start && s.ordinals().end <= range.end;
+        let parts: Vec<&SummaryIndex> = stream.summaries.iter().filter(inside).collect();
+        let mut rows = Rows::default();
+        if below.is_some() && parts.iter().map(|p| p.records).sum::<u64>() == summary.records {
+            for part in parts {
+                rows.add_rows(self.read_summary(stream, part)?.iter(), &stream.dictionary);
+            }
+            return Ok(rows.into_sorted());
+        }
+        let mut at = range.start;
+        while let Some(index) = stream.block_of(Ordinal(at)).filter(|_| at < range.end) {
+            let ordinals = Self::entry(stream, index)?.ordinals();
+            if ordinals.start > at {
+                return Err(Corrupt::from("records that a summary covers are missing").at(summary.offset));
+            }
+            let until = ordinals.end.min(range.end);
+            self.sum_block(stream.id, index, at - ordinals.start..until - ordinals.start, &mut rows, &stream.dictionary)?;
+            at = until;
+        }
+        Ok(rows.into_sorted())
     }
 
     pub(crate) fn read_summary(&self, stream: &Stream, index: &SummaryIndex) -> Result<Vec<SummaryRow>, TraceError> {

@@ -57,6 +57,15 @@ impl SummaryRow {
         }
     }
 
+    /// Whether the rows say the same. Sums of floats depend on the order of adding, so those only nearly.
+    pub(crate) fn agrees(&self, other: &Self) -> bool {
+        let near = |(a, b): (&f64, &f64)| a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= 1e-9 * a.abs().max(b.abs()).max(1.0);
+        (self.signature, self.pattern, self.calls, self.duration_ns) == (other.signature, other.pattern, other.calls, other.duration_ns)
+            && self.integer_sums == other.integer_sums
+            && self.float_sums.len() == other.float_sums.len()
+            && self.float_sums.iter().zip(&other.float_sums).all(near)
+    }
+
     fn add_row(&mut self, kinds: &[WordKind], other: &Self) {
         self.calls = self.calls.wrapping_add(other.calls);
         self.duration_ns = self.duration_ns.wrapping_add(other.duration_ns);

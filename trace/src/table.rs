@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::dictionary::{Argument, Definition, ModuleDef, OpDef, ScopeDef, SignatureDef, ThreadDef, WatchDef};
+use crate::dictionary::{Argument, Definition, ModuleDef, OpDef, ScopeDef, SignatureDef, Stage, ThreadDef, WatchDef, call_flags};
 use crate::error::Corrupt;
 use crate::ids::{ModuleId, OpId, PatternId, ScopeId, SignatureId, TextId, ThreadId, WatchId};
 use crate::record::{Event, LateStatistic, Moment};
@@ -26,10 +26,10 @@ pub struct Dictionary {
     watches: Vec<WatchDef>,
     /// By content; of equal ones the first that was defined.
     pattern_ids: HashMap<Pattern, PatternId>,
-    /// Payload words and tensors of each signature.
-    signature_words: Vec<(u32, u32)>,
-    /// The kinds of each pattern's words, and of each late pattern's.
-    kinds: [Vec<Arc<[WordKind]>>; 2],
+    /// Payload words and tensors of each signature; `None` where its definition was lost.
+    signature_words: Vec<Option<(u32, u32)>>,
+    /// The kinds of each pattern's words, and of each late pattern's; `None` where its definition was lost.
+    kinds: [Vec<Option<Arc<[WordKind]>>>; 2],
 }
 
 impl Default for Dictionary {
@@ -46,7 +46,7 @@ impl Default for Dictionary {
             watches: Vec::new(),
             pattern_ids: HashMap::from([(Pattern::default(), PatternId(0))]),
             signature_words: Vec::new(),
-            kinds: [vec![Arc::from([])], Vec::new()],
+            kinds: [vec![Some(Arc::from([]))], Vec::new()],
         }
     }
 }
@@ -144,14 +144,14 @@ impl Dictionary {
     pub(crate) fn pattern_kinds(&self, id: PatternId) -> Option<&Arc<[WordKind]>> {
         let [kinds, late_kinds] = &self.kinds;
         match id.0.checked_sub(FIRST_LATE_PATTERN) {
-            None => kinds.get(id.index()),
-            Some(late) => late_kinds.get(late as usize),
+            None => kinds.get(id.index())?.as_ref(),
+            Some(late) => late_kinds.get(late as usize)?.as_ref(),
         }
     }
 
     /// Payload words and tensors of a signature's calls.
     pub(crate) fn signature_words(&self, id: SignatureId) -> Option<(u32, u32)> {
-        self.signature_words.get(id.index()).copied()
+        self.signature_words.get(id.index()).copied().flatten()
     }
 
     /// How many definitions of each kind there are.
@@ -194,7 +194,8 @@ impl Dictionary {
             Definition::Op(_, def) => self.ops.push(def),
             Definition::Signature(_, def) => {
                 let words = |n: usize| u32::try_from(n).map_err(|_| Corrupt::from("a signature has too many payload words"));
-                self.signature_words.push((words(def.payload_words())?, words(def.tensors.len())?));
+                let words = (words(def.payload_words())?, words(def.tensors.len())?);
+                self.signature_words.push(Some(words));
                 self.signatures.push(def);
             }
             Definition::Scope(_, def) => self.scopes.push(def),
@@ -204,16 +205,91 @@ impl Dictionary {
                 self.pattern_ids.entry(def.clone()).or_insert(id);
                 let [kinds, late_kinds] = &mut self.kinds;
                 if id.0 < FIRST_LATE_PATTERN {
-                    kinds.push(word_kinds(&def).into());
+                    kinds.push(Some(word_kinds(&def).into()));
                     self.patterns.push(def);
                 } else {
-                    late_kinds.push(word_kinds(&def).into());
+                    late_kinds.push(Some(word_kinds(&def).into()));
                     self.late_patterns.push(def);
                 }
             }
             Definition::Watch(_, def) => self.watches.push(def),
         }
         Ok(())
+    }
+}
+
+/// What stands in the place of a definition that was lost.
+const LOST: &str = "(lost)";
+/// No more definitions of one kind are taken for lost in a row.
+const LOST_LIMIT: u32 = 1 << 16;
+
+/// Tolerance, for recovery.
+impl Dictionary {
+    /// As [`Dictionary::add`], but the definitions before it may be missing: placeholders stand for them. Blocks that use the
+    /// signatures and patterns among those cannot be decoded.
+    pub(crate) fn add_after_loss(&mut self, definition: Definition) -> Result<(), Corrupt> {
+        let next = self.counts();
+        let (id, next) = match &definition {
+            Definition::Text(id, _) => (id.0, next.texts),
+            Definition::Op(id, _) => (id.0, next.ops),
+            Definition::Signature(id, _) => (id.0, next.signatures),
+            Definition::Scope(id, _) => (id.0, next.scopes),
+            Definition::Module(id, _) => (id.0, next.modules),
+            Definition::Thread(id, _) => (id.0, next.threads),
+            Definition::Pattern(id, _) if id.0 < FIRST_LATE_PATTERN => (id.0, next.patterns),
+            Definition::Pattern(id, _) => (id.0 - FIRST_LATE_PATTERN, next.late_patterns),
+            Definition::Watch(id, _) => (id.0, next.watches),
+        };
+        let lost = id.saturating_sub(next);
+        if lost > LOST_LIMIT {
+            return Err(Corrupt::from(format!("{lost} definitions are missing")));
+        }
+        for _ in 0..lost {
+            self.add_lost(&definition);
+        }
+        self.add(definition)
+    }
+
+    /// Adds a placeholder of a definition's kind.
+    fn add_lost(&mut self, like: &Definition) {
+        let name = || LOST.to_owned();
+        match like {
+            Definition::Text(..) => self.texts.push(name()),
+            Definition::Op(..) => self.ops.push(OpDef { name: name(), ..OpDef::default() }),
+            Definition::Scope(..) => {
+                self.scopes.push(ScopeDef { parent: Some(ScopeId::GLOBAL), name: name(), module: None });
+            }
+            Definition::Module(..) => self.modules.push(ModuleDef { name: name(), ..ModuleDef::default() }),
+            Definition::Thread(..) => self.threads.push(ThreadDef { name: name(), ..ThreadDef::default() }),
+            Definition::Watch(..) => self.watches.push(WatchDef { what: name(), ..WatchDef::default() }),
+            Definition::Signature(..) => {
+                if self.ops.is_empty() {
+                    self.ops.push(OpDef { name: name(), ..OpDef::default() });
+                }
+                self.signatures.push(SignatureDef {
+                    op: OpId(0),
+                    arguments: Vec::new(),
+                    outputs: Vec::new(),
+                    tensors: Vec::new(),
+                    inputs: 0,
+                    flags: call_flags::STRUCTURE_LOST,
+                    scope: ScopeId::GLOBAL,
+                    stage: Stage::Other,
+                    stage_name: None,
+                });
+                self.signature_words.push(None);
+            }
+            Definition::Pattern(id, _) => {
+                let [kinds, late_kinds] = &mut self.kinds;
+                if id.0 < FIRST_LATE_PATTERN {
+                    self.patterns.push(Pattern::default());
+                    kinds.push(None);
+                } else {
+                    self.late_patterns.push(Pattern::default());
+                    late_kinds.push(None);
+                }
+            }
+        }
     }
 }
 

@@ -536,6 +536,9 @@ impl<W: Write> TraceWriter<W> {
     /// [`TraceError::Refused`] where the id is not the next or the definition names what is not defined. Where the sink fails.
     pub fn define(&mut self, stream: StreamId, definition: &Definition) -> Result<(), TraceError> {
         let state = Self::stream(&self.output, &mut self.streams, stream)?;
+        if matches!(definition, Definition::Pattern(id, _) if id.0 >= FIRST_LATE_PATTERN) {
+            return Err(state.refuse("patterns from 2^31 on are the writer's own"));
+        }
         state.define(definition)?;
         if state.definitions.len() >= DEFINITION_BYTES { self.write_definitions(stream) } else { Ok(()) }
     }

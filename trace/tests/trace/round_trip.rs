@@ -1,52 +1,9 @@
 //! What is written is read, however it is cut into blocks.
 
-mod common;
 
-use common::{Call, Entry, Loop, run_info};
-use optape_trace::{Columns, OpCall, Record, RunEnd, StorageId, StreamEnd, StreamId, SummaryRow, TensorId, Trace, TraceEnd, TraceWriter};
+use optape_trace::{Columns, StreamId, SummaryRow, Trace, TraceEnd};
 
-fn owned(call: &Call) -> OpCall {
-    let view = call.view();
-    OpCall {
-        signature: view.signature,
-        pattern: view.pattern,
-        thread: view.thread,
-        start_ns: view.start_ns,
-        duration_ns: view.duration_ns,
-        sequence_number: view.sequence_number,
-        payload: call.payload.clone(),
-        storages: call.storages.iter().map(|&i| StorageId(i)).collect(),
-        tensors: call.tensors.iter().map(|&i| TensorId(i)).collect(),
-        statistics: call.statistics.clone(),
-    }
-}
-
-fn record(entry: &Entry) -> Record {
-    match entry {
-        Entry::Call(call) => Record::OpCall(owned(call)),
-        Entry::Moment(moment) => Record::Other(moment.clone()),
-    }
-}
-
-fn write(entries: &[Entry], program: &Loop, flush_every: usize) -> Vec<u8> {
-    let mut writer = TraceWriter::create(Vec::new(), &run_info()).unwrap();
-    let stream = writer.begin_stream(&program.stream_info()).unwrap();
-    for definition in program.definitions() {
-        writer.define(stream, &definition).unwrap();
-    }
-    for (i, entry) in entries.iter().enumerate() {
-        let ordinal = match entry {
-            Entry::Call(call) => writer.op_call(stream, call.view()).unwrap(),
-            Entry::Moment(moment) => writer.moment(stream, moment).unwrap(),
-        };
-        assert_eq!(ordinal.0, i as u64);
-        if (i + 1) % flush_every == 0 {
-            writer.flush().unwrap();
-        }
-    }
-    writer.end_stream(stream, &StreamEnd { clean: true, ..StreamEnd::default() }).unwrap();
-    writer.finish(&RunEnd { exit_code: Some(0), ..RunEnd::default() }).unwrap()
-}
+use crate::program::{Entry, Loop, record, run_info, write};
 
 fn check_records(trace: &Trace, entries: &[Entry]) {
     let mut count = 0;

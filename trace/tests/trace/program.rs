@@ -1,12 +1,10 @@
 //! A simulated recording: a training loop of a small network, with what real ones have: noisy times, statistics that change, parameters that
 //! stay and tensors that are new in every step, module calls, backward on the same or another thread.
 
-#![allow(dead_code, reason = "every test file uses a part of it")]
-
 use optape_trace::{
     Argument, ArgumentDef, CallId, Definition, Event, Moment, ModuleDef, ModuleId, NotTaken, OpCallRef, OpDef, OpId, Operand, Pattern,
     PatternEntry, PatternId, RunInfo, ScopeDef, ScopeId, SignatureDef, SignatureId, Stage, State, StepSource, StreamInfo, TensorId,
-    TensorMeta, TextId, ThreadDef, ThreadId, When, fields,
+    TensorMeta, TextId, ThreadDef, ThreadId, When, fields, OpCall, Record, RunEnd, StorageId, StreamEnd, TraceWriter,
 };
 
 /// A small generator of numbers; the same seed gives the same run everywhere.
@@ -296,4 +294,47 @@ pub(crate) fn run_info() -> RunInfo {
         statistics: "rules".into(),
         ..RunInfo::default()
     }
+}
+
+pub(crate) fn owned(call: &Call) -> OpCall {
+    let view = call.view();
+    OpCall {
+        signature: view.signature,
+        pattern: view.pattern,
+        thread: view.thread,
+        start_ns: view.start_ns,
+        duration_ns: view.duration_ns,
+        sequence_number: view.sequence_number,
+        payload: call.payload.clone(),
+        storages: call.storages.iter().map(|&i| StorageId(i)).collect(),
+        tensors: call.tensors.iter().map(|&i| TensorId(i)).collect(),
+        statistics: call.statistics.clone(),
+    }
+}
+
+pub(crate) fn record(entry: &Entry) -> Record {
+    match entry {
+        Entry::Call(call) => Record::OpCall(owned(call)),
+        Entry::Moment(moment) => Record::Other(moment.clone()),
+    }
+}
+
+pub(crate) fn write(entries: &[Entry], program: &Loop, flush_every: usize) -> Vec<u8> {
+    let mut writer = TraceWriter::create(Vec::new(), &run_info()).unwrap();
+    let stream = writer.begin_stream(&program.stream_info()).unwrap();
+    for definition in program.definitions() {
+        writer.define(stream, &definition).unwrap();
+    }
+    for (i, entry) in entries.iter().enumerate() {
+        let ordinal = match entry {
+            Entry::Call(call) => writer.op_call(stream, call.view()).unwrap(),
+            Entry::Moment(moment) => writer.moment(stream, moment).unwrap(),
+        };
+        assert_eq!(ordinal.0, i as u64);
+        if (i + 1) % flush_every == 0 {
+            writer.flush().unwrap();
+        }
+    }
+    writer.end_stream(stream, &StreamEnd { clean: true, ..StreamEnd::default() }).unwrap();
+    writer.finish(&RunEnd { exit_code: Some(0), ..RunEnd::default() }).unwrap()
 }

@@ -1,0 +1,205 @@
+//! Statistics that arrive after their call, from a simulated source with delays: what a GPU does.
+
+use std::collections::BTreeMap;
+
+use optape_trace::{
+    Columns, Definition, Event, LateStatistic, Moment, Operand, Ordinal, Pattern, PatternId, Record, RunEnd, State, StreamEnd, StreamId,
+    ThreadId, Trace, TraceWriter, When, fields, verify_bytes,
+};
+
+use crate::program::{Call, Entry, Loop, Random, run_info};
+
+/// `PENDING` of the program, the pattern that waits for its first operand.
+const PENDING: u32 = 4;
+
+/// A source that answers after a while, out of order, or never.
+struct LateSource {
+    random: Random,
+    /// By the number of the record before which the answer comes.
+    due: BTreeMap<(u64, u64), LateStatistic>,
+    longest: u64,
+}
+
+impl LateSource {
+    fn ask(&mut self, ordinal: u64) -> Option<LateStatistic> {
+        if self.random.below(10) == 0 {
+            return None;
+        }
+        let lost = self.random.below(10) == 0;
+        let binary = Some(self.random.below(2) == 0);
+        let late = LateStatistic {
+            operand: Operand::Tensor(0),
+            when: When::Before,
+            binary: if lost { None } else { binary },
+            fields: if lost { 0 } else { fields::NONZEROS },
+            values: if lost { vec![] } else { vec![self.random.below(5000)] },
+            lost,
+        };
+        self.due.insert((ordinal + 1 + self.random.below(self.longest), ordinal), late.clone());
+        Some(late)
+    }
+}
+
+/// A trace with late statistics, and what every call should say in the end.
+fn record(longest_delay: u64, flush_every: u64, end_stream: bool) -> (Vec<u8>, BTreeMap<u64, (Call, Option<LateStatistic>)>) {
+    let mut program = Loop::new(11, 50);
+    let mut source = LateSource { random: Random::new(12), due: BTreeMap::new(), longest: longest_delay };
+    let mut writer = TraceWriter::create(Vec::new(), &run_info()).unwrap();
+    let stream = writer.begin_stream(&program.stream_info()).unwrap();
+    for definition in program.definitions() {
+        writer.define(stream, &definition).unwrap();
+    }
+    let mut calls = BTreeMap::new();
+    let mut next = 0;
+    for entry in (0..60).flat_map(|_| program.step()).collect::<Vec<_>>() {
+        while let Some(due) = source.due.first_entry().filter(|d| d.key().0 <= next) {
+            let ((_, call), late) = due.remove_entry();
+            let event = Event::Statistics { call: Ordinal(call), values: vec![late] };
+            writer.moment(stream, &Moment { time_ns: 5, thread: ThreadId(0), event }).unwrap();
+            next += 1;
+        }
+        match entry {
+            Entry::Moment(moment) => {
+                writer.moment(stream, &moment).unwrap();
+            }
+            Entry::Call(mut call) => {
+                let mut late = None;
+                if call.pattern == 0 && call.signature % 3 == 0 {
+                    call.pattern = PENDING;
+                    late = source.ask(next);
+                }
+                writer.op_call(stream, call.view()).unwrap();
+                calls.insert(next, (call, late));
+            }
+        }
+        next += 1;
+        if next % flush_every == 0 {
+            writer.flush().unwrap();
+        }
+    }
+    // What is still due never arrives.
+    for ((_, call), _) in source.due {
+        calls.get_mut(&call).unwrap().1 = None;
+    }
+    if end_stream {
+        writer.end_stream(stream, &StreamEnd::default()).unwrap();
+    }
+    (writer.finish(&RunEnd::default()).unwrap(), calls)
+}
+
+fn state(pattern: &Pattern) -> State {
+    pattern.entry(Operand::Tensor(0), When::Before).unwrap().state
+}
+
+#[test]
+fn late_statistics_end_up_in_their_calls() {
+    for (delay, flush_every, end_stream) in [(1, 1 << 40, true), (40, 100, true), (3000, 100, false), (100_000, 500, true)] {
+        let (bytes, calls) = record(delay, flush_every, end_stream);
+        let trace = Trace::from_bytes(bytes.clone()).unwrap();
+        let dictionary = trace.streams()[0].dictionary();
+        let mut sums: BTreeMap<(u32, u32), (u64, u128)> = BTreeMap::new();
+        let mut seen = 0;
+        for read in trace.records(StreamId(0)) {
+            let (ordinal, read) = read.unwrap();
+            let Record::OpCall(read) = read else { continue };
+            let (call, late) = &calls[&ordinal.0];
+            seen += 1;
+            assert_eq!((read.signature.0, read.start_ns), (call.signature, call.start_ns));
+            let row = sums.entry((read.signature.0, read.pattern.0)).or_default();
+            row.0 += 1;
+            if call.pattern != PENDING {
+                assert_eq!((read.pattern.0, &read.statistics), (call.pattern, &call.statistics));
+                row.1 += call.statistics.first().map_or(0, |&v| u128::from(v));
+                continue;
+            }
+            let pattern = dictionary.pattern(read.pattern).unwrap();
+            match late {
+                Some(late) if !late.lost => {
+                    let entry = pattern.entry(Operand::Tensor(0), When::Before).unwrap();
+                    assert_eq!((entry.state, entry.binary, entry.fields), (State::Present, late.binary, late.fields));
+                    assert_eq!(read.statistics, late.values);
+                    row.1 += u128::from(late.values[0]);
+                }
+                _ => assert_eq!(state(pattern), State::Lost, "record {ordinal}"),
+            }
+        }
+        assert_eq!(seen, calls.len());
+        let rows = trace.summary(StreamId(0), 0..u64::MAX).unwrap();
+        let rows: BTreeMap<_, _> =
+            rows.iter().map(|r| ((r.signature.0, r.pattern.0), (r.calls, r.integer_sums.first().copied().unwrap_or(0)))).collect();
+        assert_eq!(rows, sums);
+        let verification = verify_bytes(bytes).unwrap();
+        assert_eq!(verification.findings, []);
+        // The columns that counters read are the resolved ones too.
+        let block = trace.block(StreamId(0), 0, Columns::COUNTERS).unwrap();
+        for &pattern in &block.patterns {
+            assert!(!dictionary.pattern(PatternId(pattern)).unwrap().is_pending());
+        }
+    }
+}
+
+#[test]
+fn pending_calls_are_pending_until_the_stream_ends() {
+    let mut program = Loop::new(13, 10);
+    let mut writer = TraceWriter::create(Vec::new(), &run_info()).unwrap();
+    let stream = writer.begin_stream(&program.stream_info()).unwrap();
+    for definition in program.definitions() {
+        writer.define(stream, &definition).unwrap();
+    }
+    let mut call = program.step().into_iter().find_map(|e| if let Entry::Call(c) = e { Some(c) } else { None }).unwrap();
+    call.pattern = PENDING;
+    call.statistics.clear();
+    writer.op_call(stream, call.view()).unwrap();
+    writer.flush().unwrap();
+    // A failing sink is how a test gets hold of the bytes of an unfinished trace: here the writer's own sink is simply asked.
+    let written = writer.bytes_written() as usize;
+    let bytes = writer.finish(&RunEnd::default()).unwrap();
+    let first_state = |bytes: Vec<u8>| {
+        let trace = Trace::from_bytes(bytes).unwrap();
+        let block = trace.block(StreamId(0), 0, Columns::ALL).unwrap();
+        state(trace.streams()[0].dictionary().pattern(PatternId(block.patterns[0])).unwrap())
+    };
+    assert_eq!(first_state(bytes[..written].to_vec()), State::Pending);
+    assert_eq!(first_state(bytes), State::Lost);
+}
+
+#[test]
+fn a_call_may_be_answered_bit_by_bit() {
+    let mut writer = TraceWriter::create(Vec::new(), &run_info()).unwrap();
+    let program = Loop::new(14, 10);
+    let stream = writer.begin_stream(&program.stream_info()).unwrap();
+    let mut definitions = program.definitions();
+    let waiting = |i| optape_trace::PatternEntry {
+        operand: Operand::Tensor(i),
+        when: When::Before,
+        state: State::Pending,
+        binary: None,
+        fields: 0,
+    };
+    definitions.push(Definition::Pattern(PatternId(6), Pattern { entries: vec![waiting(0), waiting(1)] }));
+    for definition in definitions {
+        writer.define(stream, &definition).unwrap();
+    }
+    let mut call = Loop::new(14, 10).step().into_iter().find_map(|e| if let Entry::Call(c) = e { Some(c) } else { None }).unwrap();
+    call.pattern = 6;
+    call.statistics.clear();
+    let ordinal = writer.op_call(stream, call.view()).unwrap();
+    for (operand, value) in [(1u16, 11), (0, 10), (0, 99)] {
+        let late = LateStatistic {
+            operand: Operand::Tensor(operand),
+            when: When::Before,
+            binary: Some(true),
+            fields: fields::NONZEROS,
+            values: vec![value],
+            lost: false,
+        };
+        let event = Event::Statistics { call: ordinal, values: vec![late] };
+        writer.moment(stream, &Moment { time_ns: 0, thread: ThreadId(0), event }).unwrap();
+        writer.flush().unwrap();
+    }
+    let trace = Trace::from_bytes(writer.finish(&RunEnd::default()).unwrap()).unwrap();
+    let block = trace.block(StreamId(0), 0, Columns::ALL).unwrap();
+    // The second answer for operand 0 changes nothing.
+    assert_eq!(block.statistics, [10, 11]);
+    assert_eq!(trace.summary(StreamId(0), 0..9).unwrap()[0].integer_sums, [10, 11]);
+}
