@@ -1,0 +1,133 @@
+//! Traces as replay sees them: one or several files of one run, each with its streams.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use optape_trace::{Dictionary, Event, ScopeId, Stream, Trace, TraceEnd};
+
+use crate::error::ReplayError;
+
+/// One file.
+#[derive(Debug)]
+pub struct Source {
+    /// As it was given.
+    pub path: PathBuf,
+    /// What it holds.
+    pub trace: Trace,
+}
+
+/// Files that are replayed together.
+#[derive(Debug)]
+pub struct Traces {
+    /// In the order in which they were given.
+    pub sources: Vec<Source>,
+}
+
+/// A stream of one of the files.
+#[derive(Clone, Copy, Debug)]
+pub struct StreamRef<'a> {
+    /// Index into [`Traces::sources`].
+    pub source: usize,
+    /// The file's trace.
+    pub trace: &'a Trace,
+    /// The stream.
+    pub stream: &'a Stream,
+}
+
+impl Traces {
+    /// Opens files.
+    ///
+    /// # Errors
+    /// Where one of them is no trace that can be read.
+    pub fn open<P: AsRef<Path>>(paths: &[P]) -> Result<Self, ReplayError> {
+        let mut sources = Vec::with_capacity(paths.len());
+        for path in paths {
+            let path = path.as_ref().to_path_buf();
+            let trace = Trace::open(&path).map_err(|source| ReplayError::Trace { path: path.clone(), source })?;
+            sources.push(Source { path, trace });
+        }
+        Ok(Self { sources })
+    }
+
+    /// A trace that is in memory already, under a name for messages.
+    #[must_use]
+    pub fn of(name: &str, trace: Trace) -> Self {
+        Self { sources: vec![Source { path: PathBuf::from(name), trace }] }
+    }
+
+    /// All streams of all files.
+    pub fn streams(&self) -> impl Iterator<Item = StreamRef<'_>> {
+        self.sources
+            .iter()
+            .enumerate()
+            .flat_map(|(source, s)| s.trace.streams().iter().map(move |stream| StreamRef { source, trace: &s.trace, stream }))
+    }
+
+    pub(crate) fn error(&self, source: usize, error: optape_trace::TraceError) -> ReplayError {
+        let path = self.sources.get(source).map(|s| s.path.clone()).unwrap_or_default();
+        ReplayError::Trace { path, source: error }
+    }
+
+    /// What a reader has to know about how complete the files are: truncation, damage, drops.
+    #[must_use]
+    pub fn incompleteness(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        for source in &self.sources {
+            let path = source.path.display();
+            match source.trace.end() {
+                TraceEnd::Clean(_) => {}
+                TraceEnd::Unfinished { valid_bytes, file_bytes } => notes.push(format!(
+                    "{path}: the recording is unfinished or was cut; {valid_bytes} of {file_bytes} bytes are readable"
+                )),
+                TraceEnd::Damaged { offset, what, .. } => notes.push(format!(
+                    "{path}: damaged at byte {offset} ({what}); what stands before it is counted, `optape recover` may save more"
+                )),
+            }
+            for stream in source.trace.streams() {
+                if stream.dropped_records() > 0 {
+                    notes.push(format!(
+                        "{path}: process {} lost {} records while recording; they are in no count",
+                        stream.info().process_id,
+                        stream.dropped_records()
+                    ));
+                }
+            }
+        }
+        notes
+    }
+
+    /// Names of all ranges that the program marked.
+    pub(crate) fn range_names(&self) -> Result<BTreeSet<String>, ReplayError> {
+        let mut names = BTreeSet::new();
+        for at in self.streams() {
+            for (_, moment) in at.trace.moments(at.stream.id()).map_err(|e| self.error(at.source, e))? {
+                if let Event::RangeEnter { name } = moment.event {
+                    names.insert(text(at.stream.dictionary(), name));
+                }
+            }
+        }
+        Ok(names)
+    }
+}
+
+/// An interned text; what is not defined shows as such.
+pub(crate) fn text(dictionary: &Dictionary, id: optape_trace::TextId) -> String {
+    dictionary.text(id).cloned().unwrap_or_else(|| format!("<text {id}>"))
+}
+
+/// Names and classes of the modules on a call's stack, innermost first, `Global` last.
+pub(crate) fn stack(dictionary: &Dictionary, scope: ScopeId) -> Vec<(String, Vec<String>)> {
+    let mut stack = Vec::new();
+    let mut at = Some(scope);
+    // A scope is defined after its parent, so ids fall; anything else is not followed.
+    while let Some(id) = at {
+        let Some(scope) = dictionary.scope(id) else { break };
+        let classes = scope.module.and_then(|m| dictionary.module(m)).map(|m| m.classes.clone()).unwrap_or_default();
+        stack.push((scope.name.clone(), classes));
+        at = scope.parent.filter(|parent| *parent < id);
+    }
+    if !stack.iter().any(|(name, _)| name == "Global") {
+        stack.push(("Global".to_owned(), Vec::new()));
+    }
+    stack
+}

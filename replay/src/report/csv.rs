@@ -1,0 +1,73 @@
+//! The report as CSV: one line per number without grouping, one line per group with it. Numbers are plain, units stand
+//! in the head or beside them.
+
+use std::io::Write;
+
+use super::Report;
+use crate::error::ReplayError;
+
+pub(super) fn write(report: &Report, out: &mut dyn Write) -> Result<(), ReplayError> {
+    let mut csv = csv::Writer::from_writer(out);
+    match &report.groups {
+        Some(groups) => {
+            let divided = report.per.as_ref();
+            let per = divided.map(|p| format!(" per {}", p.unit)).unwrap_or_default();
+            let mut head = vec![report.by.clone().unwrap_or_default(), "calls".to_owned()];
+            head.extend(report.counters.iter().map(|(name, c)| format!("{name} [{}{per}]", c.unit)));
+            head.extend(report.energy.iter().map(|(name, _)| format!("{name} [pJ{per}]")));
+            line(&mut csv, &head)?;
+            for group in groups {
+                let mut row = vec![group.key.clone(), group.calls.to_string()];
+                match (&group.per, divided) {
+                    (Some(per), _) => {
+                        row.extend(per.counters.values().map(ToString::to_string));
+                        row.extend(per.energy_total_pj.values().map(ToString::to_string));
+                    }
+                    // A group without a divisor of its own has no mean.
+                    (None, Some(_)) => row.extend(std::iter::repeat_n(String::new(), head.len() - 2)),
+                    (None, None) => {
+                        row.extend(group.counters.values().map(|c| c.total.to_string()));
+                        row.extend(group.energy.values().map(|e| e.energy_total_pj.to_string()));
+                    }
+                }
+                line(&mut csv, &row)?;
+            }
+        }
+        None => flat(report, &mut csv)?,
+    }
+    csv.flush()?;
+    Ok(())
+}
+
+fn flat<W: Write>(report: &Report, csv: &mut csv::Writer<W>) -> Result<(), ReplayError> {
+    line(csv, &["section", "name", "scope", "op", "value", "unit"])?;
+    for (name, counter) in report.counters.iter() {
+        line(csv, &["counters", name, "", "", &counter.total.to_string(), &counter.unit])?;
+        for (scope, ops) in &counter.scopes {
+            for (op, value) in ops {
+                line(csv, &["counters", name, scope, op, &value.to_string(), &counter.unit])?;
+            }
+        }
+    }
+    for (name, energy) in report.energy.iter() {
+        line(csv, &["energy", name, "", "", &energy.energy_total_pj.to_string(), "pJ"])?;
+    }
+    for layer in &report.firing_rates {
+        let rate = layer.rate.map(|r| r.to_string()).unwrap_or_default();
+        line(csv, &["firing_rates", "rate", &layer.module, "", &rate, "spikes per neuron and time step"])?;
+    }
+    if let Some(per) = &report.per {
+        for (name, value) in per.counters.iter() {
+            let unit = report.counters.get(name).map(|c| format!("{} per {}", c.unit, per.unit)).unwrap_or_default();
+            line(csv, &["per", name, "", "", &value.to_string(), &unit])?;
+        }
+        for (name, value) in per.energy_total_pj.iter() {
+            line(csv, &["per", name, "", "", &value.to_string(), &format!("pJ per {}", per.unit)])?;
+        }
+    }
+    Ok(())
+}
+
+fn line<W: Write, S: AsRef<[u8]>>(csv: &mut csv::Writer<W>, row: &[S]) -> Result<(), ReplayError> {
+    csv.write_record(row).map_err(|e| ReplayError::Write(std::io::Error::other(e)))
+}

@@ -1,0 +1,275 @@
+//! The report for people: a few tables, in the order of the questions that they answer.
+
+use std::io::Write;
+
+use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, presets};
+
+use super::{Report, numbers};
+use crate::error::ReplayError;
+
+pub(super) fn write(report: &Report, out: &mut dyn Write) -> Result<(), ReplayError> {
+    for section in sections(report) {
+        writeln!(out, "{}", section.title)?;
+        if let Some(rows) = &section.rows {
+            writeln!(out, "{}", layout(rows))?;
+        }
+        for line in &section.lines {
+            writeln!(out, "  {line}")?;
+        }
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
+/// A titled table with remarks below it.
+pub(super) struct Section {
+    pub(super) title: String,
+    /// The first row is the head; columns from the second on are numbers unless they say otherwise.
+    pub(super) rows: Option<Rows>,
+    pub(super) lines: Vec<String>,
+}
+
+pub(super) struct Rows {
+    pub(super) head: Vec<String>,
+    pub(super) body: Vec<Vec<String>>,
+    /// How many columns from the left are text.
+    pub(super) texts: usize,
+}
+
+fn layout(rows: &Rows) -> String {
+    let mut table = Table::new();
+    let mut style = presets::NOTHING;
+    style.header_separator = LineStyle::none().fill('─').junction('─');
+    table.load_style(style).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(&rows.head);
+    for row in &rows.body {
+        table.add_row(row);
+    }
+    for (at, column) in table.column_iter_mut().enumerate() {
+        if at >= rows.texts {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.trim_fmt()
+}
+
+pub(super) fn sections(report: &Report) -> Vec<Section> {
+    let mut sections = vec![head(report)];
+    sections.push(coverage(report));
+    match &report.groups {
+        Some(_) => sections.push(groups(report)),
+        None => {
+            if !report.counters.is_empty() {
+                sections.push(counters(report));
+            }
+            if !report.energy.is_empty() {
+                sections.push(energy(report));
+            }
+        }
+    }
+    if !report.firing_rates.is_empty() {
+        sections.push(firing(report));
+    }
+    if !report.skipped.is_empty() {
+        sections.push(Section {
+            title: "Not computed".to_owned(),
+            rows: None,
+            lines: report.skipped.iter().map(|(name, why)| format!("{name}: {why}")).collect(),
+        });
+    }
+    sections
+}
+
+fn head(report: &Report) -> Section {
+    let mut lines = Vec::new();
+    for source in &report.trace {
+        lines.push(format!("trace      {}", source.path));
+        if !source.command.is_empty() {
+            lines.push(format!("command    {}", source.command.join(" ")));
+        }
+        if source.end != "clean" {
+            lines.push(format!("end        {}", source.end));
+        }
+    }
+    let records: u64 = report.streams.iter().map(|s| s.op_calls).sum();
+    lines.push(format!("processes  {} with {} op calls", report.streams.len(), numbers::grouped(i128::from(records))));
+    lines.push(format!("rules      {} (version {})", report.rules.name, report.rules.version));
+    let selection = report.selection.text();
+    lines.push(format!("selection  {}", if selection.is_empty() { "everything" } else { &selection }));
+    if let Some(per) = &report.per {
+        lines.push(format!("per        {} ({} of them)", per.unit, numbers::grouped(i128::from(per.divisor))));
+    }
+    lines.extend(report.notes.iter().map(|note| format!("note       {note}")));
+    Section { title: "Replay".to_owned(), rows: None, lines }
+}
+
+fn coverage(report: &Report) -> Section {
+    let coverage = &report.coverage;
+    let head = ["counter", "counted", "zero by rule", "unknown", "no statistics", "covered"].map(str::to_owned).to_vec();
+    let calls = |n: u64| numbers::grouped(i128::from(n));
+    let body = coverage
+        .counters
+        .iter()
+        .map(|(name, c)| {
+            vec![
+                name.to_owned(),
+                calls(c.counted),
+                calls(c.zero_by_rule),
+                calls(c.unknown),
+                calls(c.without_statistics + c.failed),
+                percent(c.share),
+            ]
+        })
+        .collect();
+    let mut lines = vec![format!(
+        "{} op calls selected; {} without a module, {} not executed, {} records lost while recording",
+        calls(coverage.op_calls),
+        calls(coverage.unattributed),
+        calls(coverage.not_executed),
+        calls(coverage.dropped_records)
+    )];
+    for (name, c) in coverage.counters.iter() {
+        if !c.unknown_ops.is_empty() {
+            lines.push(format!("{name} has no rule for {}", list(&c.unknown_ops)));
+        }
+    }
+    let rows = (!coverage.counters.is_empty()).then_some(Rows { head, body, texts: 1 });
+    Section { title: "Coverage, in op calls".to_owned(), rows, lines }
+}
+
+/// A share that is never rounded up to all.
+fn percent(share: f64) -> String {
+    let text = format!("{:.1} %", share * 100.0);
+    if share < 1.0 && text == "100.0 %" { "99.9 %".to_owned() } else { text }
+}
+
+/// The most frequent first, ten at most.
+fn list(ops: &std::collections::BTreeMap<String, u64>) -> String {
+    let mut ops: Vec<(&String, &u64)> = ops.iter().collect();
+    ops.sort_by(|a, b| b.1.cmp(a.1).then_with(|| a.0.cmp(b.0)));
+    let mut parts: Vec<String> = ops.iter().take(10).map(|(op, calls)| format!("{op} ({calls})")).collect();
+    if ops.len() > 10 {
+        parts.push(format!("and {} more (all of them in --format json)", ops.len() - 10));
+    }
+    parts.join(", ")
+}
+
+fn counters(report: &Report) -> Section {
+    let mut head = vec!["counter".to_owned(), "total".to_owned(), "unit".to_owned(), "about".to_owned()];
+    if let Some(per) = &report.per {
+        head.push(format!("per {}", per.unit));
+    }
+    let body = report
+        .counters
+        .iter()
+        .map(|(name, c)| {
+            #[expect(clippy::cast_precision_loss, reason = "rounded for people")]
+            let about = numbers::scaled(c.total as f64, "");
+            let total = format!("{}{}", numbers::grouped(c.total), if c.partial { " (partial)" } else { "" });
+            let mut row = vec![name.to_owned(), total, c.unit.clone(), about];
+            if let Some(per) = &report.per {
+                row.push(per.counters.get(name).copied().map(numbers::mean).unwrap_or_default());
+            }
+            row
+        })
+        .collect();
+    Section { title: "Counters".to_owned(), rows: Some(Rows { head, body, texts: 1 }), lines: Vec::new() }
+}
+
+fn energy(report: &Report) -> Section {
+    let mut head = ["model", "total", "mac", "ac", "costs"].map(str::to_owned).to_vec();
+    if let Some(per) = &report.per {
+        head.insert(2, format!("per {}", per.unit));
+    }
+    let mut lines = Vec::new();
+    let body = report
+        .energy
+        .iter()
+        .map(|(name, e)| {
+            let costs: Vec<String> = e.config.iter().map(|(key, cost)| format!("{key} {cost}")).collect();
+            let mut row = vec![
+                name.to_owned(),
+                numbers::energy(e.energy_total_pj),
+                numbers::energy(e.energy_mac_pj),
+                numbers::energy(e.energy_ac_pj),
+                costs.join(", "),
+            ];
+            if let Some(per) = &report.per {
+                row.insert(2, per.energy_total_pj.get(name).copied().map(numbers::energy).unwrap_or_default());
+            }
+            lines.extend(e.warnings.iter().map(|w| format!("{name}: {w}")));
+            row
+        })
+        .collect();
+    if let Some(first) = report.energy.values().next() {
+        lines.insert(0, format!("modelled, not measured; {}", first.boundary));
+    }
+    Section { title: "Energy".to_owned(), rows: Some(Rows { head, body, texts: 1 }), lines }
+}
+
+fn groups(report: &Report) -> Section {
+    let by = report.by.as_deref().unwrap_or("group");
+    let groups = report.groups.as_deref().unwrap_or_default();
+    let divided = groups.iter().any(|g| g.per.is_some());
+    let mut head = vec![by.to_owned(), "calls".to_owned()];
+    head.extend(report.counters.iter().map(|(name, c)| format!("{name} [{}]", c.unit)));
+    head.extend(report.energy.iter().map(|(name, _)| name.to_owned()));
+    let body = groups
+        .iter()
+        .map(|group| {
+            let mut row = vec![group.key.clone(), numbers::grouped(i128::from(group.calls))];
+            match &group.per {
+                Some(per) => {
+                    row.extend(per.counters.values().map(|v| numbers::mean(*v)));
+                    row.extend(per.energy_total_pj.values().map(|v| numbers::energy(*v)));
+                }
+                None => {
+                    row.extend(group.counters.values().map(|c| numbers::grouped(c.total)));
+                    row.extend(group.energy.values().map(|e| numbers::energy(e.energy_total_pj)));
+                }
+            }
+            row
+        })
+        .collect();
+    let mut lines = Vec::new();
+    if by == "scope" {
+        lines.push("a call counts in every module on its stack; the rows do not add up".to_owned());
+    }
+    if !report.energy.is_empty() {
+        lines.push("energies are modelled, not measured".to_owned());
+    }
+    let unit = report.per.as_ref().filter(|_| divided).map(|per| format!(", per {}", per.unit)).unwrap_or_default();
+    Section { title: format!("By {by}{unit}"), rows: Some(Rows { head, body, texts: 1 }), lines }
+}
+
+fn firing(report: &Report) -> Section {
+    let head = ["layer", "class", "output", "calls", "time steps", "spikes", "elements", "rate"].map(str::to_owned).to_vec();
+    let big = |n: u128| numbers::grouped(i128::try_from(n).unwrap_or(i128::MAX));
+    let body = report
+        .firing_rates
+        .iter()
+        .map(|layer| {
+            let class = layer.class.rsplit('.').next().unwrap_or_default().to_owned();
+            let rate = match layer.rate {
+                Some(rate) => format!("{rate:.4}"),
+                None if layer.without_statistics > 0 => "no statistics".to_owned(),
+                None => "not binary".to_owned(),
+            };
+            vec![
+                layer.module.clone(),
+                class,
+                format!("{:?}", layer.shape),
+                numbers::grouped(i128::from(layer.calls)),
+                layer.time_steps.map_or_else(|| "-".to_owned(), |t| numbers::grouped(i128::from(t))),
+                big(layer.spikes),
+                big(layer.elements),
+                rate,
+            ]
+        })
+        .collect();
+    Section {
+        title: "Firing rates (spikes per neuron and time step)".to_owned(),
+        rows: Some(Rows { head, body, texts: 3 }),
+        lines: Vec::new(),
+    }
+}
