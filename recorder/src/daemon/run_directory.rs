@@ -110,9 +110,9 @@ impl RunDirectory {
         self.path.join("site")
     }
 
-    /// The hook's source.
+    /// The directory of the hook's source.
     pub(super) fn hook_source(&self) -> PathBuf {
-        self.path.join("hook/optape_hook.cpp")
+        self.path.join("hook")
     }
 
     /// Makes a ring and removes it again: a memory file system that is too small shows here, not in training.
@@ -181,7 +181,7 @@ mod tests {
         assert!(directory.attach_path().join("_optape_attach.py").is_file());
         assert!(!directory.attach_path().join("sitecustomize.py").exists(), "would shadow the user's own");
         assert!(directory.site_path().join("sitecustomize.py").is_file());
-        assert!(directory.hook_source().is_file());
+        assert!(directory.hook_source().join("optape_hook.cpp").is_file());
         drop(directory);
         assert!(!path.exists());
     }
