@@ -25,6 +25,6 @@ pub struct Options {
 pub fn run(options: &Options, _global: &GlobalOptions) -> anyhow::Result<ExitCode> {
     let mut script = Vec::new();
     clap_complete::generate(options.shell, &mut crate::options::Options::command(), "optape", &mut script);
-    options.output.write_with(|out| Ok(out.write_all(&script)?))?;
+    options.output.write_all(&script)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -3,6 +3,9 @@
 use std::fmt;
 use std::io;
 
+use optape_replay::ReplayError;
+use optape_trace::TraceError;
+
 /// A budget or a comparison was violated.
 pub const VIOLATED: u8 = 1;
 /// The command line asks for something that does not exist or cannot be.
@@ -46,8 +49,26 @@ pub fn code_of(error: &anyhow::Error) -> u8 {
         if let Some(failure) = cause.downcast_ref::<Failure>() {
             return failure.code;
         }
+        if let Some(error) = cause.downcast_ref::<ReplayError>() {
+            return match error {
+                ReplayError::MissingLevel { .. } | ReplayError::Refused { .. } => MISSING_LEVEL,
+                ReplayError::Trace { source, .. } => code_of_trace(source),
+                _ => USAGE,
+            };
+        }
+        if let Some(error) = cause.downcast_ref::<TraceError>() {
+            return code_of_trace(error);
+        }
     }
     USAGE
+}
+
+/// A file that is not there, or may not be read, is the command line's fault and not the file's.
+const fn code_of_trace(error: &TraceError) -> u8 {
+    match error {
+        TraceError::Io { .. } | TraceError::Sink { .. } | TraceError::SinkFailed => USAGE,
+        _ => CORRUPT,
+    }
 }
 
 /// Whether the reader of our output went away, which is no error of ours.

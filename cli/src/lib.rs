@@ -4,11 +4,18 @@
 //! printed here, once. Which code an error means is said by [`exit::code_of`].
 
 pub mod completions;
+pub mod dump;
 pub mod exit;
+pub mod info;
 pub mod man;
 pub mod options;
 pub mod output;
+pub mod presets;
 pub mod record;
+pub mod recover;
+pub mod replay;
+pub mod rules;
+pub mod verify;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -52,6 +59,13 @@ fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let global = &options.global;
     match &options.command {
         Command::Record(options) => record::run(options, global),
+        Command::Replay(options) => replay::run(options, global),
+        Command::Info(options) => info::run(options, global),
+        Command::Dump(options) => dump::run(options, global),
+        Command::Verify(options) => verify::run(options, global),
+        Command::Recover(options) => recover::run(options, global),
+        Command::Rules(options) => rules::run(options, global),
+        Command::Presets(options) => presets::run(options, global),
         Command::Completions(options) => completions::run(options, global),
         Command::Man(options) => man::run(options, global),
     }

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{completions, man, record};
+use crate::{completions, dump, info, man, presets, record, recover, replay, rules, verify};
 
 /// Records what PyTorch runs, op by op, and answers questions about it afterwards.
 ///
@@ -62,6 +62,20 @@ impl Color {
 pub enum Command {
     /// Run a command and record what torch does in it
     Record(record::Options),
+    /// Count over a trace: operations, bytes, energy, firing rates
+    Replay(replay::Options),
+    /// Say what a trace is: command, versions, processes, size, how it ended
+    Info(info::Options),
+    /// Print a trace, one line per record
+    Dump(dump::Options),
+    /// Check every byte of a trace
+    Verify(verify::Options),
+    /// Make a finished copy of an unfinished or damaged trace
+    Recover(recover::Options),
+    /// Show the rule sets, or the rules of an op
+    Rules(rules::Options),
+    /// Show the energy presets, or print one to start a cost file from
+    Presets(presets::Options),
     /// Print a completion script for a shell
     Completions(completions::Options),
     /// Write manual pages, one per subcommand

@@ -41,6 +41,16 @@ impl OutputOptions {
     }
 }
 
+impl OutputOptions {
+    /// Writes what is ready.
+    ///
+    /// # Errors
+    /// As [`Self::write_with`].
+    pub fn write_all(&self, data: &[u8]) -> anyhow::Result<()> {
+        self.write_with(|out| Ok(out.write_all(data)?))
+    }
+}
+
 /// Creates a file; refuses one that exists unless `force`.
 ///
 /// # Errors

@@ -1,0 +1,199 @@
+//! `optape info TRACE...`: what a trace is, without counting anything.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, ValueEnum, ValueHint};
+use optape_replay::report::{grouped, scaled, uuid_text};
+use optape_trace::{Stream, Trace, TraceEnd};
+use serde_json::{Value, json};
+
+use crate::options::GlobalOptions;
+use crate::output::OutputOptions;
+
+/// Options of `optape info`.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Trace files
+    #[arg(required = true, value_name = "TRACE", value_hint = ValueHint::FilePath)]
+    pub traces: Vec<PathBuf>,
+    /// How to write it
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    pub format: InfoFormat,
+    /// Where to.
+    #[command(flatten)]
+    pub output: OutputOptions,
+}
+
+/// Values of `--format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum InfoFormat {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+/// Prints what the files say of themselves.
+///
+/// # Errors
+/// Where one of them is no trace, or the text cannot be written.
+pub fn run(options: &Options, _global: &GlobalOptions) -> anyhow::Result<ExitCode> {
+    let mut text = Vec::new();
+    let mut objects = Vec::new();
+    for path in &options.traces {
+        let trace = Trace::open(path).with_context(|| path.display().to_string())?;
+        let bytes = trace.file_bytes().with_context(|| path.display().to_string())?;
+        let path = path.display().to_string();
+        match options.format {
+            InfoFormat::Table => table(&path, &trace, bytes, &mut text)?,
+            InfoFormat::Json => objects.push(object(&path, &trace, bytes)),
+        }
+    }
+    if options.format == InfoFormat::Json {
+        serde_json::to_writer_pretty(&mut text, &objects)?;
+        text.push(b'\n');
+    }
+    options.output.write_all(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// From the first to the last record.
+fn span_ns(stream: &Stream) -> u64 {
+    let first = stream.blocks().iter().map(|b| b.first_ns).min().unwrap_or(0);
+    let last = stream.blocks().iter().map(|b| b.last_ns).max().unwrap_or(0);
+    last.saturating_sub(first)
+}
+
+fn ratio(bytes: u64, op_calls: u64) -> Option<f64> {
+    #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
+    let ratio = bytes as f64 / op_calls as f64;
+    (op_calls > 0).then_some(ratio)
+}
+
+fn end_text(end: &TraceEnd) -> String {
+    match end {
+        TraceEnd::Clean(end) => match (end.exit_code, end.signal) {
+            (Some(code), _) => format!("finished; the command exited with {code}"),
+            (None, Some(signal)) => format!("finished; the command was ended by signal {signal}"),
+            (None, None) => "finished".to_owned(),
+        },
+        TraceEnd::Unfinished { valid_bytes, file_bytes } => {
+            format!("unfinished: {valid_bytes} of {file_bytes} bytes are whole; `optape recover` makes a finished copy")
+        }
+        TraceEnd::Damaged { offset, what, .. } => {
+            format!("damaged at byte {offset}: {what}; `optape recover` saves what is whole")
+        }
+    }
+}
+
+fn table(path: &str, trace: &Trace, bytes: u64, out: &mut Vec<u8>) -> std::io::Result<()> {
+    let run = trace.run();
+    let (major, minor) = trace.format_version();
+    let op_calls: u64 = trace.streams().iter().map(Stream::op_calls).sum();
+    writeln!(out, "{path}")?;
+    let mut line = |name: &str, value: String| writeln!(out, "  {name:<12} {value}");
+    line("run", uuid_text(&run.run_uuid))?;
+    line("command", run.command.join(" "))?;
+    line("directory", run.working_directory.clone())?;
+    line("host", run.host.clone())?;
+    line("started", format!("{} ns since 1970", run.started_unix_ns))?;
+    line("recorded by", format!("optape {}, format {major}.{minor}", run.optape_version))?;
+    line("statistics", format!("{} (needs table {})", run.statistics, run.needs_version))?;
+    line("end", end_text(trace.end()))?;
+    let per_op = ratio(bytes, op_calls).map(|r| format!(", {r:.2} bytes per op call")).unwrap_or_default();
+    line("size", format!("{} bytes{per_op}", grouped(i128::from(bytes))))?;
+    for (key, value) in &run.facts {
+        line("fact", format!("{key} = {value}"))?;
+    }
+    for stream in trace.streams() {
+        let info = stream.info();
+        let rank = info.rank.map(|r| format!(", rank {r}")).unwrap_or_default();
+        writeln!(out, "  process {} (number {}{rank}): {}", info.process_id, stream.id(), info.command.join(" "))?;
+        let versions: Vec<String> = info.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
+        #[expect(clippy::cast_precision_loss, reason = "rounded for people")]
+        let seconds = span_ns(stream) as f64 / 1e9;
+        let dictionary = stream.dictionary();
+        let mut line = |name: &str, value: String| writeln!(out, "    {name:<10} {value}");
+        line("versions", versions.join(", "))?;
+        line("records", grouped(i128::from(stream.records())))?;
+        line("op calls", grouped(i128::from(stream.op_calls())))?;
+        line("time", scaled(seconds, "s"))?;
+        line("ops", dictionary.ops().len().to_string())?;
+        line("signatures", dictionary.signatures().len().to_string())?;
+        line("modules", dictionary.modules().len().to_string())?;
+        line("threads", dictionary.threads().len().to_string())?;
+        line("blocks", stream.blocks().len().to_string())?;
+        if stream.dropped_records() > 0 {
+            line("lost", format!("{} records", grouped(i128::from(stream.dropped_records()))))?;
+        }
+        match stream.end() {
+            Some(end) => {
+                line("end", if end.clean { "clean".to_owned() } else { "the process did not say goodbye".to_owned() })?;
+                for (key, value) in &end.costs {
+                    line("cost", format!("{key} = {value}"))?;
+                }
+            }
+            None => line("end", "open".to_owned())?,
+        }
+    }
+    Ok(())
+}
+
+fn object(path: &str, trace: &Trace, bytes: u64) -> Value {
+    let run = trace.run();
+    let (major, minor) = trace.format_version();
+    let streams: Vec<Value> = trace
+        .streams()
+        .iter()
+        .map(|stream| {
+            let info = stream.info();
+            let dictionary = stream.dictionary();
+            json!({
+                "id": stream.id().0,
+                "process_id": info.process_id,
+                "parent_process_id": info.parent_process_id,
+                "rank": info.rank,
+                "command": info.command,
+                "versions": info.versions,
+                "identities": info.identities,
+                "records": stream.records(),
+                "op_calls": stream.op_calls(),
+                "dropped_records": stream.dropped_records(),
+                "time_ns": span_ns(stream),
+                "ops": dictionary.ops().len(),
+                "signatures": dictionary.signatures().len(),
+                "modules": dictionary.modules().len(),
+                "threads": dictionary.threads().len(),
+                "blocks": stream.blocks().len(),
+                "clean": stream.end().map(|end| end.clean),
+                "costs": stream.end().map(|end| &end.costs),
+            })
+        })
+        .collect();
+    let op_calls: u64 = trace.streams().iter().map(Stream::op_calls).sum();
+    json!({
+        "path": path,
+        "run_uuid": uuid_text(&run.run_uuid),
+        "command": run.command,
+        "working_directory": run.working_directory,
+        "host": run.host,
+        "started_unix_ns": run.started_unix_ns,
+        "recorded_by": run.optape_version,
+        "format": format!("{major}.{minor}"),
+        "statistics": run.statistics,
+        "needs_version": run.needs_version,
+        "facts": run.facts,
+        "end": match trace.end() {
+            TraceEnd::Clean(end) => json!({"state": "clean", "exit_code": end.exit_code, "signal": end.signal, "ended_unix_ns": end.ended_unix_ns}),
+            TraceEnd::Unfinished { valid_bytes, .. } => json!({"state": "unfinished", "valid_bytes": valid_bytes}),
+            TraceEnd::Damaged { offset, what, .. } => json!({"state": "damaged", "offset": offset, "what": what}),
+        },
+        "file_bytes": bytes,
+        "op_calls": op_calls,
+        "bytes_per_op_call": ratio(bytes, op_calls),
+        "streams": streams,
+    })
+}

@@ -1,0 +1,67 @@
+//! `optape rules [OP]`.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Args;
+use optape_replay::ReplayError;
+use optape_replay::rules::{RULE_SETS, RuleSet};
+
+use crate::options::GlobalOptions;
+use crate::output::OutputOptions;
+
+/// Options of `optape rules`.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// An op, `aten::mm`; without it, the rule sets
+    pub op: Option<String>,
+    /// One rule set only
+    #[arg(long, value_name = "NAME")]
+    pub rules: Option<String>,
+    /// Where to.
+    #[command(flatten)]
+    pub output: OutputOptions,
+}
+
+/// Prints rule sets, or the rules of an op with formula and source.
+///
+/// # Errors
+/// Where a name does not exist, or the text cannot be written.
+pub fn run(options: &Options, _global: &GlobalOptions) -> anyhow::Result<ExitCode> {
+    let sets = match &options.rules {
+        Some(name) => vec![RuleSet::named(name)?],
+        None => RULE_SETS.iter().map(|name| RuleSet::named(name)).collect::<Result<Vec<_>, _>>()?,
+    };
+    let mut text = Vec::new();
+    match &options.op {
+        None => {
+            for set in &sets {
+                writeln!(text, "{} (version {}): {}", set.name, set.version, set.description)?;
+                for counter in &set.counters {
+                    writeln!(text, "  {:<14} in {:<6} {} ops", counter.name(), counter.unit(), counter.ops().len())?;
+                }
+            }
+        }
+        Some(op) => {
+            let known = sets.iter().any(|set| set.counters.iter().any(|c| c.rule(op).is_some()));
+            if !known {
+                let ops = sets.iter().flat_map(|set| set.counters.iter().flat_map(|c| c.ops()));
+                return Err(ReplayError::unknown_name("op with a rule", op, ops).into());
+            }
+            for set in &sets {
+                writeln!(text, "{op} under {}", set.name)?;
+                for counter in &set.counters {
+                    match counter.rule(op) {
+                        None => writeln!(text, "  {:<14} no rule", counter.name())?,
+                        Some(rule) => match rule.zero_reason() {
+                            Some(reason) => writeln!(text, "  {:<14} 0: {reason}", counter.name())?,
+                            None => writeln!(text, "  {:<14} {}", counter.name(), rule.formula)?,
+                        },
+                    }
+                }
+            }
+        }
+    }
+    options.output.write_all(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
