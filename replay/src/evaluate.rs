@@ -390,7 +390,7 @@ pub fn evaluate(traces: &Traces, rules: &RuleSet, request: &Request) -> Result<R
         },
         selection: SelectionInfo::of(&request.selection),
         by: request.by.map(|by| by.name().to_owned()),
-        coverage: coverage(traces, &seen, results.iter().filter(|(_, shown)| *shown).map(|(r, _)| r)),
+        coverage: coverage(traces, &seen, results.iter().map(|(r, _)| r)),
         counters: reports.into_iter().collect(),
         energy: energy.into_iter().collect(),
         firing_rates: firing::rates(traces, &seen)?,

@@ -69,5 +69,9 @@ fn flat<W: Write>(report: &Report, csv: &mut csv::Writer<W>) -> Result<(), Repla
 }
 
 fn line<W: Write, S: AsRef<[u8]>>(csv: &mut csv::Writer<W>, row: &[S]) -> Result<(), ReplayError> {
-    csv.write_record(row).map_err(|e| ReplayError::Write(std::io::Error::other(e)))
+    csv.write_record(row).map_err(|error| match error.into_kind() {
+        // As it came, so that a closed pipe is still seen as one.
+        csv::ErrorKind::Io(error) => ReplayError::Write(error),
+        other => ReplayError::Write(std::io::Error::other(format!("{other:?}"))),
+    })
 }

@@ -71,6 +71,10 @@ pub trait Counter: Send + Sync {
     fn unit(&self) -> &str;
     /// The rule of an overload (`aten::add.Tensor`), where the counter works by rules.
     fn rule(&self, op: &str) -> Option<&Rule>;
+    /// The overloads that have a rule, sorted; empty for a counter that does not work by rules.
+    fn ops(&self) -> Vec<&str> {
+        Vec::new()
+    }
     /// The rule that [`count`](Self::count) applies to a row.
     fn rule_of(&self, row: &CallRow<'_>) -> Option<&Rule> {
         self.rule(&row.rule_name())
@@ -216,6 +220,10 @@ impl Counter for TableCounter {
 
     fn rule(&self, op: &str) -> Option<&Rule> {
         self.rules.get(op)
+    }
+
+    fn ops(&self) -> Vec<&str> {
+        self.rules.keys().map(AsRef::as_ref).collect()
     }
 
     fn count(&self, row: &CallRow<'_>) -> Counted {
