@@ -10,3 +10,5 @@ pub mod clock;
 pub mod daemon;
 pub mod ring;
 pub mod statistics;
+
+pub use optape_trace as trace;

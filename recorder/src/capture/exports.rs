@@ -13,9 +13,8 @@ use optape_trace::{ArgumentDef, ModuleDef, ModuleId, OpDef, ReturnDef, WatchDef}
 use parking_lot::lock_api::RawMutex as _;
 use serde::Deserialize;
 
-use super::{CAPTURE, Capture, CaptureError, Preset, Settings};
+use super::{CAPTURE, Capture, CaptureError, Settings};
 use crate::abi::{ABI_VERSION, Call, CaptureTable, Operator, OperatorArgument, Plan};
-use crate::ring::{DEFAULT_CAPACITY, OnFull};
 
 static TABLE: CaptureTable = CaptureTable {
     abi_version: ABI_VERSION,
@@ -29,7 +28,7 @@ static TABLE: CaptureTable = CaptureTable {
     storage_freed,
     module_enter,
     module_exit,
-    watch: end,
+    watch,
     failed,
 };
 
@@ -121,6 +120,15 @@ unsafe extern "C" fn end(call: *mut Call) {
     guarded(|| Capture::get().end(unsafe { &mut *call }));
 }
 
+unsafe extern "C" fn watch(call: *mut Call) {
+    guarded(|| {
+        // SAFETY: as `begin`.
+        let call = unsafe { &mut *call };
+        Capture::get().begin(call);
+        Capture::get().end(call);
+    });
+}
+
 unsafe extern "C" fn abort(call: *mut Call) {
     // SAFETY: as `begin`.
     guarded(|| Capture::get().abort(unsafe { &mut *call }));
@@ -195,35 +203,16 @@ struct StartRequest {
 fn parse_request(json: &str) -> Result<Settings, CaptureError> {
     let bad = |e: String| CaptureError::Settings(e);
     let request: StartRequest = serde_json::from_str(json).map_err(|e| bad(e.to_string()))?;
-    let environment = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
-    let hook_only = environment("OPTAPE_STATS").as_deref() == Some("hook");
-    let statistics = environment("OPTAPE_STATS").filter(|_| !hook_only).unwrap_or_else(|| "rules".to_owned());
-    let statistics = Preset::from_name(&statistics)
-        .ok_or_else(|| bad(format!("OPTAPE_STATS={statistics}: none, rules and all are known")))?;
-    let ring_bytes = match environment("OPTAPE_RING_BYTES") {
-        None => DEFAULT_CAPACITY,
-        Some(bytes) => bytes.parse().map_err(|_| bad(format!("OPTAPE_RING_BYTES={bytes} is no number of bytes")))?,
-    };
-    let on_full = match environment("OPTAPE_ON_FULL").as_deref() {
-        None | Some("wait") => OnFull::Wait,
-        Some("drop") => OnFull::Drop,
-        Some(other) => return Err(bad(format!("OPTAPE_ON_FULL={other}: wait and drop are known"))),
-    };
+    let mut settings = Settings::from_environment(request.run)?;
     let mut versions = request.versions;
     if !request.hook_key.is_empty() {
         versions.insert("dispatch key".to_owned(), request.hook_key);
     }
     versions.extend(request.settings.into_iter().map(|(key, value)| (key, value.to_string())));
-    Ok(Settings {
-        run_directory: request.run,
-        statistics: if hook_only { Preset::None } else { statistics },
-        ring_bytes,
-        on_full,
-        hook_only,
-        versions,
-        command: request.command,
-        rank: request.rank,
-    })
+    settings.versions = versions;
+    settings.command = request.command;
+    settings.rank = request.rank;
+    Ok(settings)
 }
 
 /// The table for `optape_hook_install`.

@@ -150,8 +150,9 @@ impl Texts {
     }
 }
 
-/// Everything behind the lock.
+/// Everything behind the lock. Exists before [`Capture::start`] where the hook tells its operators earlier.
 struct State {
+    started: bool,
     settings: Settings,
     /// The stream, once begun.
     stream: Option<Stream>,
@@ -212,12 +213,14 @@ impl Capture {
     /// Where it was begun already.
     pub fn start(&'static self, settings: Settings) -> Result<(), CaptureError> {
         let mut state = self.state.lock();
-        if state.is_some() {
+        let state = state.get_or_insert_default();
+        if state.started {
             return Err(CaptureError::Running);
         }
         exports::install_fork_handlers();
         let mode = if settings.hook_only { HOOK_ONLY } else { RECORDING };
-        *state = Some(Box::new(State::new(settings)));
+        state.settings = settings;
+        state.started = true;
         self.recording.store(mode, Ordering::Release);
         Ok(())
     }
@@ -258,8 +261,20 @@ impl Capture {
 
     /// Pauses (`false`) or resumes recording. Ops pass through untouched meanwhile.
     pub fn set_recording(&'static self, on: bool) {
-        let known = self.state.lock().is_some();
-        self.recording.store(u32::from(on && known), Ordering::Release);
+        let started = self.state.lock().as_ref().is_some_and(|s| s.started);
+        self.recording.store(if on && started { RECORDING } else { 0 }, Ordering::Release);
+    }
+
+    /// Whether recording was begun, paused or not.
+    #[must_use]
+    pub fn is_started(&'static self) -> bool {
+        self.state.lock().as_ref().is_some_and(|s| s.started)
+    }
+
+    /// Whether watched values would be thrown away.
+    #[must_use]
+    pub fn takes_no_statistics(&'static self) -> bool {
+        self.state.lock().as_ref().is_none_or(|s| !s.started || s.settings.statistics == Preset::None)
     }
 
     /// Says goodbye: writes the stream's end.
@@ -364,6 +379,7 @@ impl Capture {
     }
 
     fn define_op(&'static self, definition: OpDef, out: &mut Plan) -> bool {
+        self.state.lock().get_or_insert_default();
         self.with(|state| {
             let op = u32::try_from(state.ops.len())?;
             let plan = OpPlan::new(&definition, state.settings.statistics);
@@ -495,10 +511,71 @@ fn sample() -> bool {
     })
 }
 
-impl State {
-    fn new(settings: Settings) -> Self {
+impl Settings {
+    /// What the daemon says in the environment (`OPTAPE_STATS`, `OPTAPE_RING_BYTES`, `OPTAPE_ON_FULL`), for rings in `run_directory`.
+    ///
+    /// # Errors
+    /// Where a variable holds what it cannot mean.
+    pub fn from_environment(run_directory: PathBuf) -> Result<Self, CaptureError> {
+        let variable = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
+        let bad = |text: String| Err(CaptureError::Settings(text));
+        let mut settings = Self { run_directory, ..Self::default() };
+        match variable("OPTAPE_STATS").as_deref() {
+            None => {}
+            Some("hook") => (settings.hook_only, settings.statistics) = (true, Preset::None),
+            Some(name) => match Preset::from_name(name) {
+                Some(preset) => settings.statistics = preset,
+                None => return bad(format!("OPTAPE_STATS={name}: none, rules and all are known")),
+            },
+        }
+        if let Some(bytes) = variable("OPTAPE_RING_BYTES") {
+            match bytes.parse() {
+                Ok(bytes) => settings.ring_bytes = bytes,
+                Err(_) => return bad(format!("OPTAPE_RING_BYTES={bytes} is no number of bytes")),
+            }
+        }
+        match variable("OPTAPE_ON_FULL").as_deref() {
+            None | Some("wait") => {}
+            Some("drop") => settings.on_full = OnFull::Drop,
+            Some(other) => return bad(format!("OPTAPE_ON_FULL={other}: wait and drop are known")),
+        }
+        Ok(settings)
+    }
+
+    /// What a recording within this process wants.
+    #[must_use]
+    pub fn of_recording(run_directory: &std::path::Path, recording: &crate::daemon::Settings) -> Self {
         Self {
-            settings,
+            run_directory: run_directory.to_owned(),
+            statistics: recording.statistics.preset(),
+            hook_only: recording.statistics == crate::daemon::Statistics::HookOnly,
+            ring_bytes: recording.ring_bytes,
+            on_full: recording.on_full,
+            ..Self::default()
+        }
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            run_directory: PathBuf::new(),
+            statistics: Preset::Rules,
+            ring_bytes: crate::ring::DEFAULT_CAPACITY,
+            on_full: OnFull::Wait,
+            hook_only: false,
+            versions: BTreeMap::new(),
+            command: Vec::new(),
+            rank: None,
+        }
+    }
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            started: false,
+            settings: Settings::default(),
             stream: None,
             texts: Texts::new(),
             ops: Vec::new(),
@@ -514,7 +591,9 @@ impl State {
             range_ops: RangeOps::default(),
         }
     }
+}
 
+impl State {
     fn recall(&mut self, tensor: &crate::abi::Tensor) -> Option<crate::statistics::Answer> {
         let answer = self.identities.recall(tensor);
         self.recalled += u64::from(answer.is_some());

@@ -77,6 +77,16 @@ impl Statistics {
             Self::HookOnly => "hook",
         }
     }
+
+    /// As capture knows them.
+    #[must_use]
+    pub const fn preset(self) -> crate::capture::Preset {
+        match self {
+            Self::None | Self::HookOnly => crate::capture::Preset::None,
+            Self::Rules => crate::capture::Preset::Rules,
+            Self::All => crate::capture::Preset::All,
+        }
+    }
 }
 
 /// How to record.
