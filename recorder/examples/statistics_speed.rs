@@ -25,15 +25,15 @@ const DTYPES: [DType; 11] = [
 ];
 
 /// Nanoseconds per call: the best of many short series, for others may be using the machine.
-fn time(mut call: impl FnMut()) -> f64 {
+fn time<R>(mut call: impl FnMut() -> R) -> f64 {
     let start = Instant::now();
-    call();
+    black_box(call());
     let once = start.elapsed().as_nanos().max(1);
     let calls = u32::try_from((200_000 / once).clamp(1, 10_000)).unwrap_or(1);
     let series = (0..40).map(|_| {
         let start = Instant::now();
         for _ in 0..calls {
-            call();
+            black_box(call());
         }
         start.elapsed().as_nanos() as f64 / f64::from(calls)
     });
@@ -83,7 +83,7 @@ fn main() {
                 let sizes = [(bytes as u64 / dtype.bytes()) as i64];
                 // SAFETY: the view is the memory.
                 let view = unsafe { View::new(memory.as_ptr(), dtype, &sizes, &[1]) };
-                let ns = time(|| drop(black_box(measure(black_box(&view), question))));
+                let ns = time(|| measure(black_box(&view), question));
                 print(&format!("{place} {} {name}", dtype.name()), bytes, ns);
             }
         }
@@ -91,14 +91,18 @@ fn main() {
 
     println!("# Early stop");
     let bytes = 4 << 20;
-    for (name, at) in [("at the first element", 0usize), ("at element 10", 10), ("at element 2000", 2000)] {
+    for (name, at) in [
+        ("at the first element", 0usize),
+        ("at element 10", 10),
+        ("at element 2000", 2000),
+    ] {
         let mut memory = memory(DType::F32, bytes, true);
         memory[at * 4..at * 4 + 4].copy_from_slice(&0.5f32.to_ne_bytes());
         let sizes = [8, 128, 32, 32];
         let strides = [131_072, 1024, 32, 1];
         // SAFETY: 2^20 elements of four bytes are the memory.
         let view = unsafe { View::new(memory.as_ptr(), DType::F32, &sizes, &strides) };
-        let ns = time(|| drop(black_box(measure(black_box(&view), Question::Binary))));
+        let ns = time(|| measure(black_box(&view), Question::Binary));
         println!("{name:<58} {ns:>12.1} ns");
     }
 
@@ -114,22 +118,62 @@ fn main() {
     ] {
         // SAFETY: twice the elements are there, and no index leads beyond them.
         let view = unsafe { View::new(spikes.as_ptr(), DType::F32, &sizes, &strides) };
-        let ns = time(|| drop(black_box(measure(black_box(&view), Question::Binary))));
+        let ns = time(|| measure(black_box(&view), Question::Binary));
         print(name, bytes, ns);
     }
 
     println!("# Convolution inputs, float32, with fan-out");
     for (name, sizes, kernel, last, question) in [
-        ("8x16x32x32, 3x3", [8, 16, 32, 32], 3, false, Question::Binary),
-        ("8x16x32x32, 3x3, full", [8, 16, 32, 32], 3, false, Question::Full),
-        ("8x16x32x32, 1x1", [8, 16, 32, 32], 1, false, Question::Binary),
-        ("8x16x32x32, 3x3, channels last", [8, 16, 32, 32], 3, true, Question::Binary),
-        ("128x16x8x8, 3x3", [128, 16, 8, 8], 3, false, Question::Binary),
+        (
+            "8x16x32x32, 3x3",
+            [8, 16, 32, 32],
+            3,
+            false,
+            Question::Binary,
+        ),
+        (
+            "8x16x32x32, 3x3, full",
+            [8, 16, 32, 32],
+            3,
+            false,
+            Question::Full,
+        ),
+        (
+            "8x16x32x32, 1x1",
+            [8, 16, 32, 32],
+            1,
+            false,
+            Question::Binary,
+        ),
+        (
+            "8x16x32x32, 3x3, channels last",
+            [8, 16, 32, 32],
+            3,
+            true,
+            Question::Binary,
+        ),
+        (
+            "128x16x8x8, 3x3",
+            [128, 16, 8, 8],
+            3,
+            false,
+            Question::Binary,
+        ),
         ("32x81x7x7, 3x3", [32, 81, 7, 7], 3, false, Question::Binary),
-        ("1x2x224x224, 3x3", [1, 2, 224, 224], 3, false, Question::Binary),
+        (
+            "1x2x224x224, 3x3",
+            [1, 2, 224, 224],
+            3,
+            false,
+            Question::Binary,
+        ),
     ] {
         let [_, c, h, w]: [i64; 4] = sizes;
-        let strides = if last { [c * h * w, 1, w * c, c] } else { [c * h * w, h * w, w, 1] };
+        let strides = if last {
+            [c * h * w, 1, w * c, c]
+        } else {
+            [c * h * w, h * w, w, 1]
+        };
         // SAFETY: fewer elements than there are, in a dense layout.
         let view = unsafe { View::new(spikes.as_ptr(), DType::F32, &sizes, &strides) };
         let geometry = Geometry {
@@ -143,18 +187,20 @@ fn main() {
             groups: 1,
             outputs_per_group: 64,
         };
-        let ns = time(|| drop(black_box(measure_convolution(black_box(&view), &geometry, question))));
+        let ns = time(|| measure_convolution(black_box(&view), &geometry, question));
         print(name, sizes.iter().product::<i64>() as usize * 4, ns);
     }
 
     println!("# Products of binary factors, float32, bytes of both");
     // SAFETY: 256 * 256 elements are there, whichever way round.
-    let factor = |strides: &'static [i64]| unsafe { View::new(spikes.as_ptr(), DType::F32, &[256, 256], strides) };
+    let factor = |strides: &'static [i64]| unsafe {
+        View::new(spikes.as_ptr(), DType::F32, &[256, 256], strides)
+    };
     let (rows, columns) = (factor(&[256, 1]), factor(&[1, 256]));
-    let ns = time(|| drop(black_box(product_sum_matrix(black_box(&rows), &rows))));
+    let ns = time(|| product_sum_matrix(black_box(&rows), &rows));
     print("256x256 @ 256x256", 512 << 10, ns);
-    let ns = time(|| drop(black_box(product_sum_matrix(black_box(&columns), &columns))));
+    let ns = time(|| product_sum_matrix(black_box(&columns), &columns));
     print("256x256 @ 256x256, both transposed", 512 << 10, ns);
-    let ns = time(|| drop(black_box(product_sum_linear(black_box(&rows), &rows))));
+    let ns = time(|| product_sum_linear(black_box(&rows), &rows));
     print("linear 256x256, 256x256", 512 << 10, ns);
 }

@@ -1,9 +1,11 @@
 //! The statistics kernels against references that look at one element at a time.
 
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
+
 use half::{bf16, f16};
 use optape_recorder::statistics::{
-    Answer, Geometry, Question, View, measure, measure_convolution, product_sum_broadcast, product_sum_convolution,
-    product_sum_linear, product_sum_matrix,
+    Answer, Geometry, Question, View, measure, measure_convolution, product_sum_broadcast,
+    product_sum_convolution, product_sum_linear, product_sum_matrix,
 };
 use optape_trace::{DType, NotTaken};
 use proptest::prelude::*;
@@ -40,12 +42,21 @@ struct Tensor {
 
 impl Tensor {
     fn contiguous(dtype: DType, sizes: &[i64], values: impl IntoIterator<Item = Number>) -> Self {
-        let memory = values.into_iter().flat_map(|value| value.encode(dtype)).collect();
+        let memory = values
+            .into_iter()
+            .flat_map(|value| value.encode(dtype))
+            .collect();
         let mut strides = vec![1; sizes.len()];
         for at in (1..sizes.len()).rev() {
             strides[at - 1] = strides[at] * sizes[at].max(1);
         }
-        let tensor = Self { memory, dtype, offset: 0, sizes: sizes.to_vec(), strides };
+        let tensor = Self {
+            memory,
+            dtype,
+            offset: 0,
+            sizes: sizes.to_vec(),
+            strides,
+        };
         assert_eq!(tensor.memory.len() as u64, tensor.count() * dtype.bytes());
         tensor
     }
@@ -64,7 +75,14 @@ impl Tensor {
             assert!(index < self.memory.len());
         }
         // SAFETY: the addresses of all elements were just held against the memory.
-        unsafe { View::new(self.memory[at.min(self.memory.len())..].as_ptr(), self.dtype, &self.sizes, &self.strides) }
+        unsafe {
+            View::new(
+                self.memory[at.min(self.memory.len())..].as_ptr(),
+                self.dtype,
+                &self.sizes,
+                &self.strides,
+            )
+        }
     }
 
     fn indices(&self) -> Vec<Vec<i64>> {
@@ -96,7 +114,9 @@ impl Tensor {
 
 fn indices(sizes: &[i64]) -> Vec<Vec<i64>> {
     sizes.iter().fold(vec![vec![]], |all, &size| {
-        all.iter().flat_map(|index| (0..size).map(move |i| [&index[..], &[i]].concat())).collect()
+        all.iter()
+            .flat_map(|index| (0..size).map(move |i| [&index[..], &[i]].concat()))
+            .collect()
     })
 }
 
@@ -110,7 +130,11 @@ struct Number {
 
 impl Number {
     fn real(real: f64) -> Self {
-        Self { integer: None, real, imaginary: 0.0 }
+        Self {
+            integer: None,
+            real,
+            imaginary: 0.0,
+        }
     }
 
     fn encode(self, dtype: DType) -> Vec<u8> {
@@ -124,26 +148,46 @@ impl Number {
             DType::U16 => (whole as u16).to_ne_bytes().to_vec(),
             DType::U32 => (whole as u32).to_ne_bytes().to_vec(),
             DType::U64 => (whole as u64).to_ne_bytes().to_vec(),
-            DType::BOOL => vec![if self.real == 0.0 { 0 } else { (whole as u8).max(1) }],
+            DType::BOOL => vec![if self.real == 0.0 {
+                0
+            } else {
+                (whole as u8).max(1)
+            }],
             DType::F16 => f16::from_f64(self.real).to_ne_bytes().to_vec(),
             DType::BF16 => bf16::from_f64(self.real).to_ne_bytes().to_vec(),
             DType::F32 => (self.real as f32).to_ne_bytes().to_vec(),
             DType::F64 => self.real.to_ne_bytes().to_vec(),
-            DType::C32 => [f16::from_f64(self.real).to_ne_bytes(), f16::from_f64(self.imaginary).to_ne_bytes()].concat(),
-            DType::C64 => [(self.real as f32).to_ne_bytes(), (self.imaginary as f32).to_ne_bytes()].concat(),
+            DType::C32 => [
+                f16::from_f64(self.real).to_ne_bytes(),
+                f16::from_f64(self.imaginary).to_ne_bytes(),
+            ]
+            .concat(),
+            DType::C64 => [
+                (self.real as f32).to_ne_bytes(),
+                (self.imaginary as f32).to_ne_bytes(),
+            ]
+            .concat(),
             DType::C128 => [self.real.to_ne_bytes(), self.imaginary.to_ne_bytes()].concat(),
             _ => panic!("{dtype:?}"),
         }
     }
 
     fn decode(dtype: DType, bytes: &[u8]) -> Self {
-        let whole = |integer: i128| Self { integer: Some(integer), real: integer as f64, imaginary: 0.0 };
+        let whole = |integer: i128| Self {
+            integer: Some(integer),
+            real: integer as f64,
+            imaginary: 0.0,
+        };
         let half = |bytes: &[u8]| f16::from_ne_bytes(bytes.try_into().unwrap()).to_f64();
         let single = |bytes: &[u8]| f64::from(f32::from_ne_bytes(bytes.try_into().unwrap()));
         let double = |bytes: &[u8]| f64::from_ne_bytes(bytes.try_into().unwrap());
         let pair = |part: fn(&[u8]) -> f64| {
             let (real, imaginary) = bytes.split_at(bytes.len() / 2);
-            Self { integer: None, real: part(real), imaginary: part(imaginary) }
+            Self {
+                integer: None,
+                real: part(real),
+                imaginary: part(imaginary),
+            }
         };
         match dtype {
             DType::U8 => whole(bytes[0].into()),
@@ -178,12 +222,22 @@ impl Number {
 /// The reference: weighted sum, and a bound of what rounding may do to it.
 fn weighted_sum(numbers: &[(Number, u64)]) -> (f64, f64) {
     let fed: Vec<_> = numbers.iter().filter(|n| n.1 > 0).collect();
-    let exact: Option<i128> = fed.iter().map(|(n, w)| n.integer.map(|i| i * i128::from(*w))).sum();
+    let exact: Option<i128> = fed
+        .iter()
+        .map(|(n, w)| n.integer.map(|i| i * i128::from(*w)))
+        .sum();
     if let Some(exact) = exact {
         return (exact as f64, 0.0);
     }
-    let size: f64 = fed.iter().map(|(n, w)| n.real.abs() * *w as f64).filter(|s| s.is_finite()).sum();
-    (fed.iter().map(|(n, w)| n.real * *w as f64).sum(), size * 1e-12)
+    let size: f64 = fed
+        .iter()
+        .map(|(n, w)| n.real.abs() * *w as f64)
+        .filter(|s| s.is_finite())
+        .sum();
+    (
+        fed.iter().map(|(n, w)| n.real * *w as f64).sum(),
+        size * 1e-12,
+    )
 }
 
 fn assert_sum(ours: Option<f64>, (exact, bound): (f64, f64)) {
@@ -193,7 +247,10 @@ fn assert_sum(ours: Option<f64>, (exact, bound): (f64, f64)) {
 }
 
 fn assert_same(a: Option<f64>, b: Option<f64>) {
-    assert!(a == b || (a.is_some_and(f64::is_nan) && b.is_some_and(f64::is_nan)), "{a:?} {b:?}");
+    assert!(
+        a == b || (a.is_some_and(f64::is_nan) && b.is_some_and(f64::is_nan)),
+        "{a:?} {b:?}"
+    );
 }
 
 /// Holds an answer against the numbers.
@@ -203,16 +260,39 @@ fn assert_answer(answer: &Answer, question: Question, dtype: DType, numbers: &[N
     match question {
         Question::Binary => {
             let nonzeros = nonzeros.filter(|_| binary);
-            assert_eq!(*answer, Answer { binary: Some(binary), nonzeros, ..Answer::default() });
+            assert_eq!(
+                *answer,
+                Answer {
+                    binary: Some(binary),
+                    nonzeros,
+                    ..Answer::default()
+                }
+            );
         }
-        Question::Nonzeros => assert_eq!(*answer, Answer { nonzeros, ..Answer::default() }),
+        Question::Nonzeros => assert_eq!(
+            *answer,
+            Answer {
+                nonzeros,
+                ..Answer::default()
+            }
+        ),
         Question::Full => {
             assert_eq!((answer.binary, answer.nonzeros), (Some(binary), nonzeros));
             let weighted: Vec<_> = numbers.iter().map(|&n| (n, 1)).collect();
             assert_sum(answer.sum, weighted_sum(&weighted));
             let range = |pick: fn(f64, f64) -> f64| {
-                let either = |a: f64, b: f64| if a.is_nan() || b.is_nan() { f64::NAN } else { pick(a, b) };
-                numbers.iter().map(|n| n.real).reduce(either).filter(|_| !dtype.is_complex())
+                let either = |a: f64, b: f64| {
+                    if a.is_nan() || b.is_nan() {
+                        f64::NAN
+                    } else {
+                        pick(a, b)
+                    }
+                };
+                numbers
+                    .iter()
+                    .map(|n| n.real)
+                    .reduce(either)
+                    .filter(|_| !dtype.is_complex())
             };
             assert_same(answer.minimum, range(f64::min));
             assert_same(answer.maximum, range(f64::max));
@@ -237,13 +317,30 @@ fn dtype() -> impl Strategy<Value = DType> {
 
 /// Zeros and ones, negative zero among them.
 fn binary_number() -> impl Strategy<Value = Number> {
-    prop_oneof![Just(Number::real(0.0)), Just(Number::real(-0.0)), Just(Number::real(1.0))]
+    prop_oneof![
+        Just(Number::real(0.0)),
+        Just(Number::real(-0.0)),
+        Just(Number::real(1.0))
+    ]
 }
 
 fn any_number() -> impl Strategy<Value = Number> {
-    const SPECIALS: [f64; 11] = [0.0, -0.0, 1.0, -1.0, 2.0, 0.5, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 6e-8, 1e-40];
+    const SPECIALS: [f64; 11] = [
+        0.0,
+        -0.0,
+        1.0,
+        -1.0,
+        2.0,
+        0.5,
+        f64::NAN,
+        f64::INFINITY,
+        f64::NEG_INFINITY,
+        6e-8,
+        1e-40,
+    ];
     let real = prop_oneof![proptest::sample::select(&SPECIALS[..]), -1e4..1e4];
-    let imaginary = prop_oneof![3 => Just(0.0), 1 => Just(-0.0), 1 => Just(f64::NAN), 1 => -2.0..2.0];
+    let imaginary =
+        prop_oneof![3 => Just(0.0), 1 => Just(-0.0), 1 => Just(f64::NAN), 1 => -2.0..2.0];
     prop_oneof![
         4 => binary_number(),
         2 => (real, imaginary).prop_map(|(real, imaginary)| Number { integer: None, real, imaginary }),
@@ -317,11 +414,19 @@ fn tensor_of(dtype: DType, sizes: Vec<i64>, expand: bool, binary: bool) -> Boxed
             }
             let stored: Vec<i64> = order.iter().map(|&d| cuts[d].stored()).collect();
             let count = stored.iter().product::<i64>() as usize;
-            let values = if binary { proptest::collection::vec(binary_number(), count).boxed() } else { numbers(count) };
+            let values = if binary {
+                proptest::collection::vec(binary_number(), count).boxed()
+            } else {
+                numbers(count)
+            };
             let sizes = sizes.clone();
             values.prop_map(move |values| {
                 let dense = Tensor::contiguous(dtype, &stored, values);
-                let mut tensor = Tensor { sizes: sizes.clone(), strides: vec![0; sizes.len()], ..dense.clone() };
+                let mut tensor = Tensor {
+                    sizes: sizes.clone(),
+                    strides: vec![0; sizes.len()],
+                    ..dense.clone()
+                };
                 for (at, &d) in order.iter().enumerate() {
                     match cuts[d] {
                         Cut::Whole(_) => tensor.strides[d] = dense.strides[at],
@@ -339,7 +444,13 @@ fn tensor_of(dtype: DType, sizes: Vec<i64>, expand: bool, binary: bool) -> Boxed
 }
 
 fn any_tensor() -> impl Strategy<Value = Tensor> {
-    (dtype(), proptest::collection::vec(prop_oneof![1 => Just(0i64), 2 => Just(1i64), 20 => 2i64..8], 0..5))
+    (
+        dtype(),
+        proptest::collection::vec(
+            prop_oneof![1 => Just(0i64), 2 => Just(1i64), 20 => 2i64..8],
+            0..5,
+        ),
+    )
         .prop_flat_map(|(dtype, sizes)| tensor_of(dtype, sizes, true, false))
 }
 
@@ -408,11 +519,31 @@ fn zeros_and_ones_by_hand() {
     for dtype in DTYPES {
         let tensor = Tensor::reals(dtype, &[2, 3], &[0.0, 1.0, 1.0, -0.0, 0.0, 1.0]);
         let binary = measure(&tensor.view(), Question::Binary).unwrap();
-        assert_eq!(binary, Answer { binary: Some(true), nonzeros: Some(3), ..Answer::default() }, "{dtype:?}");
+        assert_eq!(
+            binary,
+            Answer {
+                binary: Some(true),
+                nonzeros: Some(3),
+                ..Answer::default()
+            },
+            "{dtype:?}"
+        );
         let full = measure(&tensor.view(), Question::Full).unwrap();
-        assert_eq!((full.binary, full.nonzeros, full.sum), (Some(true), Some(3), Some(3.0)), "{dtype:?}");
+        assert_eq!(
+            (full.binary, full.nonzeros, full.sum),
+            (Some(true), Some(3), Some(3.0)),
+            "{dtype:?}"
+        );
         let range = (full.minimum, full.maximum);
-        assert_eq!(range, if dtype.is_complex() { (None, None) } else { (Some(0.0), Some(1.0)) }, "{dtype:?}");
+        assert_eq!(
+            range,
+            if dtype.is_complex() {
+                (None, None)
+            } else {
+                (Some(0.0), Some(1.0))
+            },
+            "{dtype:?}"
+        );
     }
 }
 
@@ -422,35 +553,73 @@ fn special_floats_by_hand() {
         let nan = Tensor::reals(dtype, &[3], &[0.0, f64::NAN, 1.0]);
         let full = measure(&nan.view(), Question::Full).unwrap();
         assert_eq!((full.binary, full.nonzeros), (Some(false), Some(2)));
-        assert!([full.sum, full.minimum, full.maximum].iter().all(|v| v.is_some_and(f64::is_nan)), "{full:?}");
+        assert!(
+            [full.sum, full.minimum, full.maximum]
+                .iter()
+                .all(|v| v.is_some_and(f64::is_nan)),
+            "{full:?}"
+        );
 
         let infinite = Tensor::reals(dtype, &[3], &[f64::INFINITY, f64::NEG_INFINITY, 1.0]);
         let full = measure(&infinite.view(), Question::Full).unwrap();
-        assert_eq!((full.minimum, full.maximum), (Some(f64::NEG_INFINITY), Some(f64::INFINITY)));
+        assert_eq!(
+            (full.minimum, full.maximum),
+            (Some(f64::NEG_INFINITY), Some(f64::INFINITY))
+        );
         assert!(full.sum.is_some_and(f64::is_nan));
 
         let zeros = Tensor::reals(dtype, &[2], &[-0.0, -0.0]);
-        assert_eq!(measure(&zeros.view(), Question::Nonzeros).unwrap().nonzeros, Some(0));
-        assert_eq!(measure(&zeros.view(), Question::Binary).unwrap().binary, Some(true));
+        assert_eq!(
+            measure(&zeros.view(), Question::Nonzeros).unwrap().nonzeros,
+            Some(0)
+        );
+        assert_eq!(
+            measure(&zeros.view(), Question::Binary).unwrap().binary,
+            Some(true)
+        );
     }
 }
 
 #[test]
 fn every_bool_byte_but_zero_is_true() {
-    let tensor = Tensor { memory: vec![0, 1, 2, 255, 128, 0], ..Tensor::reals(DType::BOOL, &[6], &[0.0; 6]) };
+    let tensor = Tensor {
+        memory: vec![0, 1, 2, 255, 128, 0],
+        ..Tensor::reals(DType::BOOL, &[6], &[0.0; 6])
+    };
     let full = measure(&tensor.view(), Question::Full).unwrap();
-    assert_eq!((full.binary, full.nonzeros, full.sum), (Some(true), Some(4), Some(4.0)));
+    assert_eq!(
+        (full.binary, full.nonzeros, full.sum),
+        (Some(true), Some(4), Some(4.0))
+    );
     assert_eq!((full.minimum, full.maximum), (Some(0.0), Some(1.0)));
 }
 
 #[test]
 fn integers_are_summed_exactly() {
-    let whole = |i: i128| Number { integer: Some(i), real: i as f64, imaginary: 0.0 };
+    let whole = |i: i128| Number {
+        integer: Some(i),
+        real: i as f64,
+        imaginary: 0.0,
+    };
     let max = i128::from(i64::MAX);
-    let tensor = Tensor::contiguous(DType::I64, &[4], [whole(max), whole(3), whole(-max), whole(max - 1)]);
-    assert_eq!(measure(&tensor.view(), Question::Full).unwrap().sum, Some((max + 2) as f64));
-    let tensor = Tensor::contiguous(DType::U64, &[2], [whole(u64::MAX.into()), whole(u64::MAX.into())]);
-    assert_eq!(measure(&tensor.view(), Question::Full).unwrap().sum, Some(2.0 * u64::MAX as f64));
+    let tensor = Tensor::contiguous(
+        DType::I64,
+        &[4],
+        [whole(max), whole(3), whole(-max), whole(max - 1)],
+    );
+    assert_eq!(
+        measure(&tensor.view(), Question::Full).unwrap().sum,
+        Some((max + 2) as f64)
+    );
+    let tensor = Tensor::contiguous(
+        DType::U64,
+        &[2],
+        [whole(u64::MAX.into()), whole(u64::MAX.into())],
+    );
+    assert_eq!(
+        measure(&tensor.view(), Question::Full).unwrap().sum,
+        Some(2.0 * u64::MAX as f64)
+    );
 }
 
 #[test]
@@ -459,7 +628,12 @@ fn nothing_is_binary_without_ones() {
         for sizes in [&[0][..], &[3, 0, 2], &[0, 0]] {
             let tensor = Tensor::reals(dtype, sizes, &[]);
             let full = measure(&tensor.view(), Question::Full).unwrap();
-            let nothing = Answer { binary: Some(true), nonzeros: Some(0), sum: Some(0.0), ..Answer::default() };
+            let nothing = Answer {
+                binary: Some(true),
+                nonzeros: Some(0),
+                sum: Some(0.0),
+                ..Answer::default()
+            };
             assert_eq!(full, nothing);
         }
     }
@@ -483,7 +657,10 @@ fn expanded_tensors_are_counted_as_often_as_they_repeat() {
     // SAFETY: the only element addressed is `one`.
     let view = unsafe { View::new((&raw const one).cast(), DType::F32, &sizes, &strides) };
     let full = measure(&view, Question::Full).unwrap();
-    assert_eq!((full.nonzeros, full.sum), (Some(1 << 40), Some((1u64 << 40) as f64)));
+    assert_eq!(
+        (full.nonzeros, full.sum),
+        (Some(1 << 40), Some((1u64 << 40) as f64))
+    );
 }
 
 #[test]
@@ -498,7 +675,10 @@ fn what_is_no_tensor_is_refused() {
     assert_eq!(measured(DType(24), &[1], &[1]), Err(NotTaken::DType));
     assert_eq!(measured(DType::U8, &[-1], &[1]), Err(NotTaken::Layout));
     assert_eq!(measured(DType::U8, &[1, 1], &[1]), Err(NotTaken::Layout));
-    assert_eq!(measured(DType::U8, &[i64::MAX, i64::MAX], &[0, 0]), Err(NotTaken::Layout));
+    assert_eq!(
+        measured(DType::U8, &[i64::MAX, i64::MAX], &[0, 0]),
+        Err(NotTaken::Layout)
+    );
 }
 
 // Convolutions.
@@ -535,7 +715,11 @@ impl Convolution {
     }
 
     fn input_sizes(&self) -> Vec<i64> {
-        let mut sizes = if self.batched { vec![self.batch] } else { vec![] };
+        let mut sizes = if self.batched {
+            vec![self.batch]
+        } else {
+            vec![]
+        };
         sizes.push(self.groups * self.inputs_per_group);
         sizes.extend(&self.input);
         sizes
@@ -554,7 +738,11 @@ impl Convolution {
     /// Whether input position, output position and kernel element meet.
     fn meets(&self, p: &[i64], o: &[i64], k: &[i64]) -> bool {
         (0..p.len()).all(|d| {
-            let (near, far) = if self.transposed { (o[d], p[d]) } else { (p[d], o[d]) };
+            let (near, far) = if self.transposed {
+                (o[d], p[d])
+            } else {
+                (p[d], o[d])
+            };
             near == far * self.stride[d] - self.padding[d] + k[d] * self.dilation[d]
         })
     }
@@ -562,16 +750,21 @@ impl Convolution {
     /// Outputs that a spatial position feeds in one channel, each as often as kernel elements lead there.
     fn fan_out(&self, p: &[i64]) -> u64 {
         let output = |k: &Vec<i64>| -> Vec<i64> {
-            let near = |d: usize| if self.transposed {
-                p[d] * self.stride[d] - self.padding[d] + k[d] * self.dilation[d]
-            } else {
-                (p[d] + self.padding[d] - k[d] * self.dilation[d]).div_euclid(self.stride[d])
+            let near = |d: usize| {
+                if self.transposed {
+                    p[d] * self.stride[d] - self.padding[d] + k[d] * self.dilation[d]
+                } else {
+                    (p[d] + self.padding[d] - k[d] * self.dilation[d]).div_euclid(self.stride[d])
+                }
             };
             (0..p.len()).map(near).collect()
         };
         let fed = |k: &&Vec<i64>| {
             let o = output(k);
-            let exists = o.iter().zip(&self.output).all(|(o, size)| (0..*size).contains(o));
+            let exists = o
+                .iter()
+                .zip(&self.output)
+                .all(|(o, size)| (0..*size).contains(o));
             exists && self.meets(p, &o, k)
         };
         indices(&self.kernel).iter().filter(fed).count() as u64
@@ -581,61 +774,90 @@ impl Convolution {
 fn convolution() -> impl Strategy<Value = Convolution> {
     let axis = (1i64..7, 1i64..4, 1i64..4, 0i64..3, 1i64..3, 0i64..3);
     (
-        (0i64..3, any::<bool>(), 1i64..3, 1i64..4, 1i64..4, any::<bool>()),
+        (
+            0i64..3,
+            any::<bool>(),
+            1i64..3,
+            1i64..4,
+            1i64..4,
+            any::<bool>(),
+        ),
         proptest::collection::vec(axis, 1..4),
         prop_oneof![4 => Just(1i64), 1 => Just(7i64)],
     )
-        .prop_map(|((batch, batched, groups, inputs_per_group, outputs_per_group, transposed), axes, wider)| {
-            let mut c = Convolution {
-                batch,
-                batched,
-                groups,
-                inputs_per_group,
-                outputs_per_group,
-                input: vec![],
-                kernel: vec![],
-                stride: vec![],
-                padding: vec![],
-                dilation: vec![],
-                output: vec![],
-                transposed,
-            };
-            // Three dimensions are many elements for the reference.
-            let wider = if axes.len() == 3 { 1 } else { wider };
-            for (input, kernel, stride, padding, dilation, more) in axes {
-                let input = input * wider;
-                let output = if transposed {
-                    (input - 1) * stride - 2 * padding + dilation * (kernel - 1) + 1 + more.min(stride - 1)
-                } else {
-                    (input + 2 * padding - dilation * (kernel - 1) - 1).div_euclid(stride) + 1
+        .prop_map(
+            |(
+                (batch, batched, groups, inputs_per_group, outputs_per_group, transposed),
+                axes,
+                wider,
+            )| {
+                let mut c = Convolution {
+                    batch,
+                    batched,
+                    groups,
+                    inputs_per_group,
+                    outputs_per_group,
+                    input: vec![],
+                    kernel: vec![],
+                    stride: vec![],
+                    padding: vec![],
+                    dilation: vec![],
+                    output: vec![],
+                    transposed,
                 };
-                c.input.push(input);
-                c.kernel.push(kernel);
-                c.stride.push(stride);
-                c.padding.push(padding);
-                c.dilation.push(dilation);
-                c.output.push(output.max(0));
-            }
-            c
-        })
+                // Three dimensions are many elements for the reference.
+                let wider = if axes.len() == 3 { 1 } else { wider };
+                for (input, kernel, stride, padding, dilation, more) in axes {
+                    let input = input * wider;
+                    let output = if transposed {
+                        (input - 1) * stride - 2 * padding
+                            + dilation * (kernel - 1)
+                            + 1
+                            + more.min(stride - 1)
+                    } else {
+                        (input + 2 * padding - dilation * (kernel - 1) - 1).div_euclid(stride) + 1
+                    };
+                    c.input.push(input);
+                    c.kernel.push(kernel);
+                    c.stride.push(stride);
+                    c.padding.push(padding);
+                    c.dilation.push(dilation);
+                    c.output.push(output.max(0));
+                }
+                c
+            },
+        )
 }
 
 fn convolution_and_input() -> impl Strategy<Value = (Convolution, Tensor)> {
-    (convolution(), dtype())
-        .prop_flat_map(|(c, dtype)| (Just(c.clone()), tensor_of(dtype, c.input_sizes(), true, false)))
+    (convolution(), dtype()).prop_flat_map(|(c, dtype)| {
+        (
+            Just(c.clone()),
+            tensor_of(dtype, c.input_sizes(), true, false),
+        )
+    })
 }
 
 fn assert_convolution(c: &Convolution, tensor: &Tensor) {
     let leading = tensor.sizes.len() - c.input.len();
-    let fan_out: std::collections::HashMap<Vec<i64>, u64> =
-        indices(&c.input).into_iter().map(|p| (p.clone(), c.fan_out(&p) * c.outputs_per_group as u64)).collect();
-    let weighted: Vec<(Number, u64)> =
-        tensor.indices().iter().map(|index| (tensor.at(index), fan_out[&index[leading..]])).collect();
+    let fan_out: std::collections::HashMap<Vec<i64>, u64> = indices(&c.input)
+        .into_iter()
+        .map(|p| (p.clone(), c.fan_out(&p) * c.outputs_per_group as u64))
+        .collect();
+    let weighted: Vec<(Number, u64)> = tensor
+        .indices()
+        .iter()
+        .map(|index| (tensor.at(index), fan_out[&index[leading..]]))
+        .collect();
     let numbers: Vec<Number> = weighted.iter().map(|n| n.0).collect();
     for question in QUESTIONS {
         let found = measure_convolution(&tensor.view(), &c.geometry(), question).unwrap();
         assert_answer(&found.answer, question, tensor.dtype, &numbers);
-        let nonzeros: u64 = weighted.iter().filter(|n| n.0.is_nonzero()).map(|n| n.1).sum();
+        let nonzeros: u64 = weighted
+            .iter()
+            .filter(|n| n.0.is_nonzero())
+            .map(|n| n.1)
+            .sum();
         let stopped = found.answer.binary == Some(false) && question == Question::Binary;
         assert_eq!(found.fan_out_nonzeros, (!stopped).then_some(nonzeros));
         if question == Question::Full {
@@ -687,7 +909,14 @@ proptest! {
     }
 }
 
-fn image(batch: i64, channels: i64, size: i64, kernel: i64, stride: i64, padding: i64) -> Convolution {
+fn image(
+    batch: i64,
+    channels: i64,
+    size: i64,
+    kernel: i64,
+    stride: i64,
+    padding: i64,
+) -> Convolution {
     let output = (size + 2 * padding - kernel) / stride + 1;
     Convolution {
         batch,
@@ -708,19 +937,31 @@ fn image(batch: i64, channels: i64, size: i64, kernel: i64, stride: i64, padding
 #[test]
 fn images_in_both_memory_formats() {
     // 3x3 and 1x1 kernels over planes that fill a block, repeat it, and exceed it.
-    for (batch, channels, size, kernel, stride, padding) in
-        [(3, 4, 8, 3, 1, 1), (2, 3, 28, 3, 2, 1), (1, 2, 140, 3, 1, 1), (2, 70, 7, 1, 1, 0), (1, 40, 30, 5, 2, 2), (2, 3, 9, 2, 3, 0)]
-    {
+    for (batch, channels, size, kernel, stride, padding) in [
+        (3, 4, 8, 3, 1, 1),
+        (2, 3, 28, 3, 2, 1),
+        (1, 2, 140, 3, 1, 1),
+        (2, 70, 7, 1, 1, 0),
+        (1, 40, 30, 5, 2, 2),
+        (2, 3, 9, 2, 3, 0),
+    ] {
         let c = image(batch, channels, size, kernel, stride, padding);
         for other in [1.0, 2.5] {
             let mut seed = 12_345u64;
             let mut next = || {
-                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                seed = seed
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
                 seed >> 33
             };
             let count = (batch * channels * size * size) as usize;
-            let values: Vec<f64> = (0..count).map(|_| if next() % 5 == 0 { other } else { 0.0 }).collect();
-            assert_convolution(&c, &Tensor::reals(DType::F32, &[batch, channels, size, size], &values));
+            let values: Vec<f64> = (0..count)
+                .map(|_| if next() % 5 == 0 { other } else { 0.0 })
+                .collect();
+            assert_convolution(
+                &c,
+                &Tensor::reals(DType::F32, &[batch, channels, size, size], &values),
+            );
             let mut last = Tensor::reals(DType::F32, &[batch, size, size, channels], &values);
             last.transpose(1, 3);
             last.transpose(2, 3);
@@ -733,11 +974,18 @@ fn images_in_both_memory_formats() {
 fn a_convolution_by_hand() {
     // A 3x3 kernel with padding: a corner feeds 4 positions, an edge 6, the centre 9.
     let c = image(1, 1, 3, 3, 1, 1);
-    let spikes = Tensor::reals(DType::F32, &[1, 1, 3, 3], &[1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
+    let spikes = Tensor::reals(
+        DType::F32,
+        &[1, 1, 3, 3],
+        &[1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0],
+    );
     let found = measure_convolution(&spikes.view(), &c.geometry(), Question::Binary).unwrap();
     assert_eq!(found.fan_out_nonzeros, Some((4 + 6 + 9) * 5));
     let ones = Tensor::reals(DType::F32, &[5, 1, 3, 3], &[1.0; 45]);
-    assert_eq!(product_sum_convolution(&spikes.view(), &ones.view(), &c.geometry()), Ok((4 + 6 + 9) * 5));
+    assert_eq!(
+        product_sum_convolution(&spikes.view(), &ones.view(), &c.geometry()),
+        Ok((4 + 6 + 9) * 5)
+    );
 }
 
 #[test]
@@ -745,8 +993,16 @@ fn one_entry_holds_for_all_dimensions() {
     let c = image(2, 2, 6, 3, 2, 1);
     let tensor = Tensor::reals(DType::F32, &[2, 2, 6, 6], &[1.0; 144]);
     let all = measure_convolution(&tensor.view(), &c.geometry(), Question::Binary);
-    let short = Geometry { stride: &[2], padding: &[1], dilation: &[1], ..c.geometry() };
-    assert_eq!(measure_convolution(&tensor.view(), &short, Question::Binary), all);
+    let short = Geometry {
+        stride: &[2],
+        padding: &[1],
+        dilation: &[1],
+        ..c.geometry()
+    };
+    assert_eq!(
+        measure_convolution(&tensor.view(), &short, Question::Binary),
+        all
+    );
 }
 
 #[test]
@@ -756,30 +1012,94 @@ fn geometries_that_do_not_fit_are_refused() {
     let weight = Tensor::reals(DType::F32, &[5, 2, 3, 3], &[1.0; 90]);
     let good = c.geometry();
     let bad = [
-        Geometry { input: &[6, 7], ..good },
-        Geometry { input: &[6], ..good },
-        Geometry { kernel: &[], ..good },
-        Geometry { kernel: &[3, 3, 3, 3], ..good },
-        Geometry { kernel: &[3, -3], ..good },
-        Geometry { stride: &[0], ..good },
-        Geometry { stride: &[1, -1], ..good },
-        Geometry { padding: &[i64::MIN], ..good },
-        Geometry { dilation: &[i64::MAX], ..good },
-        Geometry { dilation: &[1, 1, 1], ..good },
-        Geometry { output: &[6, -1], ..good },
-        Geometry { output: &[6, i64::MAX], ..good },
+        Geometry {
+            input: &[6, 7],
+            ..good
+        },
+        Geometry {
+            input: &[6],
+            ..good
+        },
+        Geometry {
+            kernel: &[],
+            ..good
+        },
+        Geometry {
+            kernel: &[3, 3, 3, 3],
+            ..good
+        },
+        Geometry {
+            kernel: &[3, -3],
+            ..good
+        },
+        Geometry {
+            stride: &[0],
+            ..good
+        },
+        Geometry {
+            stride: &[1, -1],
+            ..good
+        },
+        Geometry {
+            padding: &[i64::MIN],
+            ..good
+        },
+        Geometry {
+            dilation: &[i64::MAX],
+            ..good
+        },
+        Geometry {
+            dilation: &[1, 1, 1],
+            ..good
+        },
+        Geometry {
+            output: &[6, -1],
+            ..good
+        },
+        Geometry {
+            output: &[6, i64::MAX],
+            ..good
+        },
         Geometry { groups: 0, ..good },
-        Geometry { outputs_per_group: -1, ..good },
+        Geometry {
+            outputs_per_group: -1,
+            ..good
+        },
     ];
     for geometry in bad {
-        assert_eq!(measure_convolution(&ones.view(), &geometry, Question::Full), Err(NotTaken::Layout), "{geometry:?}");
-        assert_eq!(product_sum_convolution(&ones.view(), &weight.view(), &geometry), Err(NotTaken::Layout), "{geometry:?}");
+        assert_eq!(
+            measure_convolution(&ones.view(), &geometry, Question::Full),
+            Err(NotTaken::Layout),
+            "{geometry:?}"
+        );
+        assert_eq!(
+            product_sum_convolution(&ones.view(), &weight.view(), &geometry),
+            Err(NotTaken::Layout),
+            "{geometry:?}"
+        );
     }
-    for geometry in [Geometry { groups: 2, ..good }, Geometry { outputs_per_group: 4, ..good }, Geometry { transposed: true, ..good }] {
-        assert_eq!(product_sum_convolution(&ones.view(), &weight.view(), &geometry), Err(NotTaken::Layout), "{geometry:?}");
+    for geometry in [
+        Geometry { groups: 2, ..good },
+        Geometry {
+            outputs_per_group: 4,
+            ..good
+        },
+        Geometry {
+            transposed: true,
+            ..good
+        },
+    ] {
+        assert_eq!(
+            product_sum_convolution(&ones.view(), &weight.view(), &geometry),
+            Err(NotTaken::Layout),
+            "{geometry:?}"
+        );
     }
     let flat = Tensor::reals(DType::F32, &[6], &[1.0; 6]);
-    assert_eq!(measure_convolution(&flat.view(), &good, Question::Binary), Err(NotTaken::Layout));
+    assert_eq!(
+        measure_convolution(&flat.view(), &good, Question::Binary),
+        Err(NotTaken::Layout)
+    );
 }
 
 // Products.
@@ -787,19 +1107,36 @@ fn geometries_that_do_not_fit_are_refused() {
 /// Sizes of two factors for `torch.matmul`.
 fn broadcast_sizes() -> impl Strategy<Value = (Vec<i64>, Vec<i64>)> {
     let batch = proptest::collection::vec((1i64..4, any::<bool>(), any::<bool>()), 0..3);
-    (batch, 0usize..3, 0usize..3, 1i64..5, 0i64..8, 1i64..5, 0u8..4).prop_map(|(batch, drop_a, drop_b, m, k, n, vectors)| {
-        let mut a: Vec<i64> = batch.iter().map(|&(size, one, _)| if one { 1 } else { size }).skip(drop_a).collect();
-        let mut b: Vec<i64> = batch.iter().map(|&(size, _, one)| if one { 1 } else { size }).skip(drop_b).collect();
-        a.extend([m, k]);
-        b.extend([k, n]);
-        if vectors & 1 != 0 {
-            a = vec![k];
-        }
-        if vectors & 2 != 0 {
-            b = vec![k];
-        }
-        (a, b)
-    })
+    (
+        batch,
+        0usize..3,
+        0usize..3,
+        1i64..5,
+        0i64..8,
+        1i64..5,
+        0u8..4,
+    )
+        .prop_map(|(batch, drop_a, drop_b, m, k, n, vectors)| {
+            let mut a: Vec<i64> = batch
+                .iter()
+                .map(|&(size, one, _)| if one { 1 } else { size })
+                .skip(drop_a)
+                .collect();
+            let mut b: Vec<i64> = batch
+                .iter()
+                .map(|&(size, _, one)| if one { 1 } else { size })
+                .skip(drop_b)
+                .collect();
+            a.extend([m, k]);
+            b.extend([k, n]);
+            if vectors & 1 != 0 {
+                a = vec![k];
+            }
+            if vectors & 2 != 0 {
+                b = vec![k];
+            }
+            (a, b)
+        })
 }
 
 /// `torch.matmul`, then the sum of everything.
@@ -815,17 +1152,32 @@ fn matmul_sum(a: &Tensor, b: &Tensor) -> u64 {
         let own = sizes.len() - 2;
         (at + own).checked_sub(rank).map_or(1, |i| sizes[i])
     };
-    let shape: Vec<i64> = (0..rank).map(|at| batch(&sizes_a, at).max(batch(&sizes_b, at))).collect();
-    let pick = |t: &Tensor, sizes: &[i64], index: &[i64], row: i64, column: i64, is_column: bool| {
-        if t.sizes.len() == 1 {
-            return t.at(&[if is_column { row } else { column }]);
-        }
-        let own = sizes.len() - 2;
-        let mut at: Vec<i64> = (0..own).map(|i| if sizes[i] == 1 { 0 } else { index[i + rank - own] }).collect();
-        at.extend([row, column]);
-        t.at(&at)
-    };
-    let (m, k, n) = (sizes_a[sizes_a.len() - 2], sizes_a[sizes_a.len() - 1], sizes_b[sizes_b.len() - 1]);
+    let shape: Vec<i64> = (0..rank)
+        .map(|at| batch(&sizes_a, at).max(batch(&sizes_b, at)))
+        .collect();
+    let pick =
+        |t: &Tensor, sizes: &[i64], index: &[i64], row: i64, column: i64, is_column: bool| {
+            if t.sizes.len() == 1 {
+                return t.at(&[if is_column { row } else { column }]);
+            }
+            let own = sizes.len() - 2;
+            let mut at: Vec<i64> = (0..own)
+                .map(|i| {
+                    if sizes[i] == 1 {
+                        0
+                    } else {
+                        index[i + rank - own]
+                    }
+                })
+                .collect();
+            at.extend([row, column]);
+            t.at(&at)
+        };
+    let (m, k, n) = (
+        sizes_a[sizes_a.len() - 2],
+        sizes_a[sizes_a.len() - 1],
+        sizes_b[sizes_b.len() - 1],
+    );
     let mut sum = 0;
     for index in indices(&shape) {
         for at in indices(&[m, k, n]) {
@@ -877,28 +1229,80 @@ proptest! {
 #[test]
 fn long_joint_dimensions() {
     // Beyond the block that is counted at once.
-    let ones = |step: usize| -> Vec<f64> { (0..3000).map(|i| f64::from(u8::from(i % step == 0))).collect() };
-    let (a, b) = (Tensor::reals(DType::F32, &[3000], &ones(2)), Tensor::reals(DType::U8, &[3000], &ones(3)));
+    let ones = |step: usize| -> Vec<f64> {
+        (0..3000)
+            .map(|i| f64::from(u8::from(i % step == 0)))
+            .collect()
+    };
+    let (a, b) = (
+        Tensor::reals(DType::F32, &[3000], &ones(2)),
+        Tensor::reals(DType::U8, &[3000], &ones(3)),
+    );
     assert_eq!(product_sum_broadcast(&a.view(), &b.view()), Ok(500));
-    let (mut rows, mut columns) = (Tensor::reals(DType::F32, &[2, 1500], &ones(2)), Tensor::reals(DType::BF16, &[1500, 2], &ones(3)));
+    let (mut rows, mut columns) = (
+        Tensor::reals(DType::F32, &[2, 1500], &ones(2)),
+        Tensor::reals(DType::BF16, &[1500, 2], &ones(3)),
+    );
     let sum = matmul_sum(&rows, &columns);
     assert_eq!(product_sum_matrix(&rows.view(), &columns.view()), Ok(sum));
     rows.transpose(0, 1);
     columns.transpose(0, 1);
-    assert_eq!(product_sum_matrix(&columns.view(), &rows.view()), Ok(matmul_sum(&columns, &rows)));
+    assert_eq!(
+        product_sum_matrix(&columns.view(), &rows.view()),
+        Ok(matmul_sum(&columns, &rows))
+    );
 }
 
 #[test]
 fn factors_that_do_not_fit_are_refused() {
-    let tensor = |sizes: &[i64]| Tensor::reals(DType::F32, sizes, &vec![1.0; sizes.iter().product::<i64>() as usize]);
-    let (a, b, c, scalar) = (tensor(&[2, 3]), tensor(&[2, 3]), tensor(&[2, 3, 4]), tensor(&[]));
-    assert_eq!(product_sum_matrix(&a.view(), &b.view()), Err(NotTaken::Layout));
-    assert_eq!(product_sum_matrix(&a.view(), &c.view()), Err(NotTaken::Layout));
-    assert_eq!(product_sum_broadcast(&c.view(), &tensor(&[3, 4, 2]).view()), Err(NotTaken::Layout));
-    assert_eq!(product_sum_broadcast(&scalar.view(), &a.view()), Err(NotTaken::Layout));
-    assert_eq!(product_sum_linear(&a.view(), &c.view()), Err(NotTaken::Layout));
-    assert_eq!(product_sum_linear(&scalar.view(), &a.view()), Err(NotTaken::Layout));
-    let odd = Tensor { dtype: DType(24), memory: vec![0; 6], ..a.clone() };
-    assert_eq!(product_sum_linear(&a.view(), &odd.view()), Err(NotTaken::DType));
-    assert_eq!(product_sum_linear(&odd.view(), &a.view()), Err(NotTaken::DType));
+    let tensor = |sizes: &[i64]| {
+        Tensor::reals(
+            DType::F32,
+            sizes,
+            &vec![1.0; sizes.iter().product::<i64>() as usize],
+        )
+    };
+    let (a, b, c, scalar) = (
+        tensor(&[2, 3]),
+        tensor(&[2, 3]),
+        tensor(&[2, 3, 4]),
+        tensor(&[]),
+    );
+    assert_eq!(
+        product_sum_matrix(&a.view(), &b.view()),
+        Err(NotTaken::Layout)
+    );
+    assert_eq!(
+        product_sum_matrix(&a.view(), &c.view()),
+        Err(NotTaken::Layout)
+    );
+    assert_eq!(
+        product_sum_broadcast(&c.view(), &tensor(&[3, 4, 2]).view()),
+        Err(NotTaken::Layout)
+    );
+    assert_eq!(
+        product_sum_broadcast(&scalar.view(), &a.view()),
+        Err(NotTaken::Layout)
+    );
+    assert_eq!(
+        product_sum_linear(&a.view(), &c.view()),
+        Err(NotTaken::Layout)
+    );
+    assert_eq!(
+        product_sum_linear(&scalar.view(), &a.view()),
+        Err(NotTaken::Layout)
+    );
+    let odd = Tensor {
+        dtype: DType(24),
+        memory: vec![0; 6],
+        ..a.clone()
+    };
+    assert_eq!(
+        product_sum_linear(&a.view(), &odd.view()),
+        Err(NotTaken::DType)
+    );
+    assert_eq!(
+        product_sum_linear(&odd.view(), &a.view()),
+        Err(NotTaken::DType)
+    );
 }

@@ -67,13 +67,30 @@ impl Geometry<'_> {
     /// The spatial dimensions, outermost first; `None` if the lists do not fit together.
     pub(super) fn axes(&self) -> Option<Axes> {
         let spatial = self.kernel.len();
-        let each = |list: &[i64], at: usize| if list.len() == 1 { list.first() } else { list.get(at) }.copied();
-        let lengths_fit = [self.stride, self.padding, self.dilation].iter().all(|l| l.len() == 1 || l.len() == spatial);
+        let each = |list: &[i64], at: usize| {
+            if list.len() == 1 {
+                list.first()
+            } else {
+                list.get(at)
+            }
+            .copied()
+        };
+        let lengths_fit = [self.stride, self.padding, self.dilation]
+            .iter()
+            .all(|l| l.len() == 1 || l.len() == spatial);
         let sizes_fit = self.input.len() == spatial && self.output.len() == spatial;
-        if !(1..=3).contains(&spatial) || !lengths_fit || !sizes_fit || self.groups < 1 || self.outputs_per_group < 0 {
+        if !(1..=3).contains(&spatial)
+            || !lengths_fit
+            || !sizes_fit
+            || self.groups < 1
+            || self.outputs_per_group < 0
+        {
             return None;
         }
-        let mut axes = Axes { axes: [Axis::default(); 3], spatial };
+        let mut axes = Axes {
+            axes: [Axis::default(); 3],
+            spatial,
+        };
         for (at, axis) in axes.axes.iter_mut().take(spatial).enumerate() {
             *axis = Axis {
                 input: each(self.input, at)?,
@@ -108,7 +125,8 @@ impl Axes {
     pub(super) fn channels(&self, view: &View<'_>) -> Option<usize> {
         let leading = view.sizes().len().checked_sub(self.spatial)?;
         let spatial = view.sizes().iter().skip(leading);
-        let fits = matches!(leading, 1 | 2) && spatial.eq(self.as_slice().iter().map(|axis| &axis.input));
+        let fits =
+            matches!(leading, 1 | 2) && spatial.eq(self.as_slice().iter().map(|axis| &axis.input));
         fits.then(|| leading - 1)
     }
 }
@@ -127,24 +145,39 @@ impl Axis {
 
     /// The distance of the input positions that meet one element of the kernel.
     pub(super) fn tap_step(&self) -> usize {
-        if self.transposed { 1 } else { self.stride as usize }
+        if self.transposed {
+            1
+        } else {
+            self.stride as usize
+        }
     }
 
     /// The input positions that meet element `k` of the kernel, [`tap_step`](Self::tap_step) apart.
     pub(super) fn tap(&self, k: i64) -> Tap {
         // Position p meets output o where p = o * stride - padding + k * dilation; transposed, p and o change places.
         let shift = k * self.dilation - self.padding;
-        let (stepping, reached) =
-            if self.transposed { (self.input, self.output) } else { (self.output, self.input) };
-        let first = (-shift).div_euclid(self.stride) + i64::from((-shift).rem_euclid(self.stride) != 0);
+        let (stepping, reached) = if self.transposed {
+            (self.input, self.output)
+        } else {
+            (self.output, self.input)
+        };
+        let first =
+            (-shift).div_euclid(self.stride) + i64::from((-shift).rem_euclid(self.stride) != 0);
         let first = first.max(0);
         let end = ((reached - 1 - shift).div_euclid(self.stride) + 1).min(stepping);
         if first >= end {
             return Tap::default();
         }
         let count = (end - first) as usize;
-        let start = if self.transposed { first } else { first * self.stride + shift };
-        Tap { start: start as usize, count }
+        let start = if self.transposed {
+            first
+        } else {
+            first * self.stride + shift
+        };
+        Tap {
+            start: start as usize,
+            count,
+        }
     }
 
     /// For each position of the input, how many pairs of output and kernel element it belongs to.
@@ -189,7 +222,9 @@ pub struct ConvolutionAnswer {
 ///
 /// [`NotTaken::DType`] for element types without statistics, [`NotTaken::Layout`] if view and geometry do not fit together.
 pub fn measure_convolution(
-    view: &View<'_>, geometry: &Geometry<'_>, question: Question,
+    view: &View<'_>,
+    geometry: &Geometry<'_>,
+    question: Question,
 ) -> Result<ConvolutionAnswer, NotTaken> {
     with_element!(
         view.dtype(),
@@ -199,16 +234,30 @@ pub fn measure_convolution(
 }
 
 fn measure_elements<E: Element>(
-    view: &View<'_>, geometry: &Geometry<'_>, question: Question,
+    view: &View<'_>,
+    geometry: &Geometry<'_>,
+    question: Question,
 ) -> Result<ConvolutionAnswer, NotTaken> {
-    let not_binary = ConvolutionAnswer { answer: Answer::NOT_BINARY, fan_out_nonzeros: None, fan_out_sum: None };
+    let not_binary = ConvolutionAnswer {
+        answer: Answer::NOT_BINARY,
+        fan_out_nonzeros: None,
+        fan_out_sum: None,
+    };
     let full = question == Question::Full;
     let Some(first) = view.peek::<E::Bytes>() else {
-        if view.elements() != Some(0) || geometry.axes().is_none_or(|axes| axes.channels(view).is_none()) {
+        if view.elements() != Some(0)
+            || geometry
+                .axes()
+                .is_none_or(|axes| axes.channels(view).is_none())
+        {
             return Err(NotTaken::Layout);
         }
         let answer = Answer::empty(question);
-        return Ok(ConvolutionAnswer { answer, fan_out_nonzeros: Some(0), fan_out_sum: full.then_some(0.0) });
+        return Ok(ConvolutionAnswer {
+            answer,
+            fan_out_nonzeros: Some(0),
+            fan_out_sum: full.then_some(0.0),
+        });
     };
     if question == Question::Binary && E::other(first) {
         return Ok(not_binary);
@@ -222,7 +271,13 @@ fn measure_elements<E: Element>(
     let mut merges = plan.merges.iter();
     elements.merge(|_, _| merges.next().copied().unwrap_or(false));
 
-    let mut tally = FanOut { tally: Tally::<E>::new(question), weighted: 0, sum: Sum::default(), buffer: Vec::new(), take: 256 };
+    let mut tally = FanOut {
+        tally: Tally::<E>::new(question),
+        weighted: 0,
+        sum: Sum::default(),
+        buffer: Vec::new(),
+        take: 256,
+    };
     // The indices that `runs` gives are those of all dimensions but the innermost.
     let mut outer = [&[][..]; 5];
     for (slot, dim) in outer.iter_mut().zip(elements.dims()) {
@@ -240,10 +295,14 @@ fn measure_elements<E: Element>(
     if tally.tally.stopped() {
         return Ok(not_binary);
     }
-    let factor = plan.factor.saturating_mul(geometry.outputs_per_group.unsigned_abs());
+    let factor = plan
+        .factor
+        .saturating_mul(geometry.outputs_per_group.unsigned_abs());
     Ok(ConvolutionAnswer {
         answer: tally.tally.answer(repeated),
-        fan_out_nonzeros: Some(u64::try_from(tally.weighted.saturating_mul(factor.into())).unwrap_or(u64::MAX)),
+        fan_out_nonzeros: Some(
+            u64::try_from(tally.weighted.saturating_mul(factor.into())).unwrap_or(u64::MAX),
+        ),
         fan_out_sum: full.then(|| tally.sum.times(factor).total()),
     })
 }
@@ -262,15 +321,27 @@ impl<E: Element> FanOut<E> {
     fn add(&mut self, run: Run<'_, E::Bytes>, plan: &Plan, weight: u64) {
         let slice = run.slice();
         let period = plan.block.len();
-        let most = if slice.is_some() { plan.piece } else { plan.piece.min(PIECE) };
+        let most = if slice.is_some() {
+            plan.piece
+        } else {
+            plan.piece.min(PIECE)
+        };
         let mut at = 0;
         while at < run.len() && !self.tally.stopped() {
             let phase = if period == 0 { 0 } else { at % period };
-            let left = if period == 0 { run.len() - at } else { (period - phase).min(run.len() - at) };
+            let left = if period == 0 {
+                run.len() - at
+            } else {
+                (period - phase).min(run.len() - at)
+            };
             let count = left.min(self.take).min(most);
             self.take = usize::MAX;
             if let Some(data) = slice {
-                self.add_piece(&data[at..at + count], plan.block.get(phase..phase + count), weight);
+                self.add_piece(
+                    &data[at..at + count],
+                    plan.block.get(phase..phase + count),
+                    weight,
+                );
             } else {
                 let mut buffer = std::mem::take(&mut self.buffer);
                 buffer.clear();
@@ -312,7 +383,9 @@ impl<E: Element> FanOut<E> {
         tally.binary &= scan.scan.binary;
         if tally.question == Question::Full {
             tally.add_values(kernel::binary_values(data.len(), scan.scan.nonzeros));
-            self.sum = self.sum.plus(Sum::integer(scan.weighted.into()).times(weight));
+            self.sum = self
+                .sum
+                .plus(Sum::integer(scan.weighted.into()).times(weight));
         } else {
             tally.nonzeros += scan.scan.nonzeros;
         }
@@ -367,7 +440,10 @@ impl Plan {
         elements.sort();
 
         let innermost = elements.dims().last().copied().unwrap_or_default();
-        let mut block = elements.dims().last().map_or_else(Vec::new, |dim| factors[dim.tag].clone());
+        let mut block = elements
+            .dims()
+            .last()
+            .map_or_else(Vec::new, |dim| factors[dim.tag].clone());
         let mut repeats = false;
         let mut merges = Vec::new();
         elements.merge(|outer, inner| {
@@ -387,7 +463,10 @@ impl Plan {
                     if block.is_empty() {
                         block.resize(inner.size, 1);
                     }
-                    block = new.iter().flat_map(|f| block.iter().map(move |b| f * b)).collect();
+                    block = new
+                        .iter()
+                        .flat_map(|f| block.iter().map(move |b| f * b))
+                        .collect();
                 }
                 fits
             };
@@ -399,8 +478,19 @@ impl Plan {
             block = block.repeat(1024 / block.len() + 1);
         }
         // Elements that share a lane must not overflow it: one of 16 lanes gets every 16th.
-        let piece = if block.is_empty() { usize::MAX } else { WEIGHTED_PIECE.min(16 * (u32::MAX / greatest) as usize) };
-        Some(Self { key, factors, factor, merges, block, piece })
+        let piece = if block.is_empty() {
+            usize::MAX
+        } else {
+            WEIGHTED_PIECE.min(16 * (u32::MAX / greatest) as usize)
+        };
+        Some(Self {
+            key,
+            factors,
+            factor,
+            merges,
+            block,
+            piece,
+        })
     }
 
     /// Whether it is small enough to be kept.
@@ -427,8 +517,16 @@ thread_local! {
 }
 
 fn plan(view: &View<'_>, axes: &Axes, leading: usize) -> Option<Rc<Plan>> {
-    let mut key = Key { layout: [(0, 0); 5], leading, axes: axes.axes };
-    for (slot, (&size, &stride)) in key.layout.iter_mut().zip(view.sizes().iter().zip(view.strides())) {
+    let mut key = Key {
+        layout: [(0, 0); 5],
+        leading,
+        axes: axes.axes,
+    };
+    for (slot, (&size, &stride)) in key
+        .layout
+        .iter_mut()
+        .zip(view.sizes().iter().zip(view.strides()))
+    {
         *slot = (size, stride);
     }
     // A thread that is ending has no plans any more; one that is asked while asking cannot be, but would get along too.
@@ -460,8 +558,24 @@ fn plan(view: &View<'_>, axes: &Axes, leading: usize) -> Option<Rc<Plan>> {
 mod tests {
     use super::*;
 
-    fn axis(input: i64, kernel: i64, stride: i64, padding: i64, dilation: i64, output: i64, transposed: bool) -> Axis {
-        Axis { input, kernel, stride, padding, dilation, output, transposed }
+    fn axis(
+        input: i64,
+        kernel: i64,
+        stride: i64,
+        padding: i64,
+        dilation: i64,
+        output: i64,
+        transposed: bool,
+    ) -> Axis {
+        Axis {
+            input,
+            kernel,
+            stride,
+            padding,
+            dilation,
+            output,
+            transposed,
+        }
     }
 
     #[test]
@@ -469,7 +583,10 @@ mod tests {
         assert_eq!(axis(5, 3, 1, 1, 1, 5, false).fan_out(), [2, 3, 3, 3, 2]);
         assert_eq!(axis(5, 3, 1, 0, 1, 3, false).fan_out(), [1, 2, 3, 2, 1]);
         // A stride beyond the kernel leaves positions out.
-        assert_eq!(axis(7, 2, 3, 0, 1, 2, false).fan_out(), [1, 1, 0, 1, 1, 0, 0]);
+        assert_eq!(
+            axis(7, 2, 3, 0, 1, 2, false).fan_out(),
+            [1, 1, 0, 1, 1, 0, 0]
+        );
         assert_eq!(axis(5, 2, 1, 0, 3, 2, false).fan_out(), [1, 1, 0, 1, 1]);
         assert_eq!(axis(3, 3, 2, 1, 1, 5, true).fan_out(), [2, 3, 2]);
         // output_padding lets the last position feed one more.
@@ -485,13 +602,20 @@ mod tests {
                         for padding in 0..4 {
                             for dilation in 1..4 {
                                 for output in 0..12 {
-                                    let axis = axis(input, kernel, stride, padding, dilation, output, transposed);
+                                    let axis = axis(
+                                        input, kernel, stride, padding, dilation, output,
+                                        transposed,
+                                    );
                                     let pairs = |p: i64| {
                                         let meets = |o: i64, k: i64| {
-                                            let (near, far) = if transposed { (o, p) } else { (p, o) };
+                                            let (near, far) =
+                                                if transposed { (o, p) } else { (p, o) };
                                             near == far * stride - padding + k * dilation
                                         };
-                                        (0..output).flat_map(|o| (0..kernel).map(move |k| (o, k))).filter(|&(o, k)| meets(o, k)).count() as u32
+                                        (0..output)
+                                            .flat_map(|o| (0..kernel).map(move |k| (o, k)))
+                                            .filter(|&(o, k)| meets(o, k))
+                                            .count() as u32
                                     };
                                     let naive: Vec<u32> = (0..input).map(pairs).collect();
                                     assert_eq!(axis.fan_out(), naive, "{axis:?}");

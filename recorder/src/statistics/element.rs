@@ -1,13 +1,21 @@
 //! What each element type says about one element, written so that loops over it become vector code.
 
-use std::ops::{AddAssign, BitOrAssign};
+use std::ops::{AddAssign, BitOr, BitOrAssign};
 
 use super::kernel::{self, Values};
 use super::memory::Plain;
 
 /// A counter as wide as the elements that it counts, so that both fit the same vector registers.
 pub(super) trait Lane:
-    Copy + Default + PartialEq + From<bool> + Into<u64> + AddAssign + BitOrAssign + 'static
+    Copy
+    + Default
+    + PartialEq
+    + From<bool>
+    + Into<u64>
+    + AddAssign
+    + BitOr<Output = Self>
+    + BitOrAssign
+    + 'static
 {
 }
 impl Lane for u8 {}
@@ -27,8 +35,14 @@ pub(super) trait Element: Sized + 'static {
     /// Whether the element is not zero. NaN is not, negative zero is.
     fn nonzero(bytes: Self::Bytes) -> bool;
 
+    /// Not zero if the element is neither 0 nor 1.
+    fn residue(bytes: Self::Bytes) -> Self::Lane;
+
     /// Whether the element is neither 0 nor 1.
-    fn other(bytes: Self::Bytes) -> bool;
+    #[inline(always)]
+    fn other(bytes: Self::Bytes) -> bool {
+        Self::residue(bytes) != Self::Lane::default()
+    }
 
     /// The kernel that answers binary and nonzeros, with as many lanes as two 64-byte vectors hold.
     fn scan(data: &[Self::Bytes], stop: bool) -> kernel::Scan;
@@ -43,7 +57,7 @@ pub(super) trait Element: Sized + 'static {
 /// A floating-point type: its bits as an integer, and its value.
 pub(super) trait Float: Element {
     /// `f32` where that is exact, else `f64`.
-    type Value: Copy + PartialOrd + Into<f64>;
+    type Value: Copy + Default + PartialOrd + Into<f64>;
     /// Greater than all.
     const INFINITY: Self::Value;
     /// Less than all.
@@ -62,12 +76,12 @@ pub(super) trait Integer: Element {
     const GREATEST: Self::Value;
     /// The value.
     fn value(bytes: Self::Bytes) -> Self::Value;
-    /// The value in two parts, `high << 32` and `low`: four thousand of each add up without overflow.
-    fn parts(value: Self::Value) -> (i64, i64);
+    /// The sum of at most [`kernel::PIECE`] elements.
+    fn sum(data: &[Self::Bytes]) -> i128;
 }
 
 macro_rules! float {
-    ($name:ident, $bytes:literal, $bits:ty, one: $one:literal, value: $value:ty = $convert:expr, lanes: $lanes:literal) => {
+    ($name:ident, $bytes:literal, $bits:ty, one: $one:literal, value: $value:ty = $convert:expr) => {
         #[doc = concat!("`torch.", stringify!($name), "`.")]
         pub(super) struct $name;
 
@@ -82,9 +96,13 @@ macro_rules! float {
             }
 
             #[inline(always)]
-            fn other(bytes: Self::Bytes) -> bool {
+            fn residue(bytes: Self::Bytes) -> $bits {
                 let bits = <$bits>::from_ne_bytes(bytes);
-                (bits << 1 != 0) & (bits != $one)
+                if (bits << 1 != 0) & (bits != $one) {
+                    bits
+                } else {
+                    0
+                }
             }
 
             #[inline(always)]
@@ -94,12 +112,12 @@ macro_rules! float {
 
             #[inline(always)]
             fn values(data: &[Self::Bytes]) -> Values {
-                kernel::float_values::<Self, $lanes>(data)
+                kernel::float_values::<Self, { 128 / $bytes }>(data)
             }
 
             #[inline(always)]
             fn weighted_sum(data: &[Self::Bytes], weights: &[u32]) -> kernel::Sum {
-                kernel::float_weighted_sum::<Self, $lanes>(data, weights)
+                kernel::float_weighted_sum::<Self>(data, weights)
             }
         }
 
@@ -117,10 +135,10 @@ macro_rules! float {
     };
 }
 
-float!(F64, 8, u64, one: 0x3ff0_0000_0000_0000, value: f64 = f64::from_bits, lanes: 16);
-float!(F32, 4, u32, one: 0x3f80_0000, value: f32 = f32::from_bits, lanes: 16);
-float!(BF16, 2, u16, one: 0x3f80, value: f32 = |bits| f32::from_bits(u32::from(bits) << 16), lanes: 16);
-float!(F16, 2, u16, one: 0x3c00, value: f32 = half_value, lanes: 16);
+float!(F64, 8, u64, one: 0x3ff0_0000_0000_0000, value: f64 = f64::from_bits);
+float!(F32, 4, u32, one: 0x3f80_0000, value: f32 = f32::from_bits);
+float!(BF16, 2, u16, one: 0x3f80, value: f32 = |bits| f32::from_bits(u32::from(bits) << 16));
+float!(F16, 2, u16, one: 0x3c00, value: f32 = half_value);
 
 /// Half precision to single, without branches and without relying on subnormal arithmetic, which torch can switch off
 /// (`torch.set_flush_denormal`).
@@ -130,14 +148,24 @@ fn half_value(bits: u16) -> f32 {
     let magnitude = u32::from(bits & 0x7fff);
     let normal = (magnitude << 13) + ((127 - 15) << 23);
     // Infinity and NaN: the exponent goes from all ones to all ones.
-    let normal = if magnitude >= 0x7c00 { normal + ((128 - 16) << 23) } else { normal };
+    let normal = if magnitude >= 0x7c00 {
+        normal + ((128 - 16) << 23)
+    } else {
+        normal
+    };
     // Below the least normal number the mantissa counts units of 2^-24.
     let subnormal = (magnitude as i32 as f32 * (1.0 / 16_777_216.0)).to_bits();
-    f32::from_bits(sign | if magnitude < 0x0400 { subnormal } else { normal })
+    f32::from_bits(
+        sign | if magnitude < 0x0400 {
+            subnormal
+        } else {
+            normal
+        },
+    )
 }
 
 macro_rules! integer {
-    ($name:ident, $bytes:literal, $type:ty, $bits:ty, parts: $parts:expr) => {
+    ($name:ident, $bytes:literal, $type:ty, $bits:ty, sum: $sum:expr) => {
         #[doc = concat!("`torch.", stringify!($type), "`, named as Rust names it.")]
         pub(super) struct $name;
 
@@ -151,8 +179,8 @@ macro_rules! integer {
             }
 
             #[inline(always)]
-            fn other(bytes: Self::Bytes) -> bool {
-                <$bits>::from_ne_bytes(bytes) > 1
+            fn residue(bytes: Self::Bytes) -> $bits {
+                <$bits>::from_ne_bytes(bytes) & !1
             }
 
             #[inline(always)]
@@ -162,7 +190,7 @@ macro_rules! integer {
 
             #[inline(always)]
             fn values(data: &[Self::Bytes]) -> Values {
-                kernel::integer_values::<Self, 16>(data)
+                kernel::integer_values::<Self, { 128 / $bytes }>(data)
             }
 
             #[inline(always)]
@@ -182,22 +210,41 @@ macro_rules! integer {
             }
 
             #[inline(always)]
-            fn parts(value: $type) -> (i64, i64) {
-                let parts: fn($type) -> (i64, i64) = $parts;
-                parts(value)
+            fn sum(data: &[Self::Bytes]) -> i128 {
+                $sum(data.iter().map(|&bytes| Self::value(bytes)))
             }
         }
     };
 }
 
-integer!(U8, 1, u8, u8, parts: |v| (0, i64::from(v)));
-integer!(I8, 1, i8, u8, parts: |v| (0, i64::from(v)));
-integer!(U16, 2, u16, u16, parts: |v| (0, i64::from(v)));
-integer!(I16, 2, i16, u16, parts: |v| (0, i64::from(v)));
-integer!(U32, 4, u32, u32, parts: |v| (0, i64::from(v)));
-integer!(I32, 4, i32, u32, parts: |v| (0, i64::from(v)));
-integer!(U64, 8, u64, u64, parts: |v| ((v >> 32) as i64, (v & 0xffff_ffff) as i64));
-integer!(I64, 8, i64, u64, parts: |v| (v >> 32, v & 0xffff_ffff));
+// Sums of a piece in the narrowest type that holds them: as many lanes as possible.
+integer!(U8, 1, u8, u8, sum: narrow_sum);
+integer!(I8, 1, i8, u8, sum: narrow_sum);
+integer!(U16, 2, u16, u16, sum: narrow_sum);
+integer!(I16, 2, i16, u16, sum: narrow_sum);
+integer!(U32, 4, u32, u32, sum: wide_sum);
+integer!(I32, 4, i32, u32, sum: wide_sum);
+integer!(U64, 8, u64, u64, sum: |all| split_sum(all, |v: u64| ((v >> 32) as i64, (v & 0xffff_ffff) as i64)));
+integer!(I64, 8, i64, u64, sum: |all| split_sum(all, |v: i64| (v >> 32, v & 0xffff_ffff)));
+
+#[inline(always)]
+fn narrow_sum<T: Into<i32>>(values: impl Iterator<Item = T>) -> i128 {
+    values.map(Into::into).sum::<i32>().into()
+}
+
+#[inline(always)]
+fn wide_sum<T: Into<i64>>(values: impl Iterator<Item = T>) -> i128 {
+    values.map(Into::into).sum::<i64>().into()
+}
+
+/// The values come apart into `high << 32` and `low`.
+#[inline(always)]
+fn split_sum<T>(values: impl Iterator<Item = T>, parts: impl Fn(T) -> (i64, i64)) -> i128 {
+    let (high, low) = values
+        .map(parts)
+        .fold((0i64, 0i64), |sum, (high, low)| (sum.0 + high, sum.1 + low));
+    (i128::from(high) << 32) + i128::from(low)
+}
 
 /// `torch.bool`: any byte but 0 is true, and nothing is other than 0 or 1.
 pub(super) struct Bool;
@@ -212,8 +259,8 @@ impl Element for Bool {
     }
 
     #[inline(always)]
-    fn other(_: [u8; 1]) -> bool {
-        false
+    fn residue(_: [u8; 1]) -> u8 {
+        0
     }
 
     #[inline(always)]
@@ -228,7 +275,11 @@ impl Element for Bool {
 
     #[inline(always)]
     fn weighted_sum(data: &[[u8; 1]], weights: &[u32]) -> kernel::Sum {
-        kernel::Sum::integer(kernel::weighted_scan::<Self, 16>(data, weights).weighted.into())
+        kernel::Sum::integer(
+            kernel::weighted_scan::<Self, 16>(data, weights)
+                .weighted
+                .into(),
+        )
     }
 }
 
@@ -260,9 +311,9 @@ macro_rules! complex {
             }
 
             #[inline(always)]
-            fn other(bytes: Self::Bytes) -> bool {
+            fn residue(bytes: Self::Bytes) -> $lane {
                 let (real, imaginary) = Self::parts(bytes);
-                <$part>::other(real) | <$part>::nonzero(imaginary)
+                (<$part>::other(real) | <$part>::nonzero(imaginary)).into()
             }
 
             #[inline(always)]
@@ -272,7 +323,9 @@ macro_rules! complex {
 
             #[inline(always)]
             fn values(data: &[Self::Bytes]) -> Values {
-                kernel::complex_values::<Self, $lanes>(data, |bytes| <$part>::value(Self::parts(bytes).0).into())
+                kernel::complex_values::<Self, $lanes>(data, |bytes| {
+                    <$part>::value(Self::parts(bytes).0).into()
+                })
             }
 
             #[inline(always)]
@@ -330,7 +383,10 @@ mod tests {
     fn every_half_converts_as_the_half_crate_converts_it() {
         for bits in 0..=u16::MAX {
             let (ours, theirs) = (half_value(bits), half::f16::from_bits(bits).to_f32());
-            assert!(ours.to_bits() == theirs.to_bits() || (ours.is_nan() && theirs.is_nan()), "{bits:#06x}: {ours} {theirs}");
+            assert!(
+                ours.to_bits() == theirs.to_bits() || (ours.is_nan() && theirs.is_nan()),
+                "{bits:#06x}: {ours} {theirs}"
+            );
         }
     }
 }

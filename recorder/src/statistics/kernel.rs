@@ -4,10 +4,15 @@
 //! each of the functions of [`Kernels`], which differ in nothing but the instruction set that the compiler may use. The number of
 //! lanes is fixed in the source, so that float sums are the same on every machine.
 
+use std::hint::black_box;
+
 use super::element::{Element, Float, Integer, Lane};
 
-/// Rows between two looks at whether to stop: 4 KiB at first, 16 KiB later.
-const ROWS: [usize; 2] = [32, 128];
+/// Elements that are looked at one by one before anything else: behind a zero from a ReLU soon comes a number.
+const FIRST: usize = 16;
+
+/// Rows of 128 bytes between two looks at whether to stop.
+const ROWS: [usize; 3] = [2, 32, 128];
 
 /// The most elements that [`Element::values`] takes at once.
 pub(super) const PIECE: usize = 4096;
@@ -48,19 +53,32 @@ impl Sum {
     }
 
     pub(super) const fn integer(integer: i128) -> Self {
-        Self { float: 0.0, integer }
+        Self {
+            float: 0.0,
+            integer,
+        }
     }
 
     #[must_use]
     pub(super) fn plus(self, other: Self) -> Self {
-        Self { float: self.float + other.float, integer: self.integer.saturating_add(other.integer) }
+        Self {
+            float: self.float + other.float,
+            integer: self.integer.saturating_add(other.integer),
+        }
     }
 
     #[must_use]
     pub(super) fn times(self, factor: u64) -> Self {
         // A zero factor must not make NaN of an infinite sum: nothing was added zero times.
-        let float = if factor == 0 { 0.0 } else { self.float * factor as f64 };
-        Self { float, integer: self.integer.saturating_mul(factor.into()) }
+        let float = if factor == 0 {
+            0.0
+        } else {
+            self.float * factor as f64
+        };
+        Self {
+            float,
+            integer: self.integer.saturating_mul(factor.into()),
+        }
     }
 
     pub(super) fn total(self) -> f64 {
@@ -82,8 +100,16 @@ pub(super) struct Values {
 pub(super) fn binary_values(count: usize, nonzeros: u64) -> Values {
     let least = if count as u64 > nonzeros { 0.0 } else { 1.0 };
     let greatest = if nonzeros > 0 { 1.0 } else { 0.0 };
-    let range = if count == 0 { (f64::INFINITY, f64::NEG_INFINITY) } else { (least, greatest) };
-    Values { nonzeros, sum: Sum::integer(nonzeros.into()), range: Some(range) }
+    let range = if count == 0 {
+        (f64::INFINITY, f64::NEG_INFINITY)
+    } else {
+        (least, greatest)
+    };
+    Values {
+        nonzeros,
+        sum: Sum::integer(nonzeros.into()),
+        range: Some(range),
+    }
 }
 
 #[inline(always)]
@@ -94,30 +120,38 @@ fn total<L: Lane, const N: usize>(lanes: [L; N]) -> u64 {
 /// Binary, and nonzeros. With `stop`, gives up once an element is neither 0 nor 1.
 #[inline(always)]
 pub(super) fn scan<E: Element, const LANES: usize>(data: &[E::Bytes], stop: bool) -> Scan {
-    let (rows, rest) = data.as_chunks::<LANES>();
+    if stop && data.iter().take(FIRST).any(|&element| E::other(element)) {
+        return Scan {
+            binary: false,
+            nonzeros: 0,
+        };
+    }
+    // Not a constant to the compiler, so that it adds under a mask instead of turning the mask into numbers.
+    let one: E::Lane = black_box(true).into();
+    let none = E::Lane::default();
+    let (mut rows, rest) = data.as_chunks::<LANES>();
     let mut binary = true;
     let mut nonzeros = 0u64;
     for &element in rest {
         nonzeros += u64::from(E::nonzero(element));
         binary &= !E::other(element);
     }
-    let mut rows = rows;
-    let mut take = ROWS[0];
+    let [mut take, mut next, last] = ROWS;
     while !rows.is_empty() && (binary || !stop) {
         let (now, later) = rows.split_at(take.min(rows.len()));
-        let mut counts = [E::Lane::default(); LANES];
-        let mut others = [E::Lane::default(); LANES];
+        let mut counts = [none; LANES];
+        let mut residues = [none; LANES];
         for row in now {
             for lane in 0..LANES {
                 // At most 128 rows: even 8-bit lanes cannot overflow.
-                counts[lane] += E::nonzero(row[lane]).into();
-                others[lane] |= E::other(row[lane]).into();
+                counts[lane] += if E::nonzero(row[lane]) { one } else { none };
+                residues[lane] |= E::residue(row[lane]);
             }
         }
         nonzeros += total(counts);
-        binary &= total(others) == 0;
+        binary &= residues.into_iter().fold(none, |a, b| a | b) == none;
         rows = later;
-        take = ROWS[1];
+        (take, next) = (next, last);
     }
     Scan { binary, nonzeros }
 }
@@ -125,7 +159,10 @@ pub(super) fn scan<E: Element, const LANES: usize>(data: &[E::Bytes], stop: bool
 /// Binary, nonzeros, and the weights of the nonzeros. As many weights as elements, at most [`WEIGHTED_PIECE`], none above
 /// [`GREATEST_WEIGHT`].
 #[inline(always)]
-pub(super) fn weighted_scan<E: Element, const LANES: usize>(data: &[E::Bytes], weights: &[u32]) -> WeightedScan {
+pub(super) fn weighted_scan<E: Element, const LANES: usize>(
+    data: &[E::Bytes],
+    weights: &[u32],
+) -> WeightedScan {
     let (rows, rest) = data.as_chunks::<LANES>();
     let (weight_rows, weight_rest) = weights.as_chunks::<LANES>();
     let mut counts = [0u32; LANES];
@@ -136,7 +173,8 @@ pub(super) fn weighted_scan<E: Element, const LANES: usize>(data: &[E::Bytes], w
             let nonzero = E::nonzero(row[lane]);
             counts[lane] += u32::from(nonzero);
             others[lane] |= u32::from(E::other(row[lane]));
-            weighted[lane] = weighted[lane].wrapping_add(if nonzero { weight_row[lane] } else { 0 });
+            weighted[lane] =
+                weighted[lane].wrapping_add(if nonzero { weight_row[lane] } else { 0 });
         }
     }
     let mut binary = total(others) == 0;
@@ -148,7 +186,10 @@ pub(super) fn weighted_scan<E: Element, const LANES: usize>(data: &[E::Bytes], w
         binary &= !E::other(element);
         sum += if nonzero { u64::from(weight) } else { 0 };
     }
-    WeightedScan { scan: Scan { binary, nonzeros }, weighted: sum }
+    WeightedScan {
+        scan: Scan { binary, nonzeros },
+        weighted: sum,
+    }
 }
 
 /// Adds 1 to the count of every element that is not zero.
@@ -159,119 +200,150 @@ fn count<E: Element>(data: &[E::Bytes], counts: &mut [u64]) {
     }
 }
 
-/// Everything about floats.
+/// Elements that are converted at once.
+const CONVERTED: usize = 256;
+
+/// Everything about floats. `LANES` are those of [`scan`].
 #[inline(always)]
 pub(super) fn float_values<E: Float, const LANES: usize>(data: &[E::Bytes]) -> Values {
-    let (rows, rest) = data.as_chunks::<LANES>();
-    let mut counts = [0u32; LANES];
-    let mut sums = [0f64; LANES];
-    let mut least = [E::INFINITY; LANES];
-    let mut greatest = [E::NEGATIVE_INFINITY; LANES];
-    for row in rows {
-        for lane in 0..LANES {
-            let value = E::value(row[lane]);
-            counts[lane] += u32::from(E::nonzero(row[lane]));
+    // Each question in a loop of its own: mixed widths make the compiler take vectors apart.
+    let mut buffer = [E::Value::default(); CONVERTED];
+    let mut least = [E::INFINITY; 32];
+    let mut greatest = [E::NEGATIVE_INFINITY; 32];
+    let mut sums = [0f64; 32];
+    for block in data.chunks(CONVERTED) {
+        let values = &mut buffer[..block.len()];
+        for (value, &element) in values.iter_mut().zip(block) {
+            *value = E::value(element);
+        }
+        let (rows, rest) = values.as_chunks::<32>();
+        for row in rows {
+            for lane in 0..32 {
+                sums[lane] += row[lane].into();
+            }
+        }
+        for row in rows {
+            for lane in 0..32 {
+                // As the instruction does it: a NaN leaves the old value.
+                least[lane] = if row[lane] < least[lane] {
+                    row[lane]
+                } else {
+                    least[lane]
+                };
+                greatest[lane] = if row[lane] > greatest[lane] {
+                    row[lane]
+                } else {
+                    greatest[lane]
+                };
+            }
+        }
+        for (lane, &value) in rest.iter().enumerate() {
             sums[lane] += value.into();
-            // As the instruction does it: a NaN leaves the old value.
-            least[lane] = if value < least[lane] { value } else { least[lane] };
-            greatest[lane] = if value > greatest[lane] { value } else { greatest[lane] };
+            least[lane] = if value < least[lane] {
+                value
+            } else {
+                least[lane]
+            };
+            greatest[lane] = if value > greatest[lane] {
+                value
+            } else {
+                greatest[lane]
+            };
         }
     }
-    let mut nonzeros = total(counts);
-    let mut sum: f64 = sums.into_iter().sum();
+    let sum: f64 = sums.into_iter().sum();
     let mut range = (f64::INFINITY, f64::NEG_INFINITY);
-    let mut widen = |low: f64, high: f64| {
-        range.0 = if low < range.0 { low } else { range.0 };
-        range.1 = if high > range.1 { high } else { range.1 };
-    };
-    for lane in 0..LANES {
-        widen(least[lane].into(), greatest[lane].into());
-    }
-    for &element in rest {
-        let value = E::value(element).into();
-        nonzeros += u64::from(E::nonzero(element));
-        sum += value;
-        widen(value, value);
+    for lane in 0..32 {
+        range = (
+            range.0.min(least[lane].into()),
+            range.1.max(greatest[lane].into()),
+        );
     }
     // A NaN makes the sum NaN, but so do infinities of both signs.
-    if sum.is_nan() && data.iter().any(|&element| E::value(element).into().is_nan()) {
+    if sum.is_nan()
+        && data
+            .iter()
+            .any(|&element| E::value(element).into().is_nan())
+    {
         range = (f64::NAN, f64::NAN);
     }
-    Values { nonzeros, sum: Sum::float(sum), range: Some(range) }
+    Values {
+        nonzeros: scan::<E, LANES>(data, false).nonzeros,
+        sum: Sum::float(sum),
+        range: Some(range),
+    }
 }
 
 /// Sum of value times weight.
 #[inline(always)]
-pub(super) fn float_weighted_sum<E: Float, const LANES: usize>(data: &[E::Bytes], weights: &[u32]) -> Sum {
+pub(super) fn float_weighted_sum<E: Float>(data: &[E::Bytes], weights: &[u32]) -> Sum {
     // Zero times infinity is NaN, and an element that feeds no output adds nothing.
-    let term = |element, weight: u32| {
-        let value: f64 = E::value(element).into();
-        if weight == 0 { 0.0 } else { value * f64::from(weight) }
+    let term = |value: E::Value, weight: u32| {
+        if weight == 0 {
+            0.0
+        } else {
+            value.into() * f64::from(weight)
+        }
     };
-    let (rows, rest) = data.as_chunks::<LANES>();
-    let (weight_rows, weight_rest) = weights.as_chunks::<LANES>();
-    let mut sums = [0f64; LANES];
-    for (row, weight_row) in rows.iter().zip(weight_rows) {
-        for lane in 0..LANES {
-            sums[lane] += term(row[lane], weight_row[lane]);
+    let mut buffer = [E::Value::default(); CONVERTED];
+    let mut sums = [0f64; 16];
+    for (block, weights) in data.chunks(CONVERTED).zip(weights.chunks(CONVERTED)) {
+        let values = &mut buffer[..block.len()];
+        for (value, &element) in values.iter_mut().zip(block) {
+            *value = E::value(element);
+        }
+        let (rows, rest) = values.as_chunks::<16>();
+        let (weight_rows, weight_rest) = weights.as_chunks::<16>();
+        for (row, weight_row) in rows.iter().zip(weight_rows) {
+            for lane in 0..16 {
+                sums[lane] += term(row[lane], weight_row[lane]);
+            }
+        }
+        for (lane, (&value, &weight)) in rest.iter().zip(weight_rest).enumerate() {
+            sums[lane] += term(value, weight);
         }
     }
-    let tail: f64 = rest.iter().zip(weight_rest).map(|(&x, &w)| term(x, w)).sum();
-    Sum::float(sums.into_iter().sum::<f64>() + tail)
+    Sum::float(sums.into_iter().sum())
 }
 
-/// Everything about integers, at most [`PIECE`] of them.
+/// Everything about integers, at most [`PIECE`] of them. `LANES` are those of [`scan`].
 #[inline(always)]
 pub(super) fn integer_values<E: Integer, const LANES: usize>(data: &[E::Bytes]) -> Values {
-    let (rows, rest) = data.as_chunks::<LANES>();
-    let mut counts = [0u32; LANES];
-    let mut highs = [0i64; LANES];
-    let mut lows = [0i64; LANES];
-    let mut least = [E::GREATEST; LANES];
-    let mut greatest = [E::LEAST; LANES];
-    for row in rows {
-        for lane in 0..LANES {
-            let value = E::value(row[lane]);
-            let (high, low) = E::parts(value);
-            counts[lane] += u32::from(E::nonzero(row[lane]));
-            highs[lane] += high;
-            lows[lane] += low;
-            least[lane] = value.min(least[lane]);
-            greatest[lane] = value.max(greatest[lane]);
-        }
-    }
-    let mut nonzeros = total(counts);
     let (mut low, mut high) = (E::GREATEST, E::LEAST);
-    let mut sum = 0i128;
-    for lane in 0..LANES {
-        sum += (i128::from(highs[lane]) << 32) + i128::from(lows[lane]);
-        low = low.min(least[lane]);
-        high = high.max(greatest[lane]);
-    }
-    for &element in rest {
-        let value = E::value(element);
-        nonzeros += u64::from(E::nonzero(element));
-        sum += value.into();
-        low = low.min(value);
-        high = high.max(value);
+    for &element in data {
+        low = low.min(E::value(element));
+        high = high.max(E::value(element));
     }
     let range = if data.is_empty() {
         (f64::INFINITY, f64::NEG_INFINITY)
     } else {
         (low.into() as f64, high.into() as f64)
     };
-    Values { nonzeros, sum: Sum::integer(sum), range: Some(range) }
+    let nonzeros = scan::<E, LANES>(data, false).nonzeros;
+    Values {
+        nonzeros,
+        sum: Sum::integer(E::sum(data)),
+        range: Some(range),
+    }
 }
 
 /// Sum of value times weight, exact.
 #[inline(always)]
 pub(super) fn integer_weighted_sum<E: Integer>(data: &[E::Bytes], weights: &[u32]) -> Sum {
-    Sum::integer(data.iter().zip(weights).map(|(&x, &w)| E::value(x).into() * i128::from(w)).sum())
+    Sum::integer(
+        data.iter()
+            .zip(weights)
+            .map(|(&x, &w)| E::value(x).into() * i128::from(w))
+            .sum(),
+    )
 }
 
 /// What complex numbers have: no order, and the sum of the real parts.
 #[inline(always)]
-pub(super) fn complex_values<E: Element, const LANES: usize>(data: &[E::Bytes], real: impl Fn(E::Bytes) -> f64) -> Values {
+pub(super) fn complex_values<E: Element, const LANES: usize>(
+    data: &[E::Bytes],
+    real: impl Fn(E::Bytes) -> f64,
+) -> Values {
     let (rows, rest) = data.as_chunks::<LANES>();
     let mut counts = [0u32; LANES];
     let mut sums = [0f64; LANES];
@@ -287,7 +359,11 @@ pub(super) fn complex_values<E: Element, const LANES: usize>(data: &[E::Bytes], 
         nonzeros += u64::from(E::nonzero(element));
         sum += real(element);
     }
-    Values { nonzeros, sum: Sum::float(sum), range: None }
+    Values {
+        nonzeros,
+        sum: Sum::float(sum),
+        range: None,
+    }
 }
 
 /// The loops for one instruction set.
@@ -343,7 +419,10 @@ instruction_set!(baseline);
 #[cfg(target_arch = "x86_64")]
 instruction_set!(avx2, enable = "avx2,bmi1,bmi2,lzcnt,popcnt");
 #[cfg(target_arch = "x86_64")]
-instruction_set!(avx512, enable = "avx2,bmi1,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512dq,avx512vl");
+instruction_set!(
+    avx512,
+    enable = "avx2,bmi1,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512dq,avx512vl"
+);
 
 impl<E: Element> Kernels<E> {
     const BASELINE: &'static Self = &baseline::kernels();
@@ -430,4 +509,97 @@ fn has_avx2() -> bool {
         && is_x86_feature_detected!("bmi2")
         && is_x86_feature_detected!("lzcnt")
         && is_x86_feature_detected!("popcnt")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::element::*;
+    use super::super::memory::Plain;
+    use super::*;
+
+    /// Every instruction set that this machine has gives the same bits, whatever the length.
+    fn all_agree<E: Element>(decode: impl Fn(&[u8]) -> E::Bytes) {
+        let width = size_of::<E::Bytes>();
+        let mut seed = 1u64;
+        let mut byte = || {
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            // Many zeros, and few exponents that would let a sum overflow.
+            if seed >> 62 == 0 {
+                0
+            } else {
+                (seed >> 40) as u8 & 0x3f
+            }
+        };
+        let bytes: Vec<u8> = (0..PIECE * width).map(|_| byte()).collect();
+        let data: Vec<E::Bytes> = bytes.chunks(width).map(decode).collect();
+        let weights: Vec<u32> = (0..PIECE as u32).map(|i| i % 10).collect();
+        for length in (0..300).chain([1000, PIECE - 1, PIECE]) {
+            let (data, weights) = (&data[..length], &weights[..length]);
+            let facts = |kernels: &Kernels<E>| {
+                let mut counts = vec![7; length];
+                kernels.count(data, &mut counts);
+                let values = kernels.values(data);
+                let range = values
+                    .range
+                    .map(|(low, high)| (low.to_bits(), high.to_bits()));
+                let scans = (
+                    kernels.scan(data, false),
+                    kernels.scan(data, true).binary,
+                    kernels.weighted_scan(data, weights),
+                );
+                let sums = [values.sum, kernels.weighted_sum(data, weights)]
+                    .map(|sum| (sum.float.to_bits(), sum.integer));
+                (counts, values.nonzeros, range, scans, sums)
+            };
+            let baseline = facts(Kernels::BASELINE);
+            for kernels in Kernels::<E>::all() {
+                assert!(
+                    facts(kernels) == baseline,
+                    "{length} elements of {}",
+                    std::any::type_name::<E>()
+                );
+            }
+        }
+    }
+
+    fn bytes<const N: usize>(from: &[u8]) -> [u8; N]
+    where
+        [u8; N]: Plain,
+    {
+        from.try_into().unwrap()
+    }
+
+    #[test]
+    fn instruction_sets_agree() {
+        all_agree::<F64>(bytes);
+        all_agree::<F32>(bytes);
+        all_agree::<F16>(bytes);
+        all_agree::<BF16>(bytes);
+        all_agree::<Bool>(bytes);
+        all_agree::<U8>(bytes);
+        all_agree::<I8>(bytes);
+        all_agree::<U16>(bytes);
+        all_agree::<I16>(bytes);
+        all_agree::<U32>(bytes);
+        all_agree::<I32>(bytes);
+        all_agree::<U64>(bytes);
+        all_agree::<I64>(bytes);
+        all_agree::<C32>(bytes);
+        all_agree::<C64>(bytes);
+        all_agree::<C128>(bytes);
+    }
+
+    #[test]
+    fn the_greatest_weight_fits() {
+        let (data, weights) = (
+            vec![1f32.to_ne_bytes(); WEIGHTED_PIECE],
+            vec![GREATEST_WEIGHT; WEIGHTED_PIECE],
+        );
+        for kernels in Kernels::<F32>::all() {
+            let found = kernels.weighted_scan(&data, &weights).weighted;
+            assert_eq!(found, WEIGHTED_PIECE as u64 * u64::from(GREATEST_WEIGHT));
+        }
+    }
 }

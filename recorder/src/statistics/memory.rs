@@ -28,8 +28,18 @@ impl<'a> View<'a> {
     /// lie within one allocation, and not be written. A view without elements may have any pointer.
     /// Alignment is not asked for.
     #[must_use]
-    pub const unsafe fn new(first: *const u8, dtype: DType, sizes: &'a [i64], strides: &'a [i64]) -> Self {
-        Self { first, dtype, sizes, strides }
+    pub const unsafe fn new(
+        first: *const u8,
+        dtype: DType,
+        sizes: &'a [i64],
+        strides: &'a [i64],
+    ) -> Self {
+        Self {
+            first,
+            dtype,
+            sizes,
+            strides,
+        }
     }
 
     /// The element type.
@@ -61,7 +71,11 @@ impl<'a> View<'a> {
         for &size in self.sizes {
             let size = u64::try_from(size).ok()?;
             empty |= size == 0;
-            elements = if empty { 0 } else { elements.checked_mul(size)? };
+            elements = if empty {
+                0
+            } else {
+                elements.checked_mul(size)?
+            };
         }
         (elements <= i64::MAX as u64).then_some(elements)
     }
@@ -151,11 +165,19 @@ impl Dims {
     }
 
     fn as_slice(&self) -> &[Dim] {
-        if self.heap.is_empty() { &self.inline[..self.len] } else { &self.heap[..self.len] }
+        if self.heap.is_empty() {
+            &self.inline[..self.len]
+        } else {
+            &self.heap[..self.len]
+        }
     }
 
     fn as_mut_slice(&mut self) -> &mut [Dim] {
-        if self.heap.is_empty() { &mut self.inline[..self.len] } else { &mut self.heap[..self.len] }
+        if self.heap.is_empty() {
+            &mut self.inline[..self.len]
+        } else {
+            &mut self.heap[..self.len]
+        }
     }
 
     fn remove(&mut self, at: usize) -> Dim {
@@ -186,10 +208,19 @@ impl<'a> Strided<'a> {
         }
         let mut dims = Dims::default();
         for (tag, (&size, &stride)) in view.sizes.iter().zip(view.strides).enumerate() {
-            dims.push(Dim { size: usize::try_from(size).ok()?, stride: isize::try_from(stride).ok()?, tag });
+            dims.push(Dim {
+                size: usize::try_from(size).ok()?,
+                stride: isize::try_from(stride).ok()?,
+                tag,
+            });
         }
         let width = usize::try_from(view.dtype.bytes()).ok()?;
-        Some(Self { first: view.first, width, dims, lives: PhantomData })
+        Some(Self {
+            first: view.first,
+            width,
+            dims,
+            lives: PhantomData,
+        })
     }
 
     /// The dimensions, outermost first.
@@ -225,7 +256,11 @@ impl<'a> Strided<'a> {
 
     /// Replaces the dimension of a tag by one of its indices. Without that dimension, or beyond its end: nothing.
     pub(super) fn fix(&mut self, tag: usize, index: usize) {
-        if let Some(at) = self.dims().iter().position(|d| d.tag == tag && index < d.size) {
+        if let Some(at) = self
+            .dims()
+            .iter()
+            .position(|d| d.tag == tag && index < d.size)
+        {
             let dim = self.dims.remove(at);
             self.first = self.address(index as isize * dim.stride);
         }
@@ -233,7 +268,13 @@ impl<'a> Strided<'a> {
 
     /// Keeps the indices `start..start + len` of the dimension of a tag, as far as they exist and are any.
     pub(super) fn narrow(&mut self, tag: usize, start: usize, len: usize) {
-        let Some(at) = self.dims().iter().position(|d| d.tag == tag && start < d.size) else { return };
+        let Some(at) = self
+            .dims()
+            .iter()
+            .position(|d| d.tag == tag && start < d.size)
+        else {
+            return;
+        };
         let dim = &mut self.dims.as_mut_slice()[at];
         let stride = dim.stride;
         dim.size = (dim.size - start).min(len.max(1));
@@ -261,7 +302,11 @@ impl<'a> Strided<'a> {
             let dims = self.dims.as_mut_slice();
             let (outer, inner) = (dims[at - 1], dims[at]);
             if walks_on(outer, inner) && may(outer, inner) {
-                dims[at - 1] = Dim { size: outer.size * inner.size, stride: inner.stride, tag: inner.tag };
+                dims[at - 1] = Dim {
+                    size: outer.size * inner.size,
+                    stride: inner.stride,
+                    tag: inner.tag,
+                };
                 self.dims.remove(at);
             }
         }
@@ -274,7 +319,14 @@ impl<'a> Strided<'a> {
             return;
         }
         let (outer, inner) = match self.dims() {
-            [] => (&[][..], Dim { size: 1, stride: 1, tag: 0 }),
+            [] => (
+                &[][..],
+                Dim {
+                    size: 1,
+                    stride: 1,
+                    tag: 0,
+                },
+            ),
             [outer @ .., inner] => (outer, *inner),
         };
         let mut inline = [0usize; 8];
@@ -289,7 +341,12 @@ impl<'a> Strided<'a> {
         loop {
             // The run keeps the invariant: its elements are those with `indices` outside and any index inside.
             let first = self.address(offset).cast::<B>();
-            let run = Run { first, count: inner.size, stride: inner.stride, lives: PhantomData };
+            let run = Run {
+                first,
+                count: inner.size,
+                stride: inner.stride,
+                lives: PhantomData,
+            };
             if !visit(indices, run) {
                 return;
             }
@@ -312,13 +369,17 @@ impl<'a> Strided<'a> {
 
     /// The address of the element `offset` elements away from the first. Whether it may be read is the caller's matter.
     fn address(&self, offset: isize) -> *const u8 {
-        self.first.wrapping_offset(offset.wrapping_mul(self.width as isize))
+        self.first
+            .wrapping_offset(offset.wrapping_mul(self.width as isize))
     }
 }
 
 /// Whether stepping `outer` once is stepping `inner` to its end.
 pub(super) fn walks_on(outer: Dim, inner: Dim) -> bool {
-    isize::try_from(inner.size).ok().and_then(|size| size.checked_mul(inner.stride)) == Some(outer.stride)
+    isize::try_from(inner.size)
+        .ok()
+        .and_then(|size| size.checked_mul(inner.stride))
+        == Some(outer.stride)
 }
 
 /// Elements at one regular distance.
@@ -349,7 +410,10 @@ impl<'a, B: Plain> Run<'a, B> {
 
     /// Copies elements from `start` on behind those in the buffer, until it holds `limit`; gives how many.
     pub(super) fn append(&self, start: usize, buffer: &mut Vec<B>, limit: usize) -> usize {
-        let count = self.count.saturating_sub(start).min(limit.saturating_sub(buffer.len()));
+        let count = self
+            .count
+            .saturating_sub(start)
+            .min(limit.saturating_sub(buffer.len()));
         buffer.extend((start..start + count).map(|at| {
             // SAFETY: `at` is less than `self.count`.
             unsafe { self.first.offset(at as isize * self.stride).read() }

@@ -20,7 +20,9 @@ use optape_trace::needs::Need;
 
 pub use convolution::{ConvolutionAnswer, Geometry, measure_convolution};
 pub use memory::View;
-pub use product::{product_sum_broadcast, product_sum_convolution, product_sum_linear, product_sum_matrix};
+pub use product::{
+    product_sum_broadcast, product_sum_convolution, product_sum_linear, product_sum_matrix,
+};
 
 use element::{Element, with_element};
 use kernel::{Kernels, PIECE, Sum};
@@ -65,13 +67,32 @@ pub struct Answer {
 }
 
 impl Answer {
-    const NOT_BINARY: Self =
-        Self { binary: Some(false), nonzeros: None, sum: None, minimum: None, maximum: None };
+    const NOT_BINARY: Self = Self {
+        binary: Some(false),
+        nonzeros: None,
+        sum: None,
+        minimum: None,
+        maximum: None,
+    };
 
     const fn empty(question: Question) -> Self {
-        let binary = if matches!(question, Question::Nonzeros) { None } else { Some(true) };
-        let sum = if matches!(question, Question::Full) { Some(0.0) } else { None };
-        Self { binary, nonzeros: Some(0), sum, minimum: None, maximum: None }
+        let binary = if matches!(question, Question::Nonzeros) {
+            None
+        } else {
+            Some(true)
+        };
+        let sum = if matches!(question, Question::Full) {
+            Some(0.0)
+        } else {
+            None
+        };
+        Self {
+            binary,
+            nonzeros: Some(0),
+            sum,
+            minimum: None,
+            maximum: None,
+        }
     }
 }
 
@@ -87,7 +108,11 @@ pub fn measure(view: &View<'_>, question: Question) -> Result<Answer, NotTaken> 
 
 fn measure_elements<E: Element>(view: &View<'_>, question: Question) -> Result<Answer, NotTaken> {
     let Some(first) = view.peek::<E::Bytes>() else {
-        return if view.elements() == Some(0) { Ok(Answer::empty(question)) } else { Err(NotTaken::Layout) };
+        return if view.elements() == Some(0) {
+            Ok(Answer::empty(question))
+        } else {
+            Err(NotTaken::Layout)
+        };
     };
     if question == Question::Binary && E::other(first) {
         return Ok(Answer::NOT_BINARY);
@@ -124,7 +149,14 @@ struct Tally<E: Element> {
 impl<E: Element> Tally<E> {
     fn new(question: Question) -> Self {
         let range = E::ORDERED.then_some((f64::INFINITY, f64::NEG_INFINITY));
-        Self { kernels: Kernels::get(), question, binary: true, nonzeros: 0, sum: Sum::default(), range }
+        Self {
+            kernels: Kernels::get(),
+            question,
+            binary: true,
+            nonzeros: 0,
+            sum: Sum::default(),
+            range,
+        }
     }
 
     /// Whether the answer is known already.
@@ -154,7 +186,9 @@ impl<E: Element> Tally<E> {
             // For as long as there are only zeros and ones, counting them is enough.
             let scan = self.kernels.scan(piece, true);
             self.binary = scan.binary;
-            values = scan.binary.then(|| kernel::binary_values(piece.len(), scan.nonzeros));
+            values = scan
+                .binary
+                .then(|| kernel::binary_values(piece.len(), scan.nonzeros));
         }
         let values = values.unwrap_or_else(|| self.kernels.values(piece));
         self.add_values(values);
@@ -188,7 +222,11 @@ impl<E: Element> Tally<E> {
 
 /// The lesser, and NaN if either is.
 fn least(a: f64, b: f64) -> f64 {
-    if a.is_nan() || b.is_nan() { f64::NAN } else { a.min(b) }
+    if a.is_nan() || b.is_nan() {
+        f64::NAN
+    } else {
+        a.min(b)
+    }
 }
 
 /// Turns runs into slices that are worth a kernel's call: long ones as they are, others collected.

@@ -37,7 +37,11 @@ pub fn product_sum_matrix(a: &View<'_>, b: &View<'_>) -> Result<u64, NotTaken> {
 /// As [`product_sum_matrix`].
 pub fn product_sum_linear(x: &View<'_>, weight: &View<'_>) -> Result<u64, NotTaken> {
     match (x.sizes().len(), weight.sizes().len()) {
-        (1.., 1 | 2) => joint_sum(x, weight, &mut vec![(x.sizes().len() - 1, weight.sizes().len() - 1)]),
+        (1.., 1 | 2) => joint_sum(
+            x,
+            weight,
+            &mut vec![(x.sizes().len() - 1, weight.sizes().len() - 1)],
+        ),
         _ => Err(NotTaken::Layout),
     }
 }
@@ -68,7 +72,10 @@ pub fn product_sum_broadcast(a: &View<'_>, b: &View<'_>) -> Result<u64, NotTaken
 
 /// Sum over the joint indices of (ones of `a` there) times (ones of `b` there). `joint` pairs dimensions of `a` and `b`.
 fn joint_sum(a: &View<'_>, b: &View<'_>, joint: &mut Vec<(usize, usize)>) -> Result<u64, NotTaken> {
-    if joint.iter().any(|&(at_a, at_b)| a.sizes().get(at_a) != b.sizes().get(at_b)) {
+    if joint
+        .iter()
+        .any(|&(at_a, at_b)| a.sizes().get(at_a) != b.sizes().get(at_b))
+    {
         return Err(NotTaken::Layout);
     }
     let (count_a, count_b) = (counter(a.dtype())?, counter(b.dtype())?);
@@ -96,8 +103,18 @@ fn joint_sum(a: &View<'_>, b: &View<'_>, joint: &mut Vec<(usize, usize)>) -> Res
     Ok(u64::try_from(sum).unwrap_or(u64::MAX))
 }
 
-fn joint_blocks((a, count_a): (&Strided<'_>, Count), (b, count_b): (&Strided<'_>, Count), joint: &[(usize, usize)], sum: &mut u128) {
-    let size = |at: usize| a.dims().iter().find(|dim| dim.tag == at).map_or(1, |dim| dim.size);
+fn joint_blocks(
+    (a, count_a): (&Strided<'_>, Count),
+    (b, count_b): (&Strided<'_>, Count),
+    joint: &[(usize, usize)],
+    sum: &mut u128,
+) {
+    let size = |at: usize| {
+        a.dims()
+            .iter()
+            .find(|dim| dim.tag == at)
+            .map_or(1, |dim| dim.size)
+    };
     let (mut counts_a, mut counts_b) = ([0u64; BLOCK], [0u64; BLOCK]);
     match joint {
         [] => {
@@ -132,7 +149,10 @@ fn joint_blocks((a, count_a): (&Strided<'_>, Count), (b, count_b): (&Strided<'_>
 }
 
 fn dot(a: &[u64], b: &[u64]) -> u128 {
-    a.iter().zip(b).map(|(&x, &y)| u128::from(x) * u128::from(y)).sum()
+    a.iter()
+        .zip(b)
+        .map(|(&x, &y)| u128::from(x) * u128::from(y))
+        .sum()
 }
 
 /// [`count`] for one element type. Products go through this pointer: compiled for every pair of types, they would be 256 times the
@@ -145,7 +165,11 @@ fn counter(dtype: DType) -> Result<Count, NotTaken> {
 
 /// Adds to `counts` the elements that are not zero, each at the place `sum(index * place(tag))` over its dimensions; those
 /// with place 0 are summed over. Gives a factor that the caller has still to multiply with.
-fn count<E: Element>(mut elements: Strided<'_>, place: &dyn Fn(usize) -> usize, counts: &mut [u64]) -> u64 {
+fn count<E: Element>(
+    mut elements: Strided<'_>,
+    place: &dyn Fn(usize) -> usize,
+    counts: &mut [u64],
+) -> u64 {
     let kernels = Kernels::<E>::get();
     let mut factor = 1u64;
     elements.drop_dims(|dim| {
@@ -160,7 +184,12 @@ fn count<E: Element>(mut elements: Strided<'_>, place: &dyn Fn(usize) -> usize, 
     let innermost = elements.dims().last().map_or(0, |dim| place(dim.tag));
     let mut buffer = Vec::new();
     elements.runs::<E::Bytes>(|indices, run| {
-        let base: usize = elements.dims().iter().zip(indices).map(|(dim, index)| index * place(dim.tag)).sum();
+        let base: usize = elements
+            .dims()
+            .iter()
+            .zip(indices)
+            .map(|(dim, index)| index * place(dim.tag))
+            .sum();
         let mut at = 0;
         while at < run.len() {
             let data = if let Some(data) = run.slice() {
@@ -194,16 +223,28 @@ fn count<E: Element>(mut elements: Strided<'_>, place: &dyn Fn(usize) -> usize, 
 /// [`NotTaken::DType`] for element types without statistics, [`NotTaken::Layout`] if input, weight and geometry do not
 /// fit together.
 pub fn product_sum_convolution(
-    input: &View<'_>, weight: &View<'_>, geometry: &Geometry<'_>,
+    input: &View<'_>,
+    weight: &View<'_>,
+    geometry: &Geometry<'_>,
 ) -> Result<u64, NotTaken> {
     let (count_input, count_weights) = (counter(input.dtype())?, counter(weight.dtype())?);
     let axes = geometry.axes().ok_or(NotTaken::Layout)?;
     let channel = axes.channels(input).ok_or(NotTaken::Layout)?;
     let axes = axes.as_slice();
-    let [outer, inner, kernel @ ..] = weight.sizes() else { return Err(NotTaken::Layout) };
+    let [outer, inner, kernel @ ..] = weight.sizes() else {
+        return Err(NotTaken::Layout);
+    };
     let channels = input.sizes()[channel];
-    let group = if geometry.transposed { *outer } else { inner.saturating_mul(geometry.groups) };
-    let outputs = if geometry.transposed { *inner } else { outer / geometry.groups };
+    let group = if geometry.transposed {
+        *outer
+    } else {
+        inner.saturating_mul(geometry.groups)
+    };
+    let outputs = if geometry.transposed {
+        *inner
+    } else {
+        outer / geometry.groups
+    };
     let fits = kernel.iter().eq(axes.iter().map(|axis| &axis.kernel))
         && channels == group
         && channels % geometry.groups == 0
@@ -225,7 +266,11 @@ pub fn product_sum_convolution(
     let all_weights = Strided::new(weight).ok_or(NotTaken::Layout)?;
     let (mut of_input, mut met, mut of_weights) = (Vec::new(), Vec::new(), Vec::new());
     let mut sum = 0u128;
-    let (channels, groups, outputs) = (channels as usize, geometry.groups as usize, outputs as usize);
+    let (channels, groups, outputs) = (
+        channels as usize,
+        geometry.groups as usize,
+        outputs as usize,
+    );
     for index in 0..channels {
         let mut weights = all_weights.clone();
         if geometry.transposed {
@@ -237,16 +282,25 @@ pub fn product_sum_convolution(
         }
         of_weights.clear();
         of_weights.resize(taps, 0);
-        let factor = count_weights(weights, &place(axes, 2, |axis| axis.kernel), &mut of_weights);
+        let factor = count_weights(
+            weights,
+            &place(axes, 2, |axis| axis.kernel),
+            &mut of_weights,
+        );
 
         let mut elements = all_input.clone();
         elements.fix(channel, index);
         of_input.clear();
         of_input.resize(positions, 0);
-        let repeated = count_input(elements, &place(axes, channel + 1, |axis| axis.input), &mut of_input);
+        let repeated = count_input(
+            elements,
+            &place(axes, channel + 1, |axis| axis.input),
+            &mut of_input,
+        );
         // What each kernel element meets, one spatial dimension after the other, the last one first.
         for at in (0..axes.len()).rev() {
-            let inner = product(axes[at + 1..].iter().map(|axis| axis.kernel)).ok_or(NotTaken::Layout)?;
+            let inner =
+                product(axes[at + 1..].iter().map(|axis| axis.kernel)).ok_or(NotTaken::Layout)?;
             meet(&axes[at], inner, &mut of_input, &mut met);
             std::mem::swap(&mut of_input, &mut met);
         }
@@ -272,7 +326,12 @@ fn place(axes: &[Axis], first: usize, size: impl Fn(&Axis) -> i64) -> impl Fn(us
         *slot = step;
         step *= size(axis) as usize;
     }
-    move |tag| tag.checked_sub(first).and_then(|at| places.get(at)).copied().unwrap_or(0)
+    move |tag| {
+        tag.checked_sub(first)
+            .and_then(|at| places.get(at))
+            .copied()
+            .unwrap_or(0)
+    }
 }
 
 /// Sums the positions `[.., input, inner]` that each element of the kernel meets into `[.., kernel, inner]`.
@@ -292,7 +351,10 @@ fn meet(axis: &Axis, inner: usize, positions: &mut [u64], met: &mut Vec<u64>) {
                     0 => 0,
                     count => {
                         let through = positions[(tap.start + (count - 1) * step) * inner + i];
-                        let before = tap.start.checked_sub(step).map_or(0, |at| positions[at * inner + i]);
+                        let before = tap
+                            .start
+                            .checked_sub(step)
+                            .map_or(0, |at| positions[at * inner + i]);
                         through - before
                     }
                 };
