@@ -266,7 +266,9 @@ struct ArgumentTexts {
     }
     if (const auto* info = argument.alias_info()) {
       written = info->isWrite();
-      for (const auto& set : info->beforeSets()) {
+      // `Tensor(a!)[]`: the letters stand at the elements.
+      const auto& sets = info->beforeSets().empty() && !info->containedTypes().empty() ? info->containedTypes()[0].beforeSets() : info->beforeSets();
+      for (const auto& set : sets) {
         alias += set.toUnqualString();
       }
     }
@@ -394,6 +396,7 @@ struct Frame {
   Arena<uint64_t> payload;
   Arena<optape_tensor> tensors;
   Arena<uint32_t> size_words;  // of each tensor: where its sizes stand in `words`
+  const uint64_t* pointed = nullptr;  // the `words` that the tensors' sizes point into
   // Inputs of which the argument stack holds the last reference: the kernel drops them, capture looks at them afterwards.
   std::vector<c10::intrusive_ptr<TensorImpl, c10::UndefinedTensorImpl>> keep;
 };
@@ -593,7 +596,7 @@ struct Recorder {
     put(word(OPTAPE_WORD_OPAQUE, op.type_texts[outputs ? op.argument_count + argument : argument]));
   }
 
-  void tensor(TensorImpl* t) {
+  __attribute__((noinline)) void tensor(TensorImpl* t) {
     if (t == c10::UndefinedTensorImpl::singleton()) {
       put(OPTAPE_WORD_NONE);
       return;
@@ -995,16 +998,135 @@ struct Recorder {
     call.payload_count = frame.payload.count;
     call.tensors = frame.tensors.items;
     call.tensor_count = frame.tensors.count;
-    const uint64_t* words = frame.words.items;
+    if (UNLIKELY(frame.pointed != frame.words.items)) {
+      point_again();
+    }
+  }
+
+  COLD void point_again() {
     for (uint32_t i = 0; i < frame.tensors.count; ++i) {
       optape_tensor& t = frame.tensors.items[i];
-      const auto* sizes = reinterpret_cast<const int64_t*>(words + frame.size_words.items[i]);
-      if (LIKELY(t.sizes == sizes)) {
-        continue;
-      }
+      const auto* sizes = reinterpret_cast<const int64_t*>(frame.words.items + frame.size_words.items[i]);
       t.strides = t.strides != nullptr ? sizes + t.dim : nullptr;
       t.sizes = sizes;
     }
+    frame.pointed = frame.words.items;
+  }
+
+  // The same for arguments whose C++ type is known.
+
+  void typed(const at::Tensor& t) {
+    tensor(t.unsafeGetTensorImpl());
+  }
+  void typed(int64_t v) {
+    integer(v, varies());
+  }
+  void typed(const c10::SymInt& v) {
+    if (LIKELY(!v.is_heap_allocated())) {
+      integer(v.as_int_unchecked(), varies());
+    } else {
+      symbolic();
+    }
+  }
+  void typed(double v) {
+    real(v);
+  }
+  void typed(bool v) {
+    put(word(OPTAPE_WORD_BOOL, v ? 1 : 0));
+  }
+  void typed(c10::ScalarType v) {
+    put(word(OPTAPE_WORD_DTYPE, static_cast<uint8_t>(v)));
+  }
+  void typed(c10::Layout v) {
+    put(word(OPTAPE_WORD_ENUMERATOR, static_cast<uint64_t>(v)));
+  }
+  void typed(c10::MemoryFormat v) {
+    put(word(OPTAPE_WORD_ENUMERATOR, static_cast<uint64_t>(v)));
+  }
+  void typed(c10::Device v) {
+    device(v);
+  }
+  void typed(const at::Scalar& v) {
+    if (UNLIKELY(v.isSymbolic())) {
+      symbolic();
+    } else if (v.isFloatingPoint()) {
+      real(v.toDouble());
+    } else if (v.isBoolean()) {
+      typed(v.toBool());
+    } else if (LIKELY(v.isIntegral(false))) {
+      integer(v.toLong(), varies());
+    } else {
+      rare(IValue(v));
+    }
+  }
+  void typed(c10::IntArrayRef v) {
+    put(word(OPTAPE_WORD_INT_LIST, v.size()));
+    frame.words.reserve(static_cast<uint32_t>(v.size()));
+    for (const int64_t item : v) {
+      frame.words.items[frame.words.count++] = static_cast<uint64_t>(item);
+    }
+  }
+  void typed(c10::SymIntArrayRef v) {
+    if (const auto ints = c10::asIntArrayRefSlowOpt(v)) {
+      typed(*ints);
+    } else {
+      symbolic();
+    }
+  }
+  void typed(at::TensorList v) {
+    put(word(OPTAPE_WORD_TENSOR_LIST, v.size()));
+    for (const at::Tensor& t : v) {
+      typed(t);
+    }
+  }
+  void typed(const at::ITensorListRef& v) {
+    put(word(OPTAPE_WORD_TENSOR_LIST, v.size()));
+    for (const at::Tensor& t : v) {
+      typed(t);
+    }
+  }
+  template <size_t n>
+  void typed(const std::array<bool, n>& v) {
+    put(word(OPTAPE_WORD_BOOL_LIST, n));
+    for (const bool item : v) {
+      put(item ? 1 : 0);
+    }
+  }
+  template <typename T>
+  void typed(const std::optional<T>& v) {
+    if (v.has_value()) {
+      typed(*v);
+    } else {
+      put(OPTAPE_WORD_NONE);
+    }
+  }
+  template <typename T>
+  void typed(const c10::OptionalArrayRef<T>& v) {
+    if (v.has_value()) {
+      typed(*v);
+    } else {
+      put(OPTAPE_WORD_NONE);
+    }
+  }
+
+  template <typename T>
+  void result(const T& v) {
+    typed(v);
+  }
+  void result(const std::vector<at::Tensor>& v) {
+    typed(at::TensorList(v));
+  }
+  template <typename... T>
+  void result(const std::tuple<T...>& v) {
+    std::apply([this](const auto&... items) { ((typed(items), ++argument), ...); }, v);
+  }
+
+  bool varies() const {
+    return !outputs && op.wild != nullptr && op.wild[argument] != 0;
+  }
+  COLD void symbolic() {
+    frame.call.flags |= OPTAPE_CALL_NOT_EXECUTED;
+    opaque();
   }
 };
 
@@ -1017,19 +1139,22 @@ struct Recorder {
 // What tells them from an `add_` of the program: the sum has no Python object, and nobody but its caller and the argument
 // stack holds it and its storage. (The engine asks for that itself: torch/csrc/autograd/input_buffer.cpp,
 // can_accumulate_inplace.)
-bool sum_of_nobody_else(const IValue* arguments) {
-  const IValue& alpha = arguments[2];
-  if (!alpha.isInt() || alpha.toInt() != 1 || !arguments[0].isTensor() || !arguments[1].isTensor()) {
+bool sum_of_nobody_else(const optape_call& call, size_t holders) {
+  const uint64_t* alpha = call.words + call.argument_words - 2;
+  if (call.input_count != 2 || alpha[0] != OPTAPE_WORD_INT || alpha[1] != 1) {
     return false;
   }
-  auto* sum = arguments[0].unsafeToTensorImpl();
+  auto* sum = static_cast<TensorImpl*>(const_cast<void*>(call.tensors[0].impl));
   const auto& storage = sum->unsafe_storage();
+  if (c10::isComplexType(static_cast<c10::ScalarType>(call.tensors[0].dtype))) {
+    ++holders;  // The fallback for lazy conjugation comes first, and boxes.
+  }
 #if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 10
   const bool in_python = sum->pyobj_slot()->load_pyobj() != nullptr;
 #else
   const bool in_python = sum->pyobj_slot()->_unchecked_untagged_pyobj() != nullptr && !sum->pyobj_slot()->owns_pyobj();
 #endif
-  return !in_python && c10::raw::intrusive_ptr::use_count(sum) <= 2 && storage && storage.use_count() == 1;
+  return !in_python && c10::raw::intrusive_ptr::use_count(sum) <= holders && storage && storage.use_count() == 1;
 }
 
 // at::linear's `output.add_(bias)`. In programs without Python an `add_` of the program looks the same; there is no mode there
@@ -1037,7 +1162,7 @@ bool sum_of_nobody_else(const IValue* arguments) {
 bool linear_adds_bias(const optape_call& call) {
   const optape_tensor& sum = call.tensors[0];
   const optape_tensor& bias = call.tensors[1];
-  return call.tensor_count == 2 && sum.dim >= 3 && bias.dim == 1 && sum.sizes[sum.dim - 1] == bias.sizes[0];
+  return call.input_count == 2 && sum.dim >= 3 && bias.dim == 1 && sum.sizes[sum.dim - 1] == bias.sizes[0];
 }
 
 // What a class of autograd nodes is, learnt once per class.
@@ -1067,11 +1192,11 @@ NodeClass class_of(const torch::autograd::Node& node) {
   return learnt;
 }
 
-void note_autograd(optape_call& call, const Operator& op, const IValue* arguments) {
+NodeClass note_node(optape_call& call) {
   call.graph_task = 1;
   const auto node = torch::autograd::get_current_node();
   if (!node) {
-    return;
+    return NodeClass::Unknown;
   }
   call.node = node->sequence_nr();
   call.node_thread = node->thread_id();
@@ -1079,10 +1204,15 @@ void note_autograd(optape_call& call, const Operator& op, const IValue* argument
   if (kind == NodeClass::Accumulate) {
     call.node = OPTAPE_NO_NODE;
     call.accumulate = static_cast<const torch::autograd::AccumulateGrad&>(*node).variable.unsafeGetTensorImpl();
-  } else if (
-      UNLIKELY(op.may_accumulate) && (call.flags & OPTAPE_CALL_GRAD_MODE) == 0 && kind == NodeClass::Other &&
-      sum_of_nobody_else(arguments)) {
-    // Formulas of double backward (batch and layer normalisation) sum up in place themselves; others do not.
+  }
+  return kind;
+}
+
+// `holders`: how often the caller and the argument stack hold each argument.
+COLD void note_accumulation(optape_call& call, NodeClass node, size_t holders) {
+  // Formulas of double backward (batch and layer normalisation) sum up in place themselves; others do not.
+  const bool engine = node == NodeClass::Other && (call.flags & OPTAPE_CALL_GRAD_MODE) == 0;
+  if ((engine || (python.present && linear_adds_bias(call))) && sum_of_nobody_else(call, holders)) {
     call.flags |= OPTAPE_CALL_ACCUMULATION;
   }
 }
@@ -1107,24 +1237,34 @@ COLD void keep_alive(Frame& frame, TensorImpl* t) {
   frame.keep.push_back(c10::intrusive_ptr<TensorImpl, c10::UndefinedTensorImpl>::unsafe_reclaim_from_nonowning(t));
 }
 
+// All arguments are written: adds where the call comes from, and shows it to capture.
+void settle(Recorder& recorder, size_t holders) {
+  Frame& frame = recorder.frame;
+  const Operator& op = recorder.op;
+  optape_call& call = frame.call;
+  call.peek = at::sequence_number::peek();
+  NodeClass node = NodeClass::Unknown;
+  if (UNLIKELY(torch::autograd::get_current_graph_task_id() != -1)) {
+    node = note_node(call);
+  }
+  call.argument_words = frame.words.count;
+  call.input_count = frame.tensors.count;
+  recorder.publish();
+  if (UNLIKELY(op.may_accumulate)) {
+    note_accumulation(call, node, holders);
+  }
+  if ((op.plan_flags & OPTAPE_PLAN_BEGIN) != 0) {
+    capture->begin(&call);
+  }
+}
+
 void before(Frame& frame, Thread& thread, const Operator& op, const IValue* arguments) {
   start(frame, thread, op);
   Recorder recorder{frame, thread, op};
   recorder.identities = (op.plan_flags & OPTAPE_PLAN_IDENTITIES) != 0;
   for (uint32_t i = 0; i < op.argument_count; ++i) {
     recorder.argument = i;
-    recorder.value(arguments[i], op.kinds[i], op.wild != nullptr && op.wild[i] != 0);
-  }
-  optape_call& call = frame.call;
-  call.peek = at::sequence_number::peek();
-  if (UNLIKELY(torch::autograd::get_current_graph_task_id() != -1)) {
-    note_autograd(call, op, arguments);
-  }
-  call.argument_words = frame.words.count;
-  call.input_count = frame.tensors.count;
-  recorder.publish();
-  if (UNLIKELY(op.may_accumulate) && python.present && linear_adds_bias(call) && sum_of_nobody_else(arguments)) {
-    call.flags |= OPTAPE_CALL_ACCUMULATION;
+    recorder.value(arguments[i], op.kinds[i], recorder.varies());
   }
   for (uint32_t i = 0; i < frame.tensors.count; ++i) {
     auto* t = static_cast<TensorImpl*>(const_cast<void*>(frame.tensors.items[i].impl));
@@ -1132,9 +1272,7 @@ void before(Frame& frame, Thread& thread, const Operator& op, const IValue* argu
       keep_alive(frame, t);
     }
   }
-  if ((op.plan_flags & OPTAPE_PLAN_BEGIN) != 0) {
-    capture->begin(&call);
-  }
+  settle(recorder, 2);
 }
 
 // Tensors that the kernel wrote without returning them: where their values are may have changed.
@@ -1154,9 +1292,23 @@ COLD void refresh(Frame& frame, const Operator& op) {
   }
 }
 
-void after(Frame& frame, Thread& thread, const Operator& op, const IValue* returns, uint64_t end) {
-  optape_call& call = frame.call;
-  call.end_ns = end;
+// All outputs are written: the call is complete.
+void finish(Recorder& recorder) {
+  Frame& frame = recorder.frame;
+  if (UNLIKELY(recorder.op.refresh)) {
+    refresh(frame, recorder.op);
+  }
+  if (UNLIKELY(above_autograd)) {
+    frame.call.peek = at::sequence_number::peek();
+  }
+  recorder.publish();
+  capture->end(&frame.call);
+  if (UNLIKELY(!frame.keep.empty())) {
+    frame.keep.clear();
+  }
+}
+
+void after(Frame& frame, Thread& thread, const Operator& op, const IValue* returns) {
   Recorder recorder{frame, thread, op};
   recorder.outputs = true;
   recorder.identities = (op.plan_flags & OPTAPE_PLAN_IDENTITIES) != 0;
@@ -1164,44 +1316,68 @@ void after(Frame& frame, Thread& thread, const Operator& op, const IValue* retur
     recorder.argument = i;
     recorder.value(returns[i], op.kinds[op.argument_count + i], false);
   }
-  if (UNLIKELY(op.refresh)) {
-    refresh(frame, op);
-  }
-  if (UNLIKELY(above_autograd)) {
-    call.peek = at::sequence_number::peek();
-  }
-  recorder.publish();
-  capture->end(&call);
-  if (UNLIKELY(!frame.keep.empty())) {
-    frame.keep.clear();
-  }
+  finish(recorder);
 }
 
-// Takes our key out of the thread's key set while a kernel runs, so that what the kernel calls inside itself is not seen.
-struct Hidden {
-  Thread& thread;
-  const uint64_t was;
+COLD void drop(Frame& frame) noexcept {
+  frame.keep.clear();
+  capture->abort(&frame.call);
+}
 
-  explicit Hidden(Thread& t) : thread(t), was(t.keys->included_ & hook_bit) {
+// While a kernel runs: takes our key out of the thread's key set, so that what the kernel calls inside itself is not seen,
+// and takes the time.
+class Running {
+ public:
+  Running(Thread& t, Frame& f) : thread(t), frame(f), was(t.keys->included_ & hook_bit) {
     thread.keys->included_ &= ~hook_bit;
     ++thread.depth;
+    frame.call.start_ns = now_ns();
   }
-  ~Hidden() {
+  void done() {
+    frame.call.end_ns = now_ns();
+    finished = true;
+    restore();
+  }
+  ~Running() {
+    if (UNLIKELY(!finished)) {  // The kernel threw.
+      restore();
+      drop(frame);
+    }
+  }
+  Running(const Running&) = delete;
+  Running& operator=(const Running&) = delete;
+
+ private:
+  void restore() {
     --thread.depth;
     thread.keys->included_ |= was;
+  }
+
+  Thread& thread;
+  Frame& frame;
+  const uint64_t was;
+  bool finished = false;
+};
+
+// While nothing is recorded, what kernels call inside themselves need not come by here either.
+struct Hidden {
+  c10::impl::PODLocalDispatchKeySet& keys = c10::impl::raw_local_dispatch_key_set;
+  const uint64_t was = keys.included_ & hook_bit;
+
+  Hidden() {
+    keys.included_ &= ~hook_bit;
+  }
+  ~Hidden() {
+    keys.included_ |= was;
   }
   Hidden(const Hidden&) = delete;
   Hidden& operator=(const Hidden&) = delete;
 };
 
-void drop(Frame& frame) noexcept {
-  frame.keep.clear();
-  capture->abort(&frame.call);
-}
-
 void fallback(const c10::OperatorHandle& handle, DispatchKeySet keys, Stack* stack) {
   const DispatchKeySet below = keys & below_hook;
   if (UNLIKELY(!recording())) {
+    const Hidden hidden;
     handle.redispatchBoxed(below, stack);
     return;
   }
@@ -1226,22 +1402,190 @@ void fallback(const c10::OperatorHandle& handle, DispatchKeySet keys, Stack* sta
     handle.redispatchBoxed(below, stack);
     return;
   }
-  uint64_t end;
+  Running running(*thread, *frame);
+  handle.redispatchBoxed(below, stack);
+  running.done();
   try {
-    const Hidden hidden(*thread);
-    frame->call.start_ns = now_ns();
-    handle.redispatchBoxed(below, stack);
-    end = now_ns();
-  } catch (...) {
-    drop(*frame);
-    throw;
-  }
-  try {
-    after(*frame, *thread, *op, stack->data() + (stack->size() - op->return_count), end);
+    after(*frame, *thread, *op, stack->data() + (stack->size() - op->return_count));
   } catch (...) {
     give_up_with_current_exception();
     drop(*frame);
   }
+}
+
+// ---- the hottest operators, without boxing -------------------------------------------------------------------------
+
+// Boxing allocates a stack and an IValue for every list: with cold caches half a microsecond for each call. These overloads
+// have a kernel of their own on our key that takes the arguments as they are; what it records is what `fallback` records. One
+// class serves all overloads of a C++ signature. Where another torch has an overload with another signature, or not at all,
+// the dispatcher refuses it at install and the fallback takes its calls.
+
+template <typename Signature>
+class Unboxed;
+
+template <typename Result, typename... Arguments>
+class Unboxed<Result(Arguments...)> {
+ public:
+  explicit Unboxed(const c10::OperatorHandle& found) : handle(found.typed<Result(Arguments...)>()) {}
+
+  Result call(DispatchKeySet keys, Arguments... arguments) {
+    const DispatchKeySet below = keys & below_hook;
+    if (UNLIKELY(!recording())) {
+      const Hidden hidden;
+      return handle.redispatch(below, std::forward<Arguments>(arguments)...);
+    }
+    Thread* thread = nullptr;
+    Frame* frame = open(thread, arguments...);
+    if (UNLIKELY(frame == nullptr)) {
+      return handle.redispatch(below, std::forward<Arguments>(arguments)...);
+    }
+    Running running(*thread, *frame);
+    Result result = handle.redispatch(below, std::forward<Arguments>(arguments)...);
+    running.done();
+    close(*thread, *frame, result);
+    return result;
+  }
+
+ private:
+  Operator& described() {
+    Operator* known = op.load(std::memory_order_acquire);
+    if (UNLIKELY(known == nullptr)) {
+      known = define(handle);
+      op.store(known, std::memory_order_release);
+    }
+    return *known;
+  }
+
+  Frame* open(Thread*& thread, const Arguments&... arguments) noexcept {
+    try {
+      thread = &::thread();
+      Operator& operation = described();
+      Frame& frame = thread->frame(thread->depth);
+      start(frame, *thread, operation);
+      Recorder recorder{frame, *thread, operation};
+      recorder.identities = (operation.plan_flags & OPTAPE_PLAN_IDENTITIES) != 0;
+      ((recorder.typed(arguments), ++recorder.argument), ...);
+      settle(recorder, 1);
+      return &frame;
+    } catch (...) {
+      give_up_with_current_exception();
+      return nullptr;
+    }
+  }
+
+  template <typename T>
+  void close(Thread& thread, Frame& frame, const T& result) noexcept {
+    try {
+      Operator& operation = described();
+      Recorder recorder{frame, thread, operation};
+      recorder.outputs = true;
+      recorder.identities = (operation.plan_flags & OPTAPE_PLAN_IDENTITIES) != 0;
+      recorder.result(result);
+      finish(recorder);
+    } catch (...) {
+      give_up_with_current_exception();
+      drop(frame);
+    }
+  }
+
+  const c10::TypedOperatorHandle<Result(Arguments...)> handle;
+  std::atomic<Operator*> op{nullptr};
+};
+
+// Takes all overloads of one signature, as far as this torch has them.
+template <typename Signature>
+struct Takes;
+
+template <typename Result, typename... Arguments>
+struct Takes<Result(Arguments...)> {
+  torch::Library& library;
+
+  void take(std::initializer_list<const char*> overloads) const {
+    for (const char* overload : overloads) {
+      const auto found = c10::Dispatcher::singleton().findSchema(c10::OperatorName(base(overload), extension(overload)));
+      if (!found) {
+        continue;
+      }
+      try {
+        auto* unboxed = new Unboxed<Result(Arguments...)>(*found);  // Lives as long as the process, like the kernel.
+        library.impl(overload, torch::CppFunction([unboxed](DispatchKeySet keys, Arguments... arguments) -> Result {
+                       return unboxed->call(keys, std::forward<Arguments>(arguments)...);
+                     }));
+      } catch (const c10::Error&) {
+        continue;  // Another signature.
+      }
+    }
+  }
+
+  static std::string base(const std::string& overload) {
+    return "aten::" + overload.substr(0, overload.find('.'));
+  }
+  static std::string extension(const std::string& overload) {
+    const size_t dot = overload.find('.');
+    return dot == std::string::npos ? std::string() : overload.substr(dot + 1);
+  }
+};
+
+void take_hot_operators(DispatchKey key) {
+  if (std::getenv("OPTAPE_HOOK_BOXED") != nullptr) {
+    return;  // For tests: everything through the fallback.
+  }
+  using T = at::Tensor;
+  using S = at::Scalar;
+  using Ints = c10::SymIntArrayRef;
+  using Int = c10::SymInt;
+  using OptionalTensor = std::optional<at::Tensor>;
+  using Dtype = std::optional<at::ScalarType>;
+  using Layout = std::optional<at::Layout>;
+  using Device = std::optional<at::Device>;
+  using Flag = std::optional<bool>;
+  using Format = std::optional<at::MemoryFormat>;
+  using Three = std::tuple<T, T, T>;
+
+  auto kept = std::make_unique<torch::Library>(torch::Library::IMPL, "aten", key, __FILE__, static_cast<uint32_t>(__LINE__));
+  torch::Library& aten = *kept.release();
+
+  Takes<T(const T&)>{aten}.take(
+      {"t", "detach", "alias", "neg", "abs", "exp", "sqrt", "relu", "sigmoid", "tanh", "sign", "logical_not"});
+  Takes<T&(T&)>{aten}.take({"zero_", "relu_", "sigmoid_", "sqrt_", "neg_"});
+  Takes<T(const T&, const T&)>{aten}.take(
+      {"mul.Tensor", "div.Tensor", "mm", "bmm", "eq.Tensor", "gt.Tensor", "ge.Tensor", "lt.Tensor", "le.Tensor", "minimum", "maximum",
+       "sigmoid_backward", "tanh_backward", "heaviside", "mv", "dot"});
+  Takes<T&(T&, const T&)>{aten}.take({"mul_.Tensor", "div_.Tensor"});
+  Takes<T(const T&, const S&)>{aten}.take(
+      {"mul.Scalar", "div.Scalar", "pow.Tensor_Scalar", "eq.Scalar", "ne.Scalar", "gt.Scalar", "ge.Scalar", "lt.Scalar", "le.Scalar"});
+  Takes<T&(T&, const S&)>{aten}.take({"mul_.Scalar", "div_.Scalar", "fill_.Scalar"});
+  Takes<T(const T&, const T&, const S&)>{aten}.take({"add.Tensor", "sub.Tensor", "rsub.Tensor", "threshold_backward"});
+  Takes<T&(T&, const T&, const S&)>{aten}.take({"add_.Tensor", "sub_.Tensor", "lerp_.Scalar"});
+  Takes<T(const T&, const S&, const S&)>{aten}.take({"add.Scalar", "sub.Scalar", "rsub.Scalar"});
+  Takes<T(const T&, const T&, const T&)>{aten}.take({"where.self"});
+  Takes<T(const T&, const T&, const T&, const S&, const S&)>{aten}.take({"addmm", "baddbmm"});
+  Takes<T&(T&, const T&, const T&, const S&)>{aten}.take({"addcmul_", "addcdiv_"});
+  Takes<T(const T&, int64_t)>{aten}.take({"unsqueeze", "squeeze.dim"});
+  Takes<T(const T&, int64_t, int64_t)>{aten}.take({"transpose.int"});
+  Takes<T(const T&, int64_t, Int)>{aten}.take({"select.int"});
+  Takes<T(const T&, Ints)>{aten}.take({"view", "_unsafe_view"});
+  Takes<T(const T&, c10::IntArrayRef)>{aten}.take({"permute"});
+  Takes<T(const T&, Ints, Ints)>{aten}.take({"_reshape_alias"});
+  Takes<T(const T&, Ints, bool)>{aten}.take({"expand"});
+  Takes<T(const T&, int64_t, std::optional<Int>, std::optional<Int>, Int)>{aten}.take({"slice.Tensor"});
+  Takes<T(const T&, Ints, int64_t, Int)>{aten}.take({"select_backward"});
+  Takes<T(const T&, Format)>{aten}.take({"clone"});
+  Takes<T&(T&, const T&, bool)>{aten}.take({"copy_"});
+  Takes<T(const T&, Dtype, Layout, Device, Flag, bool, Format)>{aten}.take({"_to_copy"});
+  Takes<T(const T&, Dtype, Layout, Device, Flag, Format)>{aten}.take({"empty_like", "zeros_like", "ones_like"});
+  Takes<T(const T&, const S&, Dtype, Layout, Device, Flag, Format)>{aten}.take({"full_like"});
+  Takes<T(Ints, Dtype, Layout, Device, Flag, Format)>{aten}.take({"empty.memory_format"});
+  Takes<T(const T&, Dtype)>{aten}.take({"sum", "mean"});
+  Takes<T(const T&, at::OptionalIntArrayRef, bool, Dtype)>{aten}.take({"sum.dim_IntList", "mean.dim"});
+  Takes<T(at::TensorList, int64_t)>{aten}.take({"stack"});
+  Takes<T(const at::ITensorListRef&, int64_t)>{aten}.take({"cat"});
+  Takes<std::vector<T>(const T&, int64_t)>{aten}.take({"unbind.int"});
+  Takes<S(const T&)>{aten}.take({"_local_scalar_dense"});
+  Takes<T(const T&, const T&, const OptionalTensor&, Ints, Ints, Ints, bool, Ints, Int)>{aten}.take({"convolution"});
+  Takes<Three(
+      const T&, const T&, const T&, at::OptionalSymIntArrayRef, Ints, Ints, Ints, bool, Ints, Int, std::array<bool, 3>)>{aten}
+      .take({"convolution_backward"});
 }
 
 // ---- optape::watch ------------------------------------------------------------------------------------------------
@@ -1264,7 +1608,7 @@ void watch(TensorImpl* value, int64_t id) noexcept {
     recorder.identities = (op->plan_flags & OPTAPE_PLAN_IDENTITIES) != 0;
     recorder.tensor(value);
     recorder.argument = 1;
-    recorder.integer(id, op->wild != nullptr && op->wild[1] != 0);
+    recorder.integer(id, recorder.varies());
     optape_call& call = frame.call;
     call.peek = at::sequence_number::peek();
     if (torch::autograd::get_current_graph_task_id() != -1) {
@@ -1375,6 +1719,7 @@ int32_t install(const optape_capture* table, std::string& why) {
     below_hook = DispatchKeySet(DispatchKeySet::FULL_AFTER, candidate.key) | DispatchKeySet(DispatchKeySet::RAW, c10::full_backend_mask);
     above_autograd = candidate.key == DispatchKey::DeferredInit;
     if (take(candidate)) {
+      take_hot_operators(candidate.key);
       hook_key_name = candidate.name;
       break;
     }
