@@ -304,6 +304,12 @@ impl BlockHead {
         out
     }
 
+    /// As the writer encodes it, for bent ones.
+    #[cfg(test)]
+    pub(crate) fn encode_for_tests(&self) -> Vec<u8> {
+        self.encode()
+    }
+
     /// How many bytes of the payload belong to the head, from its first [`HEAD_LENGTH`] bytes.
     pub(crate) fn length(payload: &[u8]) -> Result<usize, Corrupt> {
         let length = Cursor::new(payload).u32()?;

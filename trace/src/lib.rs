@@ -16,6 +16,8 @@ mod dictionary;
 pub mod dump;
 mod error;
 mod frame;
+#[cfg(test)]
+mod fuzzing;
 mod ids;
 mod index;
 mod info;

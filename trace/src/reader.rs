@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use crate::block::{self, Block, BlockHead, Columns, Slot};
-use crate::bytes::{len32, len64};
+use crate::bytes::{Cursor, len32, len64};
 use crate::codec;
 use crate::dictionary::Definition;
 use crate::error::{Corrupt, TraceError};
@@ -220,13 +220,19 @@ pub(crate) fn metadata<T: bincode::Decode<()>>(payload: &[u8]) -> Result<T, Corr
     Ok(codec::decode(payload)?.0)
 }
 
-/// Decodes definitions up to the payload's end.
+/// Kinds of definitions that this version knows: the variants of [`Definition`].
+const DEFINITION_KINDS: u32 = 8;
+
+/// Decodes definitions up to the payload's end. Kinds that a later minor version has added are left out.
 pub(crate) fn definitions(payload: &[u8], mut take: impl FnMut(Definition) -> Result<(), Corrupt>) -> Result<(), Corrupt> {
-    let mut rest = payload;
-    while !rest.is_empty() {
-        let (definition, read) = codec::decode(rest)?;
-        take(definition)?;
-        rest = rest.get(read.max(1)..).unwrap_or_default();
+    let mut cursor = Cursor::new(payload);
+    while !cursor.is_empty() {
+        let length = cursor.count(1)?;
+        let bytes = cursor.take(length)?;
+        let (kind, _) = codec::decode::<u32>(bytes)?;
+        if kind < DEFINITION_KINDS {
+            take(metadata(bytes)?)?;
+        }
     }
     Ok(())
 }
@@ -468,7 +474,7 @@ impl Trace {
                 stream.add_block(BlockIndex::new(&block, offset, head.length + len32(FRAME_HEAD)))
             }
             kind::SUMMARY => {
-                let summary = SummaryHead::decode(&mut crate::bytes::Cursor::new(payload))?;
+                let summary = SummaryHead::decode(&mut Cursor::new(payload))?;
                 stream.summaries.push(SummaryIndex::new(summary, offset));
                 Ok(())
             }

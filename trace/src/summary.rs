@@ -263,6 +263,10 @@ pub(crate) fn decode(payload: &[u8], dictionary: &Dictionary) -> Result<(Summary
 
 /// Wraps a payload for a frame with [`crate::frame::COMPRESSED`], if that makes it shorter.
 pub(crate) fn pack(raw: Vec<u8>, zstd: &mut Compressor) -> Result<(u8, Vec<u8>), TraceError> {
+    const WORTH_IT: usize = 128;
+    if raw.len() < WORTH_IT {
+        return Ok((0, raw));
+    }
     match zstd.compress(&raw)? {
         Some(compressed) if compressed.len() + 4 < raw.len() => {
             let mut out = len32(raw.len()).to_le_bytes().to_vec();

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use crate::block::{self, BlockBuilder, Compressor, OpCallRef, Slot, WORDS_LIMIT};
-use crate::bytes::{len32, len64};
+use crate::bytes::{len32, len64, put_varint};
 use crate::codec;
 use crate::dictionary::Definition;
 use crate::error::{Corrupt, TraceError};
@@ -242,12 +242,12 @@ impl StreamState {
         if !new {
             return Ok(());
         }
-        let before = self.definitions.len();
-        codec::encode_into(definition, &mut self.definitions)?;
-        if self.definitions.len() - before > RAW_LIMIT / 8 {
-            self.definitions.truncate(before);
+        let encoded = codec::encode(definition)?;
+        if encoded.len() > RAW_LIMIT / 8 {
             return Err(self.refuse("a definition is longer than 8 MiB"));
         }
+        put_varint(&mut self.definitions, len64(encoded.len()));
+        self.definitions.extend(encoded);
         self.counts = counts;
         match definition {
             Definition::Signature(_, def) => {

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "these are tests")]
 
+mod corpus;
 mod following;
+mod format_example;
 mod late_statistics;
 mod program;
 mod recovery;
