@@ -197,7 +197,7 @@ pub(super) fn pattern(metas: &[u64]) -> Pattern {
 
 /// Orders slots as [`Pattern`] wants them: by operand, tensors first, then by time.
 pub(super) fn sort(slots: &mut [Slot]) {
-    slots.sort_unstable_by_key(|s| s.meta & 0x1_ffff);
+    slots.sort_unstable_by_key(|s| (s.meta as u16, s.meta >> 16 & 0xf));
 }
 
 /// The sizes of a tensor that the hook hands over.
@@ -572,4 +572,63 @@ fn geometry<'a>(plan: &OpPlan, call: &'a Call, room: &'a mut GeometryRoom) -> Op
         groups,
         outputs_per_group,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_become_a_sorted_pattern() {
+        let mut slots = [
+            Slot::present(PRODUCT, When::Before, None, &[(fields::PRODUCT_SUM, 5)]),
+            Slot::missing(1, When::Before, NotTaken::Device),
+            Slot::present(0, When::After, Some(false), &[]),
+            Slot::present(0, When::Before, Some(true), &[(fields::NONZEROS, 3), (fields::SUM, 3.0f64.to_bits())]),
+        ];
+        sort(&mut slots);
+        let metas: Vec<u64> = slots.iter().map(|s| s.meta).collect();
+        let pattern = pattern(&metas);
+        let seen: Vec<_> = pattern.entries.iter().map(|e| (e.operand, e.when, e.state, e.binary)).collect();
+        assert_eq!(
+            seen,
+            [
+                (Operand::Tensor(0), When::Before, State::Present, Some(true)),
+                (Operand::Tensor(0), When::After, State::Present, Some(false)),
+                (Operand::Tensor(1), When::Before, State::NotTaken(NotTaken::Device), None),
+                (Operand::Product, When::Before, State::Present, None),
+            ]
+        );
+        assert_eq!(pattern.words(), 3);
+        assert_eq!(slots.iter().map(|s| s.numbers().len()).sum::<usize>(), 3);
+    }
+
+    #[test]
+    fn words_of_arguments_are_found_behind_tensors_and_lists() {
+        let tensor = u64::from(word::TENSOR) | (6 | 2 << 24) << 8;
+        let words = [
+            tensor,
+            2,
+            3,
+            3,
+            1,
+            u64::from(word::TENSOR_LIST) | 2 << 8,
+            u64::from(word::NONE),
+            tensor | 1 << 56,
+            4,
+            4,
+            u64::from(word::INT_LIST) | 2 << 8,
+            7,
+            8,
+            u64::from(word::BOOL) | 1 << 8,
+            u64::from(word::TEXT) | 1 << 8,
+            u64::from(word::INT),
+            9,
+        ];
+        let mut at = 0;
+        for end in [5, 10, 13, 14, 15, 17] {
+            at = skip(&words, at).unwrap();
+            assert_eq!(at, end);
+        }
+    }
 }
