@@ -116,7 +116,7 @@ fn list(tried: &[(PathBuf, io::Error)]) -> String {
 fn hint_for_output(path: &std::path::Path, source: &io::Error) -> String {
     let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(std::path::Path::new("."));
     match source.kind() {
-        io::ErrorKind::NotFound => format!("; there is no directory {}", directory.display()),
+        io::ErrorKind::NotFound if !directory.exists() => format!("; there is no directory {}", directory.display()),
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             "; choose a directory that you may write with --output".to_owned()
         }

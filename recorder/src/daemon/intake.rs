@@ -24,6 +24,8 @@ use crate::ring::{Consumer, Message, MessageKind, OpCallMessage};
 
 /// Between two looks at the rings, unless one of them fills up fast.
 const INTERVAL: Duration = Duration::from_millis(10);
+/// As long as nobody records. A ring begins with a heartbeat of its producer's, so there is time until the first of ours.
+const IDLE_INTERVAL: Duration = Duration::from_millis(25);
 /// After a look that found a ring more than a quarter full.
 const BUSY_INTERVAL: Duration = Duration::from_millis(2);
 /// What arrived is in the file after this long, and an interval.
@@ -159,7 +161,12 @@ impl Intake {
     pub(super) fn run(mut self, finish: &Receiver<Finish>) -> Report {
         let finish = loop {
             self.look();
-            match finish.recv_timeout(if self.busy { BUSY_INTERVAL } else { INTERVAL }) {
+            let interval = match (self.busy, self.rings.is_empty()) {
+                (true, _) => BUSY_INTERVAL,
+                (_, true) => IDLE_INTERVAL,
+                _ => INTERVAL,
+            };
+            match finish.recv_timeout(interval) {
                 Ok(finish) => break finish,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break Finish::default(),

@@ -131,7 +131,7 @@ impl Report {
                 lines.push(format!("recording of process {} ended early: {why}", stream.process_id));
             }
         }
-        let unclean = self.streams.iter().filter(|s| !s.clean).count().saturating_sub(self.still_running);
+        let unclean = self.streams.iter().filter(|s| !s.clean && s.disabled.is_none()).count().saturating_sub(self.still_running);
         if unclean > 0 {
             lines.push(format!("{unclean} recorded process(es) ended without a goodbye (killed, or forked workers); what they committed is in the file"));
         }

@@ -220,7 +220,7 @@ fn a_stopped_or_killed_daemon_holds_up_nobody() {
     let signal = |signal| rustix::process::kill_process(rustix::process::Pid::from_child(&daemon), signal).unwrap();
 
     let mut fake = Fake::begin(&run, RING, OnFull::Wait);
-    let mut fill = |fake: &mut Fake| {
+    let fill = |fake: &mut Fake| {
         let began = Instant::now();
         while fake.call(0) {}
         for _ in 0..10_000 {
