@@ -2,7 +2,12 @@
 //!
 //! `cargo run --release -p optape-trace --example speed -- [EVENTS] [RECORDS_PER_FLUSH]`
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, dead_code, reason = "an example that shares the tests' program")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    dead_code,
+    reason = "an example that shares the tests' program"
+)]
 
 #[path = "../tests/trace/program.rs"]
 mod program;
@@ -57,8 +62,15 @@ fn main() {
     }
     writer.end_stream(stream, &StreamEnd::default()).unwrap();
     let bytes = writer.finish(&RunEnd::default()).unwrap();
-    println!("write: {:.0} ns per op call with {:.2} records each", nanoseconds as f64 / calls as f64, records as f64 / calls as f64);
-    println!("size: {:.3} bytes per op call", bytes.len() as f64 / calls as f64);
+    println!(
+        "write: {:.0} ns per op call with {:.2} records each",
+        nanoseconds as f64 / calls as f64,
+        records as f64 / calls as f64
+    );
+    println!(
+        "size: {:.3} bytes per op call",
+        bytes.len() as f64 / calls as f64
+    );
 
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("trace");
@@ -84,23 +96,39 @@ fn main() {
         let begin = Instant::now();
         let mut seen = 0;
         for index in 0..blocks {
-            seen += std::hint::black_box(trace.block(StreamId(0), index, columns).unwrap()).op_calls as usize;
+            seen += std::hint::black_box(trace.block(StreamId(0), index, columns).unwrap()).op_calls
+                as usize;
         }
         let seconds = begin.elapsed().as_secs_f64();
-        println!("read {name}: {:.1} million op calls per second", seen as f64 / seconds / 1e6);
+        println!(
+            "read {name}: {:.1} million op calls per second",
+            seen as f64 / seconds / 1e6
+        );
     }
     let begin = Instant::now();
     let rows = trace.summary(StreamId(0), 0..u64::MAX).unwrap().len();
-    println!("summary of everything: {rows} rows in {:.2} ms", begin.elapsed().as_secs_f64() * 1e3);
+    println!(
+        "summary of everything: {rows} rows in {:.2} ms",
+        begin.elapsed().as_secs_f64() * 1e3
+    );
     let begin = Instant::now();
-    let rows = trace.summary(StreamId(0), 1..records as u64 - 1).unwrap().len();
-    println!("summary of all but two: {rows} rows in {:.2} ms", begin.elapsed().as_secs_f64() * 1e3);
+    let rows = trace
+        .summary(StreamId(0), 1..records as u64 - 1)
+        .unwrap()
+        .len();
+    println!(
+        "summary of all but two: {rows} rows in {:.2} ms",
+        begin.elapsed().as_secs_f64() * 1e3
+    );
 
     let mut columns = std::collections::BTreeMap::new();
     for (id, stored) in trace.column_bytes(StreamId(0)).unwrap() {
         *columns.entry(id).or_insert(0u64) += u64::from(stored);
     }
     for (id, stored) in columns {
-        println!("column {id}: {:.4} bytes per op call", stored as f64 / calls as f64);
+        println!(
+            "column {id}: {:.4} bytes per op call",
+            stored as f64 / calls as f64
+        );
     }
 }

@@ -164,11 +164,19 @@ impl Block {
         let mut calls = self.op_calls();
         let mut moments = self.moments.iter();
         let kinds = self.kinds.iter().copied().chain(std::iter::repeat(0));
-        (self.first_ordinal..).map(Ordinal).zip(kinds).take(self.records as usize).filter_map(move |(ordinal, kind)| match kind {
-            0 => calls.next().map(|(_, call)| (ordinal, Record::OpCall(call.to_owned()))),
-            1 => moments.next().map(|moment| (ordinal, Record::Other(moment.clone()))),
-            _ => None,
-        })
+        (self.first_ordinal..)
+            .map(Ordinal)
+            .zip(kinds)
+            .take(self.records as usize)
+            .filter_map(move |(ordinal, kind)| match kind {
+                0 => calls
+                    .next()
+                    .map(|(_, call)| (ordinal, Record::OpCall(call.to_owned()))),
+                1 => moments
+                    .next()
+                    .map(|moment| (ordinal, Record::Other(moment.clone()))),
+                _ => None,
+            })
     }
 
     /// The op calls, in order, each with its place in the columns.
@@ -322,7 +330,9 @@ impl BlockHead {
     /// Decodes the head from the front of the payload, of which `payload_length` bytes are in the file.
     pub(crate) fn decode(payload: &[u8], payload_length: u32) -> Result<Self, Corrupt> {
         let total = Self::length(payload)?;
-        let bytes = payload.get(HEAD_LENGTH..total).ok_or(Corrupt::from("a block's head ends early"))?;
+        let bytes = payload
+            .get(HEAD_LENGTH..total)
+            .ok_or(Corrupt::from("a block's head ends early"))?;
         let (bytes, checksum) = bytes.split_at_checked(bytes.len() - 4).unwrap_or_default();
         if Cursor::new(checksum).u32()? != crc32c::crc32c(bytes) {
             return Err(Corrupt::from("the checksum of a block's head is wrong"));
@@ -331,8 +341,13 @@ impl BlockHead {
         let first_ordinal = cursor.varint()?;
         let records = cursor.varint_u32()?;
         let op_calls = cursor.varint_u32()?;
-        if records as usize > RECORDS_LIMIT || op_calls > records || first_ordinal.checked_add(u64::from(records)).is_none() {
-            return Err(Corrupt::from(format!("a block of {records} records, {op_calls} of them op calls, from {first_ordinal} on")));
+        if records as usize > RECORDS_LIMIT
+            || op_calls > records
+            || first_ordinal.checked_add(u64::from(records)).is_none()
+        {
+            return Err(Corrupt::from(format!(
+                "a block of {records} records, {op_calls} of them op calls, from {first_ordinal} on"
+            )));
         }
         let first_ns = cursor.varint()?;
         let last_ns = first_ns.saturating_add(cursor.varint()?);
@@ -344,7 +359,11 @@ impl BlockHead {
                 let least = cursor.varint()?;
                 Some((least, least.saturating_add(cursor.varint()?)))
             }
-            other => return Err(Corrupt::from(format!("a block's late statistics have the unknown form {other}"))),
+            other => {
+                return Err(Corrupt::from(format!(
+                    "a block's late statistics have the unknown form {other}"
+                )));
+            }
         };
         let count = cursor.count(8)?;
         let mut columns = Vec::with_capacity(count);
@@ -353,19 +372,38 @@ impl BlockHead {
             let id = cursor.u8()?;
             let encoding = cursor.u8()?;
             if encoding > 1 {
-                return Err(Corrupt::from(format!("column {id} of a block has the unknown encoding {encoding}")));
+                return Err(Corrupt::from(format!(
+                    "column {id} of a block has the unknown encoding {encoding}"
+                )));
             }
             let raw = cursor.varint_u32()?;
             let stored = cursor.varint_u32()?;
             let checksum = cursor.u32()?;
-            columns.push(ColumnEntry { id, compressed: encoding == 1, raw, stored, checksum, at });
+            columns.push(ColumnEntry {
+                id,
+                compressed: encoding == 1,
+                raw,
+                stored,
+                checksum,
+                at,
+            });
             at += u64::from(stored);
         }
         if at > u64::from(payload_length) {
             return Err(Corrupt::from("a block's columns are longer than its frame"));
         }
         // What follows in the head belongs to later minor versions.
-        Ok(Self { first_ordinal, records, op_calls, first_ns, last_ns, pending, dropped, late, columns })
+        Ok(Self {
+            first_ordinal,
+            records,
+            op_calls,
+            first_ns,
+            last_ns,
+            pending,
+            dropped,
+            late,
+            columns,
+        })
     }
 }
 
@@ -373,14 +411,20 @@ impl ColumnEntry {
     /// The column from its bytes in the file.
     pub(crate) fn decode(&self, stored: Vec<u8>) -> Result<Vec<u8>, Corrupt> {
         if crc32c::crc32c(&stored) != self.checksum {
-            return Err(Corrupt::from(format!("the checksum of column {} of a block is wrong", self.id)));
+            return Err(Corrupt::from(format!(
+                "the checksum of column {} of a block is wrong",
+                self.id
+            )));
         }
         if self.compressed {
             column::decompress(&stored, self.raw as usize)
         } else if stored.len() == self.raw as usize {
             Ok(stored)
         } else {
-            Err(Corrupt::from(format!("column {} of a block has the wrong length", self.id)))
+            Err(Corrupt::from(format!(
+                "column {} of a block has the wrong length",
+                self.id
+            )))
         }
     }
 }
@@ -459,12 +503,31 @@ impl BlockBuilder {
     }
 
     /// The payload of the block's frame and what its head says.
-    pub(crate) fn encode(&self, first_ordinal: u64, zstd: &mut Compressor) -> Result<(BlockHead, Vec<u8>), TraceError> {
-        let ends = self.start_ns.iter().zip(&self.duration_ns).map(|(s, d)| s.saturating_add(*d));
+    pub(crate) fn encode(
+        &self,
+        first_ordinal: u64,
+        zstd: &mut Compressor,
+    ) -> Result<(BlockHead, Vec<u8>), TraceError> {
+        let ends = self
+            .start_ns
+            .iter()
+            .zip(&self.duration_ns)
+            .map(|(s, d)| s.saturating_add(*d));
         let times = || self.moments.iter().map(|m| m.time_ns);
-        let first_ns = self.start_ns.iter().copied().chain(times()).min().unwrap_or(0);
+        let first_ns = self
+            .start_ns
+            .iter()
+            .copied()
+            .chain(times())
+            .min()
+            .unwrap_or(0);
         let last_ns = ends.chain(times()).max().unwrap_or(0);
-        let mut columns = ColumnSet { zstd, entries: Vec::new(), bytes: Vec::new(), raw: Vec::new() };
+        let mut columns = ColumnSet {
+            zstd,
+            entries: Vec::new(),
+            bytes: Vec::new(),
+            raw: Vec::new(),
+        };
         if !self.moments.is_empty() && !self.slots.is_empty() {
             columns.add(id::KINDS, |out| column::put_runs(&self.kinds, out))?;
         }
@@ -507,22 +570,41 @@ impl BlockBuilder {
         columns.add(id::SLOT_TABLE, |out| put_slot_table(&self.slot_table, out))?;
         columns.add(id::SLOTS, |out| column::put_small(&self.slots, out))?;
         if !self.statistics.is_empty() {
-            columns.add(id::STATISTICS, |out| column::put_deltas(slots(), &keys.statistics, &self.statistics, out))?;
+            columns.add(id::STATISTICS, |out| {
+                column::put_deltas(slots(), &keys.statistics, &self.statistics, out)
+            })?;
         }
         columns.add(id::THREADS, |out| column::put_small(&self.threads, out))?;
         let mut end = ThreadEnds::new(first_ns);
-        let times = self.threads.iter().zip(self.start_ns.iter().zip(&self.duration_ns));
-        let gaps: Vec<i64> = times.map(|(&thread, (&start, &duration))| end.gap(thread, start, duration)).collect();
-        columns.add(id::GAPS, |out| column::put_predicted(signatures(), &gaps, keys.signatures, out))?;
+        let times = self
+            .threads
+            .iter()
+            .zip(self.start_ns.iter().zip(&self.duration_ns));
+        let gaps: Vec<i64> = times
+            .map(|(&thread, (&start, &duration))| end.gap(thread, start, duration))
+            .collect();
+        columns.add(id::GAPS, |out| {
+            column::put_predicted(signatures(), &gaps, keys.signatures, out)
+        })?;
         let durations: Vec<i64> = self.duration_ns.iter().map(|d| d.cast_signed()).collect();
-        columns.add(id::DURATIONS, |out| column::put_predicted(signatures(), &durations, keys.signatures, out))?;
-        columns.add(id::SEQUENCE, |out| column::put_sequence(&self.threads, &self.sequence_numbers, out))?;
+        columns.add(id::DURATIONS, |out| {
+            column::put_predicted(signatures(), &durations, keys.signatures, out)
+        })?;
+        columns.add(id::SEQUENCE, |out| {
+            column::put_sequence(&self.threads, &self.sequence_numbers, out)
+        })?;
         if !self.payload.is_empty() {
-            columns.add(id::PAYLOAD, |out| column::put_words(signatures(), &keys.payload, &self.payload, out))?;
+            columns.add(id::PAYLOAD, |out| {
+                column::put_words(signatures(), &keys.payload, &self.payload, out)
+            })?;
         }
         if !self.storages.is_empty() {
-            columns.add(id::STORAGES, |out| column::put_ids(signatures(), &keys.tensors, &self.storages, out))?;
-            columns.add(id::TENSORS, |out| column::put_ids(signatures(), &keys.tensors, &self.tensors, out))?;
+            columns.add(id::STORAGES, |out| {
+                column::put_ids(signatures(), &keys.tensors, &self.storages, out)
+            })?;
+            columns.add(id::TENSORS, |out| {
+                column::put_ids(signatures(), &keys.tensors, &self.tensors, out)
+            })?;
         }
         Ok(())
     }
@@ -533,8 +615,15 @@ fn moment_bytes(moment: &Moment) -> usize {
     const PLAIN: usize = 48;
     PLAIN
         + match &moment.event {
-            Event::ModuleEnter { arguments: tensors, .. } | Event::ModuleExit { results: tensors, .. } => 10 * tensors.len(),
-            Event::Statistics { values, .. } => values.iter().map(|v| 24 + 10 * v.values.len()).sum(),
+            Event::ModuleEnter {
+                arguments: tensors, ..
+            }
+            | Event::ModuleExit {
+                results: tensors, ..
+            } => 10 * tensors.len(),
+            Event::Statistics { values, .. } => {
+                values.iter().map(|v| 24 + 10 * v.values.len()).sum()
+            }
             Event::Fact { value: text, .. } | Event::Disabled { reason: text } => text.len(),
             _ => 0,
         }
@@ -545,22 +634,36 @@ pub(crate) fn moment_fits(moment: &Moment) -> bool {
     moment_bytes(moment) <= RAW_LIMIT / 4
 }
 
-/// The compressor that all frames of a writer share.
-pub(crate) struct Compressor(zstd::bulk::Compressor<'static>);
+/// The compressor that all frames of a writer share, and its buffer: a fresh one for every column would cost more in page faults
+/// than compressing does.
+pub(crate) struct Compressor {
+    zstd: zstd::bulk::Compressor<'static>,
+    buffer: Vec<u8>,
+}
 
 impl Compressor {
     pub(crate) fn new() -> Result<Self, TraceError> {
-        zstd::bulk::Compressor::new(column::ZSTD_LEVEL).map(Self).map_err(|e| TraceError::Encode(e.to_string()))
+        let zstd = zstd::bulk::Compressor::new(column::ZSTD_LEVEL)
+            .map_err(|e| TraceError::Encode(e.to_string()))?;
+        Ok(Self {
+            zstd,
+            buffer: Vec::new(),
+        })
     }
 
     /// The bytes compressed, or `None` where that does not make them fewer.
-    pub(crate) fn compress(&mut self, raw: &[u8]) -> Result<Option<Vec<u8>>, TraceError> {
+    pub(crate) fn compress(&mut self, raw: &[u8]) -> Result<Option<&[u8]>, TraceError> {
         const WORTH_IT: usize = 16;
         if raw.len() < WORTH_IT {
             return Ok(None);
         }
-        let out = self.0.compress(raw).map_err(|e| TraceError::Encode(e.to_string()))?;
-        Ok((out.len() < raw.len()).then_some(out))
+        self.buffer.clear();
+        self.buffer
+            .reserve(zstd::zstd_safe::compress_bound(raw.len()));
+        self.zstd
+            .compress_to_buffer(raw, &mut self.buffer)
+            .map_err(|e| TraceError::Encode(e.to_string()))?;
+        Ok((self.buffer.len() < raw.len()).then_some(self.buffer.as_slice()))
     }
 }
 
@@ -587,7 +690,7 @@ impl ColumnSet<'_> {
             return Ok(());
         }
         let compressed = self.zstd.compress(raw)?;
-        let stored = compressed.as_deref().unwrap_or(raw);
+        let stored = compressed.unwrap_or(raw);
         self.entries.push(ColumnEntry {
             id,
             compressed: compressed.is_some(),
@@ -613,34 +716,66 @@ fn put_slot_table(table: &[Slot], out: &mut Vec<u8>) {
     }
 }
 
-fn slot_table(bytes: &[u8], op_calls: usize, dictionary: &Dictionary, identities: bool) -> Result<Vec<Slot>, Corrupt> {
+fn slot_table(
+    bytes: &[u8],
+    op_calls: usize,
+    dictionary: &Dictionary,
+    identities: bool,
+) -> Result<Vec<Slot>, Corrupt> {
     let mut cursor = Cursor::new(bytes);
     let count = cursor.count(2)?;
     // Every slot has a call, so that neither the table nor what is remembered per word is longer than the columns.
     if count > op_calls {
-        return Err(Corrupt::from(format!("a block has {count} slots for {op_calls} op calls")));
+        return Err(Corrupt::from(format!(
+            "a block has {count} slots for {op_calls} op calls"
+        )));
     }
     let mut table = Vec::with_capacity(count);
     let mut before = 0u64;
     for _ in 0..count {
         before = add_difference(before, cursor.varint()?);
-        let signature = SignatureId(u32::try_from(before).map_err(|_| Corrupt::from("a signature's id is larger than 32 bits"))?);
+        let signature = SignatureId(
+            u32::try_from(before)
+                .map_err(|_| Corrupt::from("a signature's id is larger than 32 bits"))?,
+        );
         let pattern = PatternId(cursor.varint_u32()?);
-        let (payload, tensors) = dictionary
-            .signature_words(signature)
-            .ok_or_else(|| Corrupt::from(format!("a block uses signature {signature}, which is not defined")))?;
+        let (payload, tensors) = dictionary.signature_words(signature).ok_or_else(|| {
+            Corrupt::from(format!(
+                "a block uses signature {signature}, which is not defined"
+            ))
+        })?;
         let statistics = dictionary
             .pattern_kinds(pattern)
             .map(|kinds| len32(kinds.len()))
-            .ok_or_else(|| Corrupt::from(format!("a block uses pattern {pattern}, which is not defined")))?;
-        table.push(Slot { signature, pattern, payload, tensors: if identities { tensors } else { 0 }, statistics });
+            .ok_or_else(|| {
+                Corrupt::from(format!(
+                    "a block uses pattern {pattern}, which is not defined"
+                ))
+            })?;
+        table.push(Slot {
+            signature,
+            pattern,
+            payload,
+            tensors: if identities { tensors } else { 0 },
+            statistics,
+        });
     }
-    for words in [|s: &Slot| s.payload, |s: &Slot| s.tensors, |s: &Slot| s.statistics] {
+    for words in [
+        |s: &Slot| s.payload,
+        |s: &Slot| s.tensors,
+        |s: &Slot| s.statistics,
+    ] {
         if table.iter().map(|s| u64::from(words(s))).sum::<u64>() > WORDS_LIMIT as u64 {
-            return Err(Corrupt::from("the slots of a block have more words than a block can have"));
+            return Err(Corrupt::from(
+                "the slots of a block have more words than a block can have",
+            ));
         }
     }
-    if cursor.is_empty() { Ok(table) } else { Err(Corrupt::from("a slot table has bytes left over")) }
+    if cursor.is_empty() {
+        Ok(table)
+    } else {
+        Err(Corrupt::from("a slot table has bytes left over"))
+    }
 }
 
 /// The keys by which columns are predicted: a call's slot, or its signature's place among the block's signatures.
@@ -689,7 +824,10 @@ struct ThreadEnds {
 
 impl ThreadEnds {
     fn new(first_ns: u64) -> Self {
-        Self { first_ns, ends: Largest::default() }
+        Self {
+            first_ns,
+            ends: Largest::default(),
+        }
     }
 
     fn gap(&mut self, thread: u32, start: u64, duration: u64) -> i64 {
@@ -731,8 +869,12 @@ pub(crate) fn decode(
     let records = head.records as usize;
     let op_calls = head.op_calls as usize;
     let moment_count = records - op_calls;
-    let mut block =
-        Block { first_ordinal: head.first_ordinal, records: head.records, op_calls: head.op_calls, ..Block::default() };
+    let mut block = Block {
+        first_ordinal: head.first_ordinal,
+        records: head.records,
+        op_calls: head.op_calls,
+        ..Block::default()
+    };
 
     if wanted.has(Columns::KINDS) || (wanted.has(Columns::MOMENTS) && moment_count > 0) {
         block.kinds = match (op_calls, moment_count) {
@@ -741,7 +883,9 @@ pub(crate) fn decode(
             _ => column::runs(&column(id::KINDS)?, records).map_err(at)?,
         };
         if block.kinds.iter().filter(|&&k| k == 0).count() != op_calls {
-            return Err(at(Corrupt::from("a block's kinds and its number of op calls disagree")));
+            return Err(at(Corrupt::from(
+                "a block's kinds and its number of op calls disagree",
+            )));
         }
     }
     if wanted.has(Columns::MOMENTS) && moment_count > 0 {
@@ -749,11 +893,21 @@ pub(crate) fn decode(
             tags: column(id::MOMENT_TAGS)?,
             threads: column(id::MOMENT_THREADS)?,
             times: column(id::MOMENT_TIMES)?,
-            modules: if head.columns.iter().any(|c| c.id == id::MOMENT_MODULES) { column(id::MOMENT_MODULES)? } else { Vec::new() },
-            others: if head.columns.iter().any(|c| c.id == id::MOMENT_OTHERS) { column(id::MOMENT_OTHERS)? } else { Vec::new() },
+            modules: if head.columns.iter().any(|c| c.id == id::MOMENT_MODULES) {
+                column(id::MOMENT_MODULES)?
+            } else {
+                Vec::new()
+            },
+            others: if head.columns.iter().any(|c| c.id == id::MOMENT_OTHERS) {
+                column(id::MOMENT_OTHERS)?
+            } else {
+                Vec::new()
+            },
         };
         if columns.tags.len() != moment_count {
-            return Err(at(Corrupt::from("a block's tags and its number of moments disagree")));
+            return Err(at(Corrupt::from(
+                "a block's tags and its number of moments disagree",
+            )));
         }
         let moments = moments::decode(&columns, head.first_ns).map_err(at)?;
         for (kind, moment) in block.kinds.iter_mut().filter(|k| **k == 1).zip(&moments) {
@@ -765,23 +919,35 @@ pub(crate) fn decode(
         return Ok(block);
     }
 
-    block.slot_table = slot_table(&column(id::SLOT_TABLE)?, op_calls, dictionary, identities).map_err(at)?;
+    block.slot_table =
+        slot_table(&column(id::SLOT_TABLE)?, op_calls, dictionary, identities).map_err(at)?;
     block.slots = column::small(&column(id::SLOTS)?, op_calls).map_err(at)?;
     let most = block.slots.iter().fold(0, |a, &b| a.max(b)) as usize;
     if most >= block.slot_table.len() {
-        return Err(at(Corrupt::from(format!("a block uses slot {most} of {}", block.slot_table.len()))));
+        return Err(at(Corrupt::from(format!(
+            "a block uses slot {most} of {}",
+            block.slot_table.len()
+        ))));
     }
     let table = &block.slot_table;
     let slots = || block.slots.iter().map(|&s| s as usize);
     let by_slot = |of: fn(&Slot) -> u32| table.iter().map(of).collect::<Vec<u32>>();
-    let gather = |values: &[u32]| slots().map(|s| values.get(s).copied().unwrap_or(0)).collect::<Vec<u32>>();
+    let gather = |values: &[u32]| {
+        slots()
+            .map(|s| values.get(s).copied().unwrap_or(0))
+            .collect::<Vec<u32>>()
+    };
     let total = |of: fn(&Slot) -> u32| {
         let words = by_slot(of);
-        let sum: u64 = slots().map(|s| u64::from(words.get(s).copied().unwrap_or(0))).sum();
+        let sum: u64 = slots()
+            .map(|s| u64::from(words.get(s).copied().unwrap_or(0)))
+            .sum();
         usize::try_from(sum)
             .ok()
             .filter(|&n| n <= WORDS_LIMIT)
-            .ok_or_else(|| Corrupt::from(format!("a column of a block has {sum} values")).at(offset))
+            .ok_or_else(|| {
+                Corrupt::from(format!("a column of a block has {sum} values")).at(offset)
+            })
     };
     if wanted.has(Columns::SIGNATURES) {
         block.signatures = gather(&by_slot(|s| s.signature.0));
@@ -794,20 +960,35 @@ pub(crate) fn decode(
     if wanted.has(Columns::STATISTICS) {
         let count = total(|s| s.statistics)?;
         if count > 0 {
-            block.statistics = column::deltas(&column(id::STATISTICS)?, slots(), &keys.statistics, count).map_err(at)?;
+            block.statistics =
+                column::deltas(&column(id::STATISTICS)?, slots(), &keys.statistics, count)
+                    .map_err(at)?;
         }
     }
     let with_threads = Columns::THREADS | Columns::START | Columns::SEQUENCE_NUMBERS;
-    let threads = if wanted.has(with_threads) { column::small(&column(id::THREADS)?, op_calls).map_err(at)? } else { Vec::new() };
+    let threads = if wanted.has(with_threads) {
+        column::small(&column(id::THREADS)?, op_calls).map_err(at)?
+    } else {
+        Vec::new()
+    };
     if wanted.has(Columns::DURATION | Columns::START) {
-        let durations = column::predicted(&column(id::DURATIONS)?, signatures(), op_calls, keys.signatures).map_err(at)?;
+        let durations = column::predicted(
+            &column(id::DURATIONS)?,
+            signatures(),
+            op_calls,
+            keys.signatures,
+        )
+        .map_err(at)?;
         block.duration_ns = durations.into_iter().map(i64::cast_unsigned).collect();
     }
     if wanted.has(Columns::START) {
-        let gaps = column::predicted(&column(id::GAPS)?, signatures(), op_calls, keys.signatures).map_err(at)?;
+        let gaps = column::predicted(&column(id::GAPS)?, signatures(), op_calls, keys.signatures)
+            .map_err(at)?;
         let mut ends = ThreadEnds::new(head.first_ns);
         let calls = threads.iter().zip(gaps.iter().zip(&block.duration_ns));
-        block.start_ns = calls.map(|(&thread, (&gap, &duration))| ends.start(thread, gap, duration)).collect();
+        block.start_ns = calls
+            .map(|(&thread, (&gap, &duration))| ends.start(thread, gap, duration))
+            .collect();
     }
     if wanted.has(Columns::SEQUENCE_NUMBERS) {
         block.sequence_numbers = column::sequence(&column(id::SEQUENCE)?, &threads).map_err(at)?;
@@ -815,16 +996,21 @@ pub(crate) fn decode(
     if wanted.has(Columns::PAYLOAD) {
         let count = total(|s| s.payload)?;
         if count > 0 {
-            block.payload = column::words(&column(id::PAYLOAD)?, signatures(), &keys.payload, count).map_err(at)?;
+            block.payload =
+                column::words(&column(id::PAYLOAD)?, signatures(), &keys.payload, count)
+                    .map_err(at)?;
         }
     }
     if wanted.has(Columns::STORAGES | Columns::TENSORS) {
         let count = total(|s| s.tensors)?;
         if count > 0 && wanted.has(Columns::STORAGES) {
-            block.storages = column::ids(&column(id::STORAGES)?, signatures(), &keys.tensors, count).map_err(at)?;
+            block.storages =
+                column::ids(&column(id::STORAGES)?, signatures(), &keys.tensors, count)
+                    .map_err(at)?;
         }
         if count > 0 && wanted.has(Columns::TENSORS) {
-            block.tensors = column::ids(&column(id::TENSORS)?, signatures(), &keys.tensors, count).map_err(at)?;
+            block.tensors = column::ids(&column(id::TENSORS)?, signatures(), &keys.tensors, count)
+                .map_err(at)?;
         }
     }
     block.threads = threads;

@@ -45,7 +45,10 @@ pub(crate) const fn len64(length: usize) -> u64 {
 /// A length as a `u32`, where the caller has bounded it (blocks and frames are far below 4 GiB).
 #[inline]
 pub(crate) fn len32(length: usize) -> u32 {
-    debug_assert!(u32::try_from(length).is_ok(), "length {length} was not bounded");
+    debug_assert!(
+        u32::try_from(length).is_ok(),
+        "length {length} was not bounded"
+    );
     u32::try_from(length).unwrap_or(u32::MAX)
 }
 
@@ -69,13 +72,19 @@ impl<'a> Cursor<'a> {
     }
 
     pub(crate) fn take(&mut self, length: usize) -> Result<&'a [u8], Corrupt> {
-        let (head, rest) = self.rest.split_at_checked(length).ok_or(Corrupt::from("bytes end early"))?;
+        let (head, rest) = self
+            .rest
+            .split_at_checked(length)
+            .ok_or(Corrupt::from("bytes end early"))?;
         self.rest = rest;
         Ok(head)
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], Corrupt> {
-        let (head, rest) = self.rest.split_first_chunk::<N>().ok_or(Corrupt::from("bytes end early"))?;
+        let (head, rest) = self
+            .rest
+            .split_first_chunk::<N>()
+            .ok_or(Corrupt::from("bytes end early"))?;
         self.rest = rest;
         Ok(*head)
     }
@@ -101,7 +110,10 @@ impl<'a> Cursor<'a> {
         let mut value = 0u64;
         let mut shift = 0u32;
         loop {
-            let (&byte, rest) = self.rest.split_first().ok_or(Corrupt::from("a varint ends early"))?;
+            let (&byte, rest) = self
+                .rest
+                .split_first()
+                .ok_or(Corrupt::from("a varint ends early"))?;
             self.rest = rest;
             if shift == 63 && byte > 1 {
                 return Err(Corrupt::from("a varint is longer than 64 bits"));
@@ -121,9 +133,12 @@ impl<'a> Cursor<'a> {
     /// A count of things that take at least `least_bytes` each in what follows, so that a wrong count cannot ask for more
     /// memory than the bytes that are there justify.
     pub(crate) fn count(&mut self, least_bytes: usize) -> Result<usize, Corrupt> {
-        let count = usize::try_from(self.varint()?).map_err(|_| Corrupt::from("a count is too large"))?;
+        let count =
+            usize::try_from(self.varint()?).map_err(|_| Corrupt::from("a count is too large"))?;
         if count > self.rest.len() / least_bytes.max(1) {
-            return Err(Corrupt::from("a count is larger than the bytes that follow"));
+            return Err(Corrupt::from(
+                "a count is larger than the bytes that follow",
+            ));
         }
         Ok(count)
     }

@@ -20,18 +20,26 @@ thread_local! {
 /// Decodes a zstd frame of exactly `raw` bytes.
 pub(crate) fn decompress(bytes: &[u8], raw: usize) -> Result<Vec<u8>, Corrupt> {
     if raw > RAW_LIMIT {
-        return Err(Corrupt::from(format!("compressed bytes claim to hold {raw} bytes, more than the limit of {RAW_LIMIT}")));
+        return Err(Corrupt::from(format!(
+            "compressed bytes claim to hold {raw} bytes, more than the limit of {RAW_LIMIT}"
+        )));
     }
     DECOMPRESSOR.with_borrow_mut(|slot| {
         let decompressor = match slot {
             Some(decompressor) => decompressor,
-            None => slot.insert(zstd::bulk::Decompressor::new().map_err(|e| Corrupt::from(e.to_string()))?),
+            None => slot
+                .insert(zstd::bulk::Decompressor::new().map_err(|e| Corrupt::from(e.to_string()))?),
         };
-        let out = decompressor.decompress(bytes, raw).map_err(|e| Corrupt::from(format!("zstd: {e}")))?;
+        let out = decompressor
+            .decompress(bytes, raw)
+            .map_err(|e| Corrupt::from(format!("zstd: {e}")))?;
         if out.len() == raw {
             Ok(out)
         } else {
-            Err(Corrupt::from(format!("compressed bytes hold {} bytes instead of {raw}", out.len())))
+            Err(Corrupt::from(format!(
+                "compressed bytes hold {} bytes instead of {raw}",
+                out.len()
+            )))
         }
     })
 }
@@ -53,7 +61,9 @@ pub(crate) fn put_planes(values: &[u64], out: &mut Vec<u8>) {
 
 /// Decodes `count` values from all of `bytes`.
 pub(crate) fn planes(bytes: &[u8], count: usize) -> Result<Vec<u64>, Corrupt> {
-    let (&width, rest) = bytes.split_first().ok_or(Corrupt::from("a column of planes is empty"))?;
+    let (&width, rest) = bytes
+        .split_first()
+        .ok_or(Corrupt::from("a column of planes is empty"))?;
     if width > 8 || count.checked_mul(usize::from(width)) != Some(rest.len()) {
         return Err(Corrupt::from("a column of planes has the wrong length"));
     }
@@ -81,7 +91,11 @@ pub(crate) fn put_small(values: &[u32], out: &mut Vec<u8>) {
         out.extend(values.iter().map(|v| (v & 0xff) as u8));
     } else if largest < 1 << 16 {
         out.push(2);
-        out.extend(values.iter().flat_map(|v| ((v & 0xffff) as u16).to_le_bytes()));
+        out.extend(
+            values
+                .iter()
+                .flat_map(|v| ((v & 0xffff) as u16).to_le_bytes()),
+        );
     } else {
         out.push(4);
         out.extend(values.iter().flat_map(|v| v.to_le_bytes()));
@@ -97,15 +111,25 @@ pub(crate) fn small(bytes: &[u8], count: usize) -> Result<Vec<u32>, Corrupt> {
     match width {
         0 => {
             let value = cursor.varint_u32()?;
-            if cursor.is_empty() { Ok(vec![value; count]) } else { Err(wrong()) }
+            if cursor.is_empty() {
+                Ok(vec![value; count])
+            } else {
+                Err(wrong())
+            }
         }
         1 if rest.len() == count => Ok(rest.iter().map(|&b| u32::from(b)).collect()),
-        2 if Some(rest.len()) == count.checked_mul(2) => {
-            Ok(rest.as_chunks::<2>().0.iter().map(|&b| u32::from(u16::from_le_bytes(b))).collect())
-        }
-        4 if Some(rest.len()) == count.checked_mul(4) => {
-            Ok(rest.as_chunks::<4>().0.iter().map(|&b| u32::from_le_bytes(b)).collect())
-        }
+        2 if Some(rest.len()) == count.checked_mul(2) => Ok(rest
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .map(|&b| u32::from(u16::from_le_bytes(b)))
+            .collect()),
+        4 if Some(rest.len()) == count.checked_mul(4) => Ok(rest
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|&b| u32::from_le_bytes(b))
+            .collect()),
         _ => Err(wrong()),
     }
 }
@@ -125,7 +149,11 @@ impl Recent {
     /// The median; of an even number of values the lower of the two in the middle. 0 where there are none.
     #[inline]
     pub(crate) fn predict(&self) -> i64 {
-        if self.len == 9 { median_of_nine(self.values) } else { self.predict_early() }
+        if self.len == 9 {
+            median_of_nine(self.values)
+        } else {
+            self.predict_early()
+        }
     }
 
     fn predict_early(&self) -> i64 {
@@ -168,7 +196,12 @@ fn median_of_nine(v: [i64; 9]) -> i64 {
 
 /// Values of which each belongs to a key (a signature) and is near the median of the key's last nine: what is
 /// stored is the difference, zigzag, in planes.
-pub(crate) fn put_predicted(keys: impl Iterator<Item = usize>, values: &[i64], key_count: usize, out: &mut Vec<u8>) {
+pub(crate) fn put_predicted(
+    keys: impl Iterator<Item = usize>,
+    values: &[i64],
+    key_count: usize,
+    out: &mut Vec<u8>,
+) {
     let mut recent = vec![Recent::default(); key_count];
     let residuals: Vec<u64> = keys
         .zip(values)
@@ -185,7 +218,12 @@ pub(crate) fn put_predicted(keys: impl Iterator<Item = usize>, values: &[i64], k
 }
 
 /// Decodes `count` values from all of `bytes`; the keys are those that the encoder saw.
-pub(crate) fn predicted(bytes: &[u8], keys: impl Iterator<Item = usize>, count: usize, key_count: usize) -> Result<Vec<i64>, Corrupt> {
+pub(crate) fn predicted(
+    bytes: &[u8],
+    keys: impl Iterator<Item = usize>,
+    count: usize,
+    key_count: usize,
+) -> Result<Vec<i64>, Corrupt> {
     let residuals = planes(bytes, count)?;
     let mut recent = vec![Recent::default(); key_count];
     Ok(keys
@@ -235,7 +273,12 @@ impl KeyWords {
 
 /// Numbers that stay near their key's last (statistics): the difference to it, zigzag, in planes. Floats are taken by
 /// their bits: equal ones differ by 0.
-pub(crate) fn put_deltas(keys: impl Iterator<Item = usize>, words: &KeyWords, values: &[u64], out: &mut Vec<u8>) {
+pub(crate) fn put_deltas(
+    keys: impl Iterator<Item = usize>,
+    words: &KeyWords,
+    values: &[u64],
+    out: &mut Vec<u8>,
+) {
     let mut last = vec![0u64; words.states()];
     let mut residuals = Vec::with_capacity(values.len());
     let mut rest = values;
@@ -252,7 +295,12 @@ pub(crate) fn put_deltas(keys: impl Iterator<Item = usize>, words: &KeyWords, va
 }
 
 /// Decodes `count` values from all of `bytes`: as many as the keys have words.
-pub(crate) fn deltas(bytes: &[u8], keys: impl Iterator<Item = usize>, words: &KeyWords, count: usize) -> Result<Vec<u64>, Corrupt> {
+pub(crate) fn deltas(
+    bytes: &[u8],
+    keys: impl Iterator<Item = usize>,
+    words: &KeyWords,
+    count: usize,
+) -> Result<Vec<u64>, Corrupt> {
     let mut values = planes(bytes, count)?;
     let mut last = vec![0u64; words.states()];
     let mut rest = values.as_mut_slice();
@@ -261,7 +309,9 @@ pub(crate) fn deltas(bytes: &[u8], keys: impl Iterator<Item = usize>, words: &Ke
         if last.is_empty() {
             continue;
         }
-        let (mine, others) = rest.split_at_mut_checked(last.len()).ok_or(Corrupt::from("a column of deltas ends early"))?;
+        let (mine, others) = rest
+            .split_at_mut_checked(last.len())
+            .ok_or(Corrupt::from("a column of deltas ends early"))?;
         rest = others;
         for (value, last) in mine.iter_mut().zip(last) {
             *last = add_difference(*last, *value);
@@ -318,7 +368,9 @@ impl Literals {
         if back >= self.ring.len() {
             return None;
         }
-        self.ring.get((self.next + RECENT_LITERALS - 1 - back) % RECENT_LITERALS).copied()
+        self.ring
+            .get((self.next + RECENT_LITERALS - 1 - back) % RECENT_LITERALS)
+            .copied()
     }
 
     fn push(&mut self, value: u64) {
@@ -332,7 +384,12 @@ impl Literals {
 
 /// Payload words: a code for each, then the literals in planes. Scalars that change (a scheduled learning rate) come once per
 /// step in many signatures, so the block's last literals are remembered.
-pub(crate) fn put_words(keys: impl Iterator<Item = usize>, words: &KeyWords, values: &[u64], out: &mut Vec<u8>) {
+pub(crate) fn put_words(
+    keys: impl Iterator<Item = usize>,
+    words: &KeyWords,
+    values: &[u64],
+    out: &mut Vec<u8>,
+) {
     let mut states = vec![WordState::default(); words.states()];
     let mut recent = Literals::default();
     let mut literals = Vec::new();
@@ -360,8 +417,15 @@ pub(crate) fn put_words(keys: impl Iterator<Item = usize>, words: &KeyWords, val
 }
 
 /// Decodes `count` words from all of `bytes`: as many as the keys have words.
-pub(crate) fn words(bytes: &[u8], keys: impl Iterator<Item = usize>, words: &KeyWords, count: usize) -> Result<Vec<u64>, Corrupt> {
-    let (codes, tail) = bytes.split_at_checked(count).ok_or(Corrupt::from("a column of words ends early"))?;
+pub(crate) fn words(
+    bytes: &[u8],
+    keys: impl Iterator<Item = usize>,
+    words: &KeyWords,
+    count: usize,
+) -> Result<Vec<u64>, Corrupt> {
+    let (codes, tail) = bytes
+        .split_at_checked(count)
+        .ok_or(Corrupt::from("a column of words ends early"))?;
     let literal_count = codes.iter().filter(|&&c| c == word_code::LITERAL).count();
     let mut literals = planes(tail, literal_count)?.into_iter();
     let mut states = vec![WordState::default(); words.states()];
@@ -370,11 +434,16 @@ pub(crate) fn words(bytes: &[u8], keys: impl Iterator<Item = usize>, words: &Key
     let mut out = Vec::with_capacity(count);
     for key in keys {
         for state in states.get_mut(words.range(key)).unwrap_or_default() {
-            let value = match *codes.next().ok_or(Corrupt::from("a column of words ends early"))? {
+            let value = match *codes
+                .next()
+                .ok_or(Corrupt::from("a column of words ends early"))?
+            {
                 word_code::SAME => state.last,
                 word_code::STRIDE => state.next(),
                 word_code::LITERAL => {
-                    let value = literals.next().ok_or(Corrupt::from("a literal is missing"))?;
+                    let value = literals
+                        .next()
+                        .ok_or(Corrupt::from("a literal is missing"))?;
                     recent.push(value);
                     value
                 }
@@ -415,7 +484,12 @@ struct IdState {
 }
 
 /// Identities (never-reused ids): a code for each, then the far ones as varints.
-pub(crate) fn put_ids(keys: impl Iterator<Item = usize>, words: &KeyWords, ids: &[u64], out: &mut Vec<u8>) {
+pub(crate) fn put_ids(
+    keys: impl Iterator<Item = usize>,
+    words: &KeyWords,
+    ids: &[u64],
+    out: &mut Vec<u8>,
+) {
     let mut states = vec![IdState::default(); words.states()];
     let mut newest = 0u64;
     let mut tail = Vec::new();
@@ -442,7 +516,11 @@ pub(crate) fn put_ids(keys: impl Iterator<Item = usize>, words: &KeyWords, ids: 
                 out.push(id_code::FAR);
                 put_varint(&mut tail, difference(newest, id));
             }
-            *state = IdState { id, age, seen: true };
+            *state = IdState {
+                id,
+                age,
+                seen: true,
+            };
             newest = newest.max(id);
         }
     }
@@ -450,8 +528,15 @@ pub(crate) fn put_ids(keys: impl Iterator<Item = usize>, words: &KeyWords, ids: 
 }
 
 /// Decodes `count` ids from all of `bytes`: as many as the keys have words.
-pub(crate) fn ids(bytes: &[u8], keys: impl Iterator<Item = usize>, words: &KeyWords, count: usize) -> Result<Vec<u64>, Corrupt> {
-    let (codes, tail) = bytes.split_at_checked(count).ok_or(Corrupt::from("a column of ids ends early"))?;
+pub(crate) fn ids(
+    bytes: &[u8],
+    keys: impl Iterator<Item = usize>,
+    words: &KeyWords,
+    count: usize,
+) -> Result<Vec<u64>, Corrupt> {
+    let (codes, tail) = bytes
+        .split_at_checked(count)
+        .ok_or(Corrupt::from("a column of ids ends early"))?;
     let mut tail = Cursor::new(tail);
     let mut codes = codes.iter();
     let mut states = vec![IdState::default(); words.states()];
@@ -459,7 +544,10 @@ pub(crate) fn ids(bytes: &[u8], keys: impl Iterator<Item = usize>, words: &KeyWo
     let mut out = Vec::with_capacity(count);
     for key in keys {
         for state in states.get_mut(words.range(key)).unwrap_or_default() {
-            let id = match *codes.next().ok_or(Corrupt::from("a column of ids ends early"))? {
+            let id = match *codes
+                .next()
+                .ok_or(Corrupt::from("a column of ids ends early"))?
+            {
                 id_code::NONE => {
                     out.push(0);
                     continue;
@@ -470,12 +558,20 @@ pub(crate) fn ids(bytes: &[u8], keys: impl Iterator<Item = usize>, words: &KeyWo
                 id_code::FAR => newest.wrapping_sub(unzigzag(tail.varint()?).cast_unsigned()),
                 code => newest.wrapping_sub(u64::from(code - id_code::AGE)),
             };
-            *state = IdState { id, age: newest.wrapping_sub(id), seen: true };
+            *state = IdState {
+                id,
+                age: newest.wrapping_sub(id),
+                seen: true,
+            };
             newest = newest.max(id);
             out.push(id);
         }
     }
-    if tail.is_empty() { Ok(out) } else { Err(Corrupt::from("a column of ids has bytes left over")) }
+    if tail.is_empty() {
+        Ok(out)
+    } else {
+        Err(Corrupt::from("a column of ids has bytes left over"))
+    }
 }
 
 /// Sequence numbers: 0 for -1 (none), else one more than the zigzag difference between the thread's largest so far and
@@ -513,7 +609,8 @@ pub(crate) fn sequence(bytes: &[u8], threads: &[u32]) -> Result<Vec<i64>, Corrup
         let largest = largest.of(thread);
         let value = largest.wrapping_sub(unzigzag(code - 1).cast_unsigned());
         *largest = (*largest).max(value);
-        let value = i64::try_from(value).map_err(|_| Corrupt::from("a sequence number is larger than 63 bits"))?;
+        let value = i64::try_from(value)
+            .map_err(|_| Corrupt::from("a sequence number is larger than 63 bits"))?;
         out.push(value);
     }
     Ok(out)
@@ -531,12 +628,19 @@ impl Largest {
     #[inline]
     pub(crate) fn of(&mut self, thread: u32) -> &mut u64 {
         if self.values.get(self.recent).is_none_or(|v| v.0 != thread) {
-            self.recent = self.values.iter().position(|v| v.0 == thread).unwrap_or_else(|| {
-                self.values.push((thread, 0));
-                self.values.len() - 1
-            });
+            self.recent = self
+                .values
+                .iter()
+                .position(|v| v.0 == thread)
+                .unwrap_or_else(|| {
+                    self.values.push((thread, 0));
+                    self.values.len() - 1
+                });
         }
-        #[expect(clippy::indexing_slicing, reason = "`recent` was found or pushed just above, and nothing is ever removed")]
+        #[expect(
+            clippy::indexing_slicing,
+            reason = "`recent` was found or pushed just above, and nothing is ever removed"
+        )]
         &mut self.values[self.recent].1
     }
 }
@@ -563,14 +667,21 @@ pub(crate) fn runs(bytes: &[u8], count: usize) -> Result<Vec<u8>, Corrupt> {
     let mut out = Vec::with_capacity(count);
     let mut kind = 0u8;
     while !cursor.is_empty() {
-        let length = usize::try_from(cursor.varint()?).map_err(|_| Corrupt::from("a run is too long"))?;
+        let length =
+            usize::try_from(cursor.varint()?).map_err(|_| Corrupt::from("a run is too long"))?;
         if length > count - out.len() {
             return Err(Corrupt::from("the runs of kinds are longer than the block"));
         }
         out.resize(out.len() + length, kind);
         kind = 1 - kind;
     }
-    if out.len() == count { Ok(out) } else { Err(Corrupt::from("the runs of kinds are shorter than the block")) }
+    if out.len() == count {
+        Ok(out)
+    } else {
+        Err(Corrupt::from(
+            "the runs of kinds are shorter than the block",
+        ))
+    }
 }
 
 #[cfg(test)]
@@ -585,14 +696,22 @@ mod tests {
     }
 
     /// Keys and their numbers of words, and one value per word.
-    fn keyed(value: impl Strategy<Value = u64> + Clone + 'static) -> impl Strategy<Value = (Vec<usize>, Vec<usize>, Vec<u64>)> {
-        (prop::collection::vec(0..4usize, 1..6), prop::collection::vec(any::<prop::sample::Index>(), 0..200)).prop_flat_map(
-            move |(words, picks)| {
+    fn keyed(
+        value: impl Strategy<Value = u64> + Clone + 'static,
+    ) -> impl Strategy<Value = (Vec<usize>, Vec<usize>, Vec<u64>)> {
+        (
+            prop::collection::vec(0..4usize, 1..6),
+            prop::collection::vec(any::<prop::sample::Index>(), 0..200),
+        )
+            .prop_flat_map(move |(words, picks)| {
                 let keys: Vec<usize> = picks.iter().map(|p| p.index(words.len())).collect();
                 let total = keys.iter().map(|&k| words[k]).sum::<usize>();
-                (Just(words), Just(keys), prop::collection::vec(value.clone(), total))
-            },
-        )
+                (
+                    Just(words),
+                    Just(keys),
+                    prop::collection::vec(value.clone(), total),
+                )
+            })
     }
 
     proptest! {

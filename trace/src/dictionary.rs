@@ -46,13 +46,21 @@ impl OpDef {
     /// `aten::add.Tensor`, `aten::mm`: the name that rules use.
     #[must_use]
     pub fn qualified_name(&self) -> String {
-        if self.overload.is_empty() { self.name.clone() } else { format!("{}.{}", self.name, self.overload) }
+        if self.overload.is_empty() {
+            self.name.clone()
+        } else {
+            format!("{}.{}", self.name, self.overload)
+        }
     }
 
     /// `aten.add.Tensor`, `aten.mm.default`: as Python prints it.
     #[must_use]
     pub fn python_name(&self) -> String {
-        let overload = if self.overload.is_empty() { "default" } else { &self.overload };
+        let overload = if self.overload.is_empty() {
+            "default"
+        } else {
+            &self.overload
+        };
         format!("{}.{overload}", self.name.replacen("::", ".", 1))
     }
 }
@@ -106,8 +114,14 @@ pub enum Stage {
 
 impl Stage {
     /// All stages, in the order in which reports print them.
-    pub const ALL: [Self; 6] =
-        [Self::Forward, Self::Loss, Self::Backward, Self::Recompute, Self::Optimizer, Self::Other];
+    pub const ALL: [Self; 6] = [
+        Self::Forward,
+        Self::Loss,
+        Self::Backward,
+        Self::Recompute,
+        Self::Optimizer,
+        Self::Other,
+    ];
 
     /// The name that flags and reports use.
     #[must_use]
@@ -170,7 +184,11 @@ impl SignatureDef {
     /// How many payload words a call of this signature carries (see [`Argument`]).
     #[must_use]
     pub fn payload_words(&self) -> usize {
-        self.arguments.iter().chain(&self.outputs).map(|a| a.payload_words(&self.tensors)).sum()
+        self.arguments
+            .iter()
+            .chain(&self.outputs)
+            .map(|a| a.payload_words(&self.tensors))
+            .sum()
     }
 
     /// How many tensors belong to outputs.
@@ -234,7 +252,9 @@ impl Argument {
             Self::IntPayload | Self::FloatPayload | Self::TextPayload => 1,
             Self::ComplexPayload => 2,
             Self::FloatListPayload(n) => *n as usize,
-            Self::Tensor(i) => tensors.get(usize::from(*i)).map_or(0, TensorMeta::payload_words),
+            Self::Tensor(i) => tensors
+                .get(usize::from(*i))
+                .map_or(0, TensorMeta::payload_words),
             _ => 0,
         }
     }
@@ -287,13 +307,19 @@ impl TensorMeta {
     /// Number of elements. 0-dimensional tensors have one.
     #[must_use]
     pub fn elements(&self) -> u64 {
-        self.shape.iter().fold(1u64, |n, &s| n.saturating_mul(u64::try_from(s).unwrap_or(0)))
+        self.shape.iter().fold(1u64, |n, &s| {
+            n.saturating_mul(u64::try_from(s).unwrap_or(0))
+        })
     }
 
     /// Elements times element size; 0 for a wrapped number.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        if self.is(tensor_flags::WRAPPED_NUMBER) { 0 } else { self.elements().saturating_mul(self.dtype.bytes()) }
+        if self.is(tensor_flags::WRAPPED_NUMBER) {
+            0
+        } else {
+            self.elements().saturating_mul(self.dtype.bytes())
+        }
     }
 
     /// Whether all bits of `flag` are set.
@@ -411,13 +437,19 @@ impl DType {
     /// `float32`, as torch prints it without `torch.`.
     #[must_use]
     pub fn name(self) -> &'static str {
-        usize::try_from(self.0).ok().and_then(|i| DTYPES.get(i)).map_or("unknown", |d| d.0)
+        usize::try_from(self.0)
+            .ok()
+            .and_then(|i| DTYPES.get(i))
+            .map_or("unknown", |d| d.0)
     }
 
     /// Size of one element, as `Tensor.element_size()` gives it; 0 for an unknown type.
     #[must_use]
     pub fn bytes(self) -> u64 {
-        usize::try_from(self.0).ok().and_then(|i| DTYPES.get(i)).map_or(0, |d| d.1)
+        usize::try_from(self.0)
+            .ok()
+            .and_then(|i| DTYPES.get(i))
+            .map_or(0, |d| d.1)
     }
 
     /// complex32, complex64, complex128.
@@ -447,11 +479,37 @@ impl Device {
     #[must_use]
     pub fn name(self) -> String {
         const KINDS: [&str; 21] = [
-            "cpu", "cuda", "mkldnn", "opengl", "opencl", "ideep", "hip", "fpga", "maia", "xla", "vulkan", "metal",
-            "xpu", "mps", "meta", "hpu", "ve", "lazy", "ipu", "mtia", "privateuseone",
+            "cpu",
+            "cuda",
+            "mkldnn",
+            "opengl",
+            "opencl",
+            "ideep",
+            "hip",
+            "fpga",
+            "maia",
+            "xla",
+            "vulkan",
+            "metal",
+            "xpu",
+            "mps",
+            "meta",
+            "hpu",
+            "ve",
+            "lazy",
+            "ipu",
+            "mtia",
+            "privateuseone",
         ];
-        let kind = KINDS.get(usize::from(self.kind)).copied().unwrap_or("unknown");
-        if self.index < 0 || self.kind == 0 { kind.to_owned() } else { format!("{kind}:{}", self.index) }
+        let kind = KINDS
+            .get(usize::from(self.kind))
+            .copied()
+            .unwrap_or("unknown");
+        if self.index < 0 || self.kind == 0 {
+            kind.to_owned()
+        } else {
+            format!("{kind}:{}", self.index)
+        }
     }
 }
 

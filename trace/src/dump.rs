@@ -22,17 +22,25 @@ use crate::table::Dictionary;
 ///
 /// # Errors
 /// The lines end with an error where a block cannot be read.
-pub fn record_lines(trace: &Trace, stream: StreamId, range: Range<u64>) -> impl Iterator<Item = Result<String, TraceError>> + '_ {
+pub fn record_lines(
+    trace: &Trace,
+    stream: StreamId,
+    range: Range<u64>,
+) -> impl Iterator<Item = Result<String, TraceError>> + '_ {
     let state = trace.streams().get(stream.index());
     let first = state.and_then(|s| s.block_of(Ordinal(range.start)));
     let blocks = match (state, first) {
         (Some(state), Some(first)) => first..state.blocks().len(),
         _ => 0..0,
     };
-    let missing = state.is_none().then_some(Err(TraceError::NoSuchStream(stream)));
+    let missing = state
+        .is_none()
+        .then_some(Err(TraceError::NoSuchStream(stream)));
     let end = range.end;
     let blocks = blocks.take_while(move |&index| {
-        state.and_then(|s| s.blocks().get(index)).is_some_and(|b| b.first_ordinal < end)
+        state
+            .and_then(|s| s.blocks().get(index))
+            .is_some_and(|b| b.first_ordinal < end)
     });
     let mut failed = false;
     let lines = blocks.map_while(move |index| {
@@ -41,8 +49,14 @@ pub fn record_lines(trace: &Trace, stream: StreamId, range: Range<u64>) -> impl 
         }
         match trace.block(stream, index, crate::Columns::ALL) {
             Ok(block) => {
-                let wanted = block.records().filter(|(ordinal, _)| range.contains(&ordinal.0));
-                Some(wanted.filter_map(|(o, r)| Some(Ok(record_line(state?, o, &r)))).collect::<Vec<_>>())
+                let wanted = block
+                    .records()
+                    .filter(|(ordinal, _)| range.contains(&ordinal.0));
+                Some(
+                    wanted
+                        .filter_map(|(o, r)| Some(Ok(record_line(state?, o, &r))))
+                        .collect::<Vec<_>>(),
+                )
             }
             Err(error) => {
                 failed = true;
@@ -62,7 +76,12 @@ pub fn record_line(stream: &Stream, ordinal: Ordinal, record: &Record) -> String
         Record::Other(moment) => (moment.time_ns, moment.thread),
     };
     let (seconds, nanoseconds) = (time_ns / 1_000_000_000, time_ns % 1_000_000_000);
-    let written = write!(line, "{} {ordinal} {seconds}.{nanoseconds:09} t{thread} ", stream.id()).and_then(|()| match record {
+    let written = write!(
+        line,
+        "{} {ordinal} {seconds}.{nanoseconds:09} t{thread} ",
+        stream.id()
+    )
+    .and_then(|()| match record {
         Record::OpCall(call) => call_text(&mut line, stream.dictionary(), call),
         Record::Other(moment) => event_text(&mut line, stream.dictionary(), &moment.event),
     });
@@ -79,29 +98,66 @@ pub fn definition_line(stream: StreamId, definition: &Definition) -> String {
             let arguments: Vec<String> = def
                 .arguments
                 .iter()
-                .map(|a| format!("{}{} {}{}", if a.keyword_only { "*" } else { "" }, a.type_name, a.name, a.default.as_ref().map_or(String::new(), |d| format!("={d}"))))
+                .map(|a| {
+                    format!(
+                        "{}{} {}{}",
+                        if a.keyword_only { "*" } else { "" },
+                        a.type_name,
+                        a.name,
+                        a.default
+                            .as_ref()
+                            .map_or(String::new(), |d| format!("={d}"))
+                    )
+                })
                 .collect();
             let returns: Vec<&str> = def.returns.iter().map(|r| r.type_name.as_str()).collect();
-            format!("{stream} op {id} {}({}) -> ({})", def.qualified_name(), arguments.join(", "), returns.join(", "))
+            format!(
+                "{stream} op {id} {}({}) -> ({})",
+                def.qualified_name(),
+                arguments.join(", "),
+                returns.join(", ")
+            )
         }
         Definition::Signature(id, def) => {
             let tensors: Vec<String> = def.tensors.iter().map(tensor_text).collect();
             format!(
                 "{stream} signature {id} op={} scope={} stage={} flags={} inputs={} tensors=[{}] arguments={:?} outputs={:?}",
-                def.op, def.scope, def.stage.name(), flags_text(def.flags), def.inputs, tensors.join(" "), def.arguments, def.outputs
+                def.op,
+                def.scope,
+                def.stage.name(),
+                flags_text(def.flags),
+                def.inputs,
+                tensors.join(" "),
+                def.arguments,
+                def.outputs
             )
         }
         Definition::Scope(id, def) => {
             let parent = def.parent.map_or("none".to_owned(), |p| p.to_string());
-            format!("{stream} scope {id} {} parent={parent} module={}", def.name, option(def.module))
+            format!(
+                "{stream} scope {id} {} parent={parent} module={}",
+                def.name,
+                option(def.module)
+            )
         }
         Definition::Module(id, def) => {
             let spiking = if def.spiking { " spiking" } else { "" };
-            format!("{stream} module {id} {} classes={}{spiking}", def.name, def.classes.join(","))
+            format!(
+                "{stream} module {id} {} classes={}{spiking}",
+                def.name,
+                def.classes.join(",")
+            )
         }
-        Definition::Thread(id, def) => format!("{stream} thread {id} native={} name={:?}", def.native_id, def.name),
+        Definition::Thread(id, def) => format!(
+            "{stream} thread {id} native={} name={:?}",
+            def.native_id, def.name
+        ),
         Definition::Pattern(id, def) => format!("{stream} pattern {id} {}", pattern_text(def, &[])),
-        Definition::Watch(id, def) => format!("{stream} watch {id} {:?} module={}", def.what, option(def.module)),
+        Definition::Watch(id, def) => format!(
+            "{stream} watch {id} {:?} module={}",
+            def.what,
+            option(def.module)
+        ),
     }
 }
 
@@ -119,27 +175,45 @@ fn flags_text(flags: u32) -> String {
         (call_flags::UNATTRIBUTED, "unattributed"),
         (call_flags::STRUCTURE_LOST, "structure_lost"),
     ];
-    let names: Vec<&str> = NAMES.iter().filter(|(bit, _)| flags & bit != 0).map(|(_, name)| *name).collect();
-    if names.is_empty() { "none".to_owned() } else { names.join(",") }
+    let names: Vec<&str> = NAMES
+        .iter()
+        .filter(|(bit, _)| flags & bit != 0)
+        .map(|(_, name)| *name)
+        .collect();
+    if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(",")
+    }
 }
 
 /// `float32[8,16]`, with the device where it is not the CPU.
 fn tensor_text(tensor: &TensorMeta) -> String {
     let shape: Vec<String> = tensor.shape.iter().map(ToString::to_string).collect();
-    let device = if tensor.device.kind == 0 { String::new() } else { format!("@{}", tensor.device.name()) };
+    let device = if tensor.device.kind == 0 {
+        String::new()
+    } else {
+        format!("@{}", tensor.device.name())
+    };
     format!("{}[{}]{device}", tensor.dtype.name(), shape.join(","))
 }
 
 fn text(dictionary: &Dictionary, id: TextId) -> String {
-    dictionary.text(id).map_or_else(|| format!("text {id}"), |t| format!("{t:?}"))
+    dictionary
+        .text(id)
+        .map_or_else(|| format!("text {id}"), |t| format!("{t:?}"))
 }
 
 fn module(dictionary: &Dictionary, id: ModuleId) -> String {
-    dictionary.module(id).map_or_else(|| format!("module {id}"), |m| m.name.clone())
+    dictionary
+        .module(id)
+        .map_or_else(|| format!("module {id}"), |m| m.name.clone())
 }
 
 fn scope(dictionary: &Dictionary, id: ScopeId) -> String {
-    dictionary.scope(id).map_or_else(|| format!("scope {id}"), |s| s.name.clone())
+    dictionary
+        .scope(id)
+        .map_or_else(|| format!("scope {id}"), |s| s.name.clone())
 }
 
 fn tensor_list(tensors: &[TensorId]) -> String {
@@ -166,7 +240,9 @@ impl Arguments<'_> {
 
     fn tensor(&mut self, index: u16) -> String {
         let place = usize::from(index);
-        let Some(meta) = self.signature.tensors.get(place) else { return format!("tensor {index}") };
+        let Some(meta) = self.signature.tensors.get(place) else {
+            return format!("tensor {index}");
+        };
         if meta.is(tensor_flags::WRAPPED_NUMBER) {
             let value = match (meta.dtype.is_complex(), meta.dtype.is_float()) {
                 (true, _) => format!("{}+{}j", self.float(), self.float()),
@@ -175,8 +251,16 @@ impl Arguments<'_> {
             };
             return format!("{value}({})", meta.dtype.name());
         }
-        let storage = self.call.storages.get(place).map_or(String::new(), |s| format!("@s{s}"));
-        let tensor = self.call.tensors.get(place).map_or(String::new(), |t| format!("#{t}"));
+        let storage = self
+            .call
+            .storages
+            .get(place)
+            .map_or(String::new(), |s| format!("@s{s}"));
+        let tensor = self
+            .call
+            .tensors
+            .get(place)
+            .map_or(String::new(), |t| format!("#{t}"));
         format!("{}{storage}{tensor}", tensor_text(meta))
     }
 
@@ -185,7 +269,10 @@ impl Arguments<'_> {
             Argument::None => "None".to_owned(),
             Argument::Tensor(i) => self.tensor(*i),
             Argument::TensorList(list) => {
-                let items: Vec<String> = list.iter().map(|i| i.map_or("None".to_owned(), |i| self.tensor(i))).collect();
+                let items: Vec<String> = list
+                    .iter()
+                    .map(|i| i.map_or("None".to_owned(), |i| self.tensor(i)))
+                    .collect();
                 format!("[{}]", items.join(" "))
             }
             Argument::Int(v) => v.to_string(),
@@ -229,10 +316,27 @@ fn call_text(out: &mut String, dictionary: &Dictionary, call: &OpCall) -> fmt::R
     }
 }
 
-fn signature_text(out: &mut String, dictionary: &Dictionary, signature: &SignatureDef, call: &OpCall) -> fmt::Result {
+fn signature_text(
+    out: &mut String,
+    dictionary: &Dictionary,
+    signature: &SignatureDef,
+    call: &OpCall,
+) -> fmt::Result {
     let op = dictionary.op(signature.op);
-    write!(out, "call {}", op.map_or_else(|| format!("op {}", signature.op), crate::OpDef::qualified_name))?;
-    let mut printer = Arguments { dictionary, signature, call, payload: call.payload.iter() };
+    write!(
+        out,
+        "call {}",
+        op.map_or_else(
+            || format!("op {}", signature.op),
+            crate::OpDef::qualified_name
+        )
+    )?;
+    let mut printer = Arguments {
+        dictionary,
+        signature,
+        call,
+        payload: call.payload.iter(),
+    };
     for (i, argument) in signature.arguments.iter().enumerate() {
         let value = printer.argument(argument);
         match op.and_then(|o| o.arguments.get(i)) {
@@ -247,7 +351,12 @@ fn signature_text(out: &mut String, dictionary: &Dictionary, signature: &Signatu
             write!(out, " {value}")?;
         }
     }
-    write!(out, " scope={} stage={}", scope(dictionary, signature.scope), signature.stage.name())?;
+    write!(
+        out,
+        " scope={} stage={}",
+        scope(dictionary, signature.scope),
+        signature.stage.name()
+    )?;
     if let Some(name) = signature.stage_name {
         write!(out, "({})", text(dictionary, name))?;
     }
@@ -274,7 +383,11 @@ const fn field_name(field: u32) -> &'static str {
 }
 
 fn field_value(field: u32, word: u64) -> String {
-    if fields::is_integer(field) { word.to_string() } else { format!("{:?}", f64::from_bits(word)) }
+    if fields::is_integer(field) {
+        word.to_string()
+    } else {
+        format!("{:?}", f64::from_bits(word))
+    }
 }
 
 fn operand_text(operand: Operand, when: When) -> String {
@@ -282,7 +395,11 @@ fn operand_text(operand: Operand, when: When) -> String {
         Operand::Tensor(i) => i.to_string(),
         Operand::Product => "product".to_owned(),
     };
-    if when == When::After { format!("{operand}'") } else { operand }
+    if when == When::After {
+        format!("{operand}'")
+    } else {
+        operand
+    }
 }
 
 const fn binary_text(binary: Option<bool>) -> &'static str {
@@ -317,34 +434,75 @@ fn pattern_text(pattern: &Pattern, words: &[u64]) -> String {
                 None => format!(",{}", field_name(field)),
             })
             .collect();
-        format!("{}:{}", operand_text(e.operand, e.when), format!("{state}{}{numbers}", binary_text(e.binary)).trim_start_matches(','))
+        format!(
+            "{}:{}",
+            operand_text(e.operand, e.when),
+            format!("{state}{}{numbers}", binary_text(e.binary)).trim_start_matches(',')
+        )
     });
     entries.collect::<Vec<_>>().join(";")
 }
 
 fn late_text(late: &LateStatistic) -> String {
-    let numbers: String =
-        fields::each(late.fields).zip(&late.values).map(|(f, &w)| format!(",{}={}", field_name(f), field_value(f, w))).collect();
+    let numbers: String = fields::each(late.fields)
+        .zip(&late.values)
+        .map(|(f, &w)| format!(",{}={}", field_name(f), field_value(f, w)))
+        .collect();
     let lost = if late.lost { ",lost" } else { "" };
     let all = format!("{lost}{}{numbers}", binary_text(late.binary));
-    format!("{}:{}", operand_text(late.operand, late.when), all.trim_start_matches(','))
+    format!(
+        "{}:{}",
+        operand_text(late.operand, late.when),
+        all.trim_start_matches(',')
+    )
 }
 
 fn event_text(out: &mut String, dictionary: &Dictionary, event: &Event) -> fmt::Result {
     match event {
-        Event::ModuleEnter { call, module: id, arguments } => {
-            write!(out, "module_enter {} call={call} arguments=[{}]", module(dictionary, *id), tensor_list(arguments))
+        Event::ModuleEnter {
+            call,
+            module: id,
+            arguments,
+        } => {
+            write!(
+                out,
+                "module_enter {} call={call} arguments=[{}]",
+                module(dictionary, *id),
+                tensor_list(arguments)
+            )
         }
-        Event::ModuleExit { call, module: id, results } => {
-            write!(out, "module_exit {} call={call} results=[{}]", module(dictionary, *id), tensor_list(results))
+        Event::ModuleExit {
+            call,
+            module: id,
+            results,
+        } => {
+            write!(
+                out,
+                "module_exit {} call={call} results=[{}]",
+                module(dictionary, *id),
+                tensor_list(results)
+            )
         }
-        Event::StateAssign { module: id, attribute, tensor } => {
-            write!(out, "state_assign {} {}=#{tensor}", module(dictionary, *id), text(dictionary, *attribute))
+        Event::StateAssign {
+            module: id,
+            attribute,
+            tensor,
+        } => {
+            write!(
+                out,
+                "state_assign {} {}=#{tensor}",
+                module(dictionary, *id),
+                text(dictionary, *attribute)
+            )
         }
         Event::RangeEnter { name } => write!(out, "range_enter {}", text(dictionary, *name)),
         Event::RangeExit { name } => write!(out, "range_exit {}", text(dictionary, *name)),
         Event::StageChange { name } => {
-            write!(out, "stage_change {}", name.map_or("none".to_owned(), |n| text(dictionary, n)))
+            write!(
+                out,
+                "stage_change {}",
+                name.map_or("none".to_owned(), |n| text(dictionary, n))
+            )
         }
         Event::StepMark { step, source } => {
             let source = match source {
@@ -358,24 +516,49 @@ fn event_text(out: &mut String, dictionary: &Dictionary, event: &Event) -> fmt::
             let values: Vec<String> = values.iter().map(late_text).collect();
             write!(out, "statistics call={call} {}", values.join(";"))
         }
-        Event::StorageBorn { storage, bytes } => write!(out, "storage_born s{storage} bytes={bytes}"),
+        Event::StorageBorn { storage, bytes } => {
+            write!(out, "storage_born s{storage} bytes={bytes}")
+        }
         Event::StorageDied { storage } => write!(out, "storage_died s{storage}"),
         Event::TensorDied { tensor } => write!(out, "tensor_died #{tensor}"),
-        Event::Opaque { name, duration_ns } => write!(out, "opaque {} duration={duration_ns}ns", text(dictionary, *name)),
-        Event::Drop { records, from_ns, until_ns, reason } => {
+        Event::Opaque { name, duration_ns } => write!(
+            out,
+            "opaque {} duration={duration_ns}ns",
+            text(dictionary, *name)
+        ),
+        Event::Drop {
+            records,
+            from_ns,
+            until_ns,
+            reason,
+        } => {
             let reason = match reason {
                 DropReason::RingFull => "ring_full",
                 DropReason::DaemonGone => "daemon_gone",
                 DropReason::WriteFailed => "write_failed",
             };
-            write!(out, "drop records={records} from={from_ns}ns until={until_ns}ns reason={reason}")
+            write!(
+                out,
+                "drop records={records} from={from_ns}ns until={until_ns}ns reason={reason}"
+            )
         }
-        Event::Fact { module: id, key, value } => {
+        Event::Fact {
+            module: id,
+            key,
+            value,
+        } => {
             let about = id.map_or("program".to_owned(), |m| module(dictionary, m));
             // One line per record, whatever the value holds.
-            write!(out, "fact {about} {}={}", text(dictionary, *key), value.escape_debug())
+            write!(
+                out,
+                "fact {about} {}={}",
+                text(dictionary, *key),
+                value.escape_debug()
+            )
         }
-        Event::Sample { series, value } => write!(out, "sample {}={value:?}", text(dictionary, *series)),
+        Event::Sample { series, value } => {
+            write!(out, "sample {}={value:?}", text(dictionary, *series))
+        }
         Event::Samples { count } => write!(out, "samples {count}"),
         Event::Disabled { reason } => write!(out, "disabled {reason:?}"),
     }

@@ -49,13 +49,17 @@ pub enum TraceError {
         found: String,
     },
     /// The file ends before its run information does.
-    #[error("the trace is too short: {file_bytes} bytes, and the information about the run is not whole yet; nothing can be read from it")]
+    #[error(
+        "the trace is too short: {file_bytes} bytes, and the information about the run is not whole yet; nothing can be read from it"
+    )]
     TooShort {
         /// Its length.
         file_bytes: u64,
     },
     /// A newer optape wrote it.
-    #[error("the trace has format version {found_major}.{found_minor}, this optape reads up to {supported_major}.x; use a newer optape")]
+    #[error(
+        "the trace has format version {found_major}.{found_minor}, this optape reads up to {supported_major}.x; use a newer optape"
+    )]
     VersionTooNew {
         /// The file's major version.
         found_major: u16,
@@ -65,7 +69,9 @@ pub enum TraceError {
         supported_major: u16,
     },
     /// An older optape wrote it than this crate can read.
-    #[error("the trace has format version {found_major}.{found_minor}, this optape reads from {oldest_major}.0 on; use an older optape")]
+    #[error(
+        "the trace has format version {found_major}.{found_minor}, this optape reads from {oldest_major}.0 on; use an older optape"
+    )]
     VersionTooOld {
         /// The file's major version.
         found_major: u16,
@@ -83,7 +89,9 @@ pub enum TraceError {
         what: String,
     },
     /// The file became shorter while it was read.
-    #[error("the file was cut while it was read: byte {offset} is gone, the file has {file_bytes} bytes now")]
+    #[error(
+        "the file was cut while it was read: byte {offset} is gone, the file has {file_bytes} bytes now"
+    )]
     Cut {
         /// First byte that was asked for.
         offset: u64,
@@ -111,7 +119,10 @@ pub(crate) struct Corrupt(pub(crate) Cow<'static, str>);
 
 impl Corrupt {
     pub(crate) fn at(self, offset: u64) -> TraceError {
-        TraceError::Damaged { offset, what: self.0.into_owned() }
+        TraceError::Damaged {
+            offset,
+            what: self.0.into_owned(),
+        }
     }
 }
 

@@ -112,16 +112,27 @@ impl FrameHead {
             return Err(Corrupt::from("the checksum of a frame's head is wrong"));
         }
         if length > PAYLOAD_LIMIT {
-            return Err(Corrupt::from(format!("a frame of {length} bytes is longer than the limit of {PAYLOAD_LIMIT}")));
+            return Err(Corrupt::from(format!(
+                "a frame of {length} bytes is longer than the limit of {PAYLOAD_LIMIT}"
+            )));
         }
-        Ok(Self { kind, flags, stream, length, payload_checksum })
+        Ok(Self {
+            kind,
+            flags,
+            stream,
+            length,
+            payload_checksum,
+        })
     }
 
     pub(crate) fn check(&self, payload: &[u8]) -> Result<(), Corrupt> {
         if crc32c::crc32c(payload) == self.payload_checksum {
             Ok(())
         } else {
-            Err(Corrupt::from(format!("the checksum of a {} frame is wrong", kind::name(self.kind))))
+            Err(Corrupt::from(format!(
+                "the checksum of a {} frame is wrong",
+                kind::name(self.kind)
+            )))
         }
     }
 
@@ -133,7 +144,11 @@ impl FrameHead {
     /// The payload as the kind's own section of FORMAT.md describes it.
     pub(crate) fn unwrap_payload(&self, payload: Vec<u8>) -> Result<Vec<u8>, Corrupt> {
         if self.flags & !KNOWN_FLAGS != 0 {
-            return Err(Corrupt::from(format!("a {} frame has unknown flags {:#x}", kind::name(self.kind), self.flags)));
+            return Err(Corrupt::from(format!(
+                "a {} frame has unknown flags {:#x}",
+                kind::name(self.kind),
+                self.flags
+            )));
         }
         if self.flags & COMPRESSED == 0 {
             return Ok(payload);
@@ -169,9 +184,13 @@ pub(crate) const HEADER_PEEK: usize = HEADER_LIMIT as usize;
 
 /// Reads the header from the file's first bytes (up to [`HEADER_PEEK`] of them).
 pub(crate) fn decode_header(bytes: &[u8], file_bytes: u64) -> Result<Header, TraceError> {
-    let seen = bytes.get(..MAGIC.len().min(bytes.len())).unwrap_or_default();
+    let seen = bytes
+        .get(..MAGIC.len().min(bytes.len()))
+        .unwrap_or_default();
     if !MAGIC.starts_with(seen) || (bytes.is_empty() && file_bytes > 0) {
-        return Err(TraceError::NotATrace { found: format!("\"{}\"", seen.escape_ascii()) });
+        return Err(TraceError::NotATrace {
+            found: format!("\"{}\"", seen.escape_ascii()),
+        });
     }
     let mut cursor = Cursor::new(bytes);
     let short = |_| TraceError::TooShort { file_bytes };
@@ -196,7 +215,9 @@ pub(crate) fn decode_header(bytes: &[u8], file_bytes: u64) -> Result<Header, Tra
     if !(HEADER_LEN..=HEADER_LIMIT).contains(&length) {
         return Err(Corrupt::from(format!("a header of {length} bytes")).at(0));
     }
-    let head = bytes.get(..length as usize).ok_or(TraceError::TooShort { file_bytes })?;
+    let head = bytes
+        .get(..length as usize)
+        .ok_or(TraceError::TooShort { file_bytes })?;
     let (checked, checksum) = head.split_at_checked(head.len() - 4).unwrap_or_default();
     if Cursor::new(checksum).u32().map_err(|e| e.at(0))? != crc32c::crc32c(checked) {
         return Err(Corrupt::from("the checksum of the header is wrong").at(0));

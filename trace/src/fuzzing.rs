@@ -91,11 +91,24 @@ fn bend_block(payload: &[u8], random: &mut Random) -> Vec<u8> {
     let mut columns: Vec<Vec<u8>> = head
         .columns
         .iter()
-        .map(|c| c.decode(payload[c.at as usize..][..c.stored as usize].to_vec()).unwrap())
+        .map(|c| {
+            c.decode(payload[c.at as usize..][..c.stored as usize].to_vec())
+                .unwrap()
+        })
         .collect();
     match random.below(6) {
-        0 => head.records = head.records.wrapping_add(random.below(5) as u32).wrapping_sub(2),
-        1 => head.op_calls = head.op_calls.wrapping_add(random.below(5) as u32).wrapping_sub(2),
+        0 => {
+            head.records = head
+                .records
+                .wrapping_add(random.below(5) as u32)
+                .wrapping_sub(2)
+        }
+        1 => {
+            head.op_calls = head
+                .op_calls
+                .wrapping_add(random.below(5) as u32)
+                .wrapping_sub(2)
+        }
         2 => head.first_ns = random.next(),
         _ => {
             let victim = random.below(columns.len());
@@ -104,7 +117,13 @@ fn bend_block(payload: &[u8], random: &mut Random) -> Vec<u8> {
     }
     for (entry, bytes) in head.columns.iter_mut().zip(&columns) {
         let length = bytes.len() as u32;
-        *entry = ColumnEntry { compressed: false, raw: length, stored: length, checksum: crc32c::crc32c(bytes), ..*entry };
+        *entry = ColumnEntry {
+            compressed: false,
+            raw: length,
+            stored: length,
+            checksum: crc32c::crc32c(bytes),
+            ..*entry
+        };
     }
     let mut out = head.encode_for_tests();
     columns.iter().for_each(|c| out.extend(c));
@@ -122,10 +141,26 @@ fn use_trace(bytes: Vec<u8>) {
                 let _ = trace.block(stream.id(), index, Columns::COUNTERS);
                 if let Ok(block) = trace.block(stream.id(), index, Columns::ALL) {
                     // What the reader promises of a block that it gives out.
-                    assert!(block.slots.iter().all(|s| (*s as usize) < block.slot_table.len()));
+                    assert!(
+                        block
+                            .slots
+                            .iter()
+                            .all(|s| (*s as usize) < block.slot_table.len())
+                    );
                     let calls = block.op_calls as usize;
-                    assert_eq!([block.slots.len(), block.start_ns.len(), block.sequence_numbers.len()], [calls; 3]);
-                    let words: u64 = block.slots.iter().map(|s| u64::from(block.slot_table[*s as usize].statistics)).sum();
+                    assert_eq!(
+                        [
+                            block.slots.len(),
+                            block.start_ns.len(),
+                            block.sequence_numbers.len()
+                        ],
+                        [calls; 3]
+                    );
+                    let words: u64 = block
+                        .slots
+                        .iter()
+                        .map(|s| u64::from(block.slot_table[*s as usize].statistics))
+                        .sum();
                     assert_eq!(words, block.statistics.len() as u64);
                 }
             }
@@ -138,17 +173,27 @@ fn use_trace(bytes: Vec<u8>) {
     }
     let _ = verify_bytes(bytes.clone());
     if let Ok((copy, _)) = recover_bytes(bytes, Vec::new(), &[]) {
-        assert_eq!(verify_bytes(copy).unwrap().findings, [], "a recovered trace is not whole");
+        assert_eq!(
+            verify_bytes(copy).unwrap().findings,
+            [],
+            "a recovered trace is not whole"
+        );
     }
 }
 
 fn corpus() -> Vec<(PathBuf, Vec<u8>)> {
     let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
-    let mut files: Vec<PathBuf> = std::fs::read_dir(directory).unwrap().map(|e| e.unwrap().path()).collect();
+    let mut files: Vec<PathBuf> = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .collect();
     files.retain(|f| f.extension().is_some_and(|e| e == "trace"));
     files.sort();
     assert!(files.len() >= 3, "the corpus is missing");
-    files.into_iter().map(|f| (f.clone(), std::fs::read(f).unwrap())).collect()
+    files
+        .into_iter()
+        .map(|f| (f.clone(), std::fs::read(f).unwrap()))
+        .collect()
 }
 
 fn setting(name: &str, default: u64) -> u64 {
@@ -191,7 +236,11 @@ fn bent_traces_are_answered() {
             bytes = join(&frames);
         }
         let used = std::panic::catch_unwind(|| use_trace(bytes));
-        assert!(used.is_ok(), "OPTAPE_FUZZ_SEED={seed} round {round}, from {}", file.display());
+        assert!(
+            used.is_ok(),
+            "OPTAPE_FUZZ_SEED={seed} round {round}, from {}",
+            file.display()
+        );
     }
 }
 
@@ -201,11 +250,14 @@ fn large_claims_are_refused() {
     let bytes = corpus().remove(0).1;
     let mut zstd = Compressor::new().unwrap();
     // A zstd frame of 512 MiB of zeros is a few bytes; so is the number that says so.
-    let zeros = zstd.compress(&vec![0; 32 << 20]).unwrap().unwrap();
+    let zeros = zstd.compress(&vec![0; 32 << 20]).unwrap().unwrap().to_vec();
     let mut payload = (u32::MAX).to_le_bytes().to_vec();
-    payload.extend(&zeros);
+    payload.extend(zeros);
     let mut frames = split(&bytes);
-    let place = frames.iter().position(|(head, _)| head.kind == kind::DEFINITIONS).unwrap();
+    let place = frames
+        .iter()
+        .position(|(head, _)| head.kind == kind::DEFINITIONS)
+        .unwrap();
     frames[place].1 = payload;
     let mut bytes = join(&frames);
     // The flag, and the checksum of the head.
@@ -217,5 +269,11 @@ fn large_claims_are_refused() {
     let checksum = crc32c::crc32c(&bytes[at..at + 16]);
     bytes[at + 16..at + 20].copy_from_slice(&checksum.to_le_bytes());
     let verification = verify_bytes(bytes).unwrap();
-    assert!(verification.findings[0].what.contains("more than the limit"), "{:?}", verification.findings);
+    assert!(
+        verification.findings[0]
+            .what
+            .contains("more than the limit"),
+        "{:?}",
+        verification.findings
+    );
 }

@@ -74,7 +74,12 @@ pub struct SummaryIndex {
 
 impl SummaryIndex {
     pub(crate) const fn new(head: SummaryHead, offset: u64) -> Self {
-        Self { level: head.level, first_ordinal: head.first_ordinal, records: head.records, offset }
+        Self {
+            level: head.level,
+            first_ordinal: head.first_ordinal,
+            records: head.records,
+            offset,
+        }
     }
 
     /// The ordinals that it covers.
@@ -101,7 +106,10 @@ impl IndexChunk {
         let mut out = Vec::new();
         put_offsets(&mut out, &self.definitions);
         put_varint(&mut out, len64(self.blocks.len()));
-        let first = self.blocks.first().map_or((0, 0), |b| (b.first_ordinal, b.first_ns));
+        let first = self
+            .blocks
+            .first()
+            .map_or((0, 0), |b| (b.first_ordinal, b.first_ns));
         put_varint(&mut out, first.0);
         let mut offset = 0;
         let mut time = 0u64;
@@ -162,7 +170,18 @@ impl IndexChunk {
                 }
                 _ => return Err(Corrupt::from("an index entry has an unknown form")),
             };
-            blocks.push(BlockIndex { first_ordinal, records, op_calls, first_ns, last_ns, offset, bytes, pending, dropped, late });
+            blocks.push(BlockIndex {
+                first_ordinal,
+                records,
+                op_calls,
+                first_ns,
+                last_ns,
+                offset,
+                bytes,
+                pending,
+                dropped,
+                late,
+            });
             first_ordinal = first_ordinal.saturating_add(u64::from(records));
         }
         let count = cursor.count(4)?;
@@ -174,7 +193,11 @@ impl IndexChunk {
             summaries.push(SummaryIndex::new(head, offset));
         }
         // What follows belongs to later minor versions.
-        Ok(Self { definitions, blocks, summaries })
+        Ok(Self {
+            definitions,
+            blocks,
+            summaries,
+        })
     }
 }
 
@@ -246,7 +269,12 @@ impl Footer {
             let begin = cursor.varint()?;
             let end = Some(cursor.varint()?).filter(|&e| e != 0);
             let records = cursor.varint()?;
-            streams.push(FooterStream { begin, end, records, index: offsets(&mut cursor)? });
+            streams.push(FooterStream {
+                begin,
+                end,
+                records,
+                index: offsets(&mut cursor)?,
+            });
         }
         Ok(Self { run_end, streams })
     }

@@ -44,7 +44,10 @@ impl State {
     }
 
     fn exit(&mut self, thread: ThreadId) -> (u64, u32) {
-        self.open.get_mut(&thread.0).and_then(Vec::pop).unwrap_or((0, 0))
+        self.open
+            .get_mut(&thread.0)
+            .and_then(Vec::pop)
+            .unwrap_or((0, 0))
     }
 
     fn put_tensor(&mut self, tensor: TensorId, out: &mut Vec<u8>) {
@@ -134,7 +137,12 @@ pub(crate) fn encode(moments: &[Moment], base_ns: u64) -> MomentColumns {
         steps.push(moment.time_ns.wrapping_sub(before).cast_signed());
         before = moment.time_ns;
         if tag <= 1 {
-            put_event(&moment.event, moment.thread, &mut state, &mut columns.modules);
+            put_event(
+                &moment.event,
+                moment.thread,
+                &mut state,
+                &mut columns.modules,
+            );
         } else {
             scratch.clear();
             put_event(&moment.event, moment.thread, &mut state, &mut scratch);
@@ -144,12 +152,20 @@ pub(crate) fn encode(moments: &[Moment], base_ns: u64) -> MomentColumns {
     }
     let threads: Vec<u32> = moments.iter().map(|m| m.thread.0).collect();
     put_small(&threads, &mut columns.threads);
-    put_predicted(key_of.into_iter(), &steps, keys.keys.len(), &mut columns.times);
+    put_predicted(
+        key_of.into_iter(),
+        &steps,
+        keys.keys.len(),
+        &mut columns.times,
+    );
     columns
 }
 
 /// Decodes as many moments as there are tags. `None` stands for one of a kind that a later minor version has added.
-pub(crate) fn decode(columns: &MomentColumns, base_ns: u64) -> Result<Vec<Option<Moment>>, Corrupt> {
+pub(crate) fn decode(
+    columns: &MomentColumns,
+    base_ns: u64,
+) -> Result<Vec<Option<Moment>>, Corrupt> {
     let count = columns.tags.len();
     let threads = small(&columns.threads, count)?;
     let mut modules = Cursor::new(&columns.modules);
@@ -165,7 +181,11 @@ pub(crate) fn decode(columns: &MomentColumns, base_ns: u64) -> Result<Vec<Option
             let length = others.count(1)?;
             let mut cursor = Cursor::new(others.take(length)?);
             // A later minor version may have added fields behind those that are known, as well as tags.
-            if tag < UNKNOWN_TAG { Some(event(tag, ThreadId(thread), &mut state, &mut cursor)?) } else { None }
+            if tag < UNKNOWN_TAG {
+                Some(event(tag, ThreadId(thread), &mut state, &mut cursor)?)
+            } else {
+                None
+            }
         };
         key_of.push(keys.of(tag, event.as_ref()));
         events.push(event);
@@ -181,7 +201,11 @@ pub(crate) fn decode(columns: &MomentColumns, base_ns: u64) -> Result<Vec<Option
         .zip(steps)
         .map(|((event, thread), step)| {
             time_ns = time_ns.wrapping_add(step.cast_unsigned());
-            event.map(|event| Moment { time_ns, thread: ThreadId(thread), event })
+            event.map(|event| Moment {
+                time_ns,
+                thread: ThreadId(thread),
+                event,
+            })
         })
         .collect())
 }
@@ -205,30 +229,46 @@ fn put_option(value: Option<u32>, out: &mut Vec<u8>) {
 fn option(cursor: &mut Cursor<'_>) -> Result<Option<u32>, Corrupt> {
     match cursor.varint()?.checked_sub(1) {
         None => Ok(None),
-        Some(v) => u32::try_from(v).map(Some).map_err(|_| Corrupt::from("an id is larger than 32 bits")),
+        Some(v) => u32::try_from(v)
+            .map(Some)
+            .map_err(|_| Corrupt::from("an id is larger than 32 bits")),
     }
 }
 
 fn put_event(event: &Event, thread: ThreadId, state: &mut State, out: &mut Vec<u8>) {
     match event {
-        Event::ModuleEnter { call, module, arguments } => {
+        Event::ModuleEnter {
+            call,
+            module,
+            arguments,
+        } => {
             put_varint(out, difference(call.0, state.next_call));
             put_varint(out, u64::from(module.0));
             state.put_tensors(arguments, out);
             state.enter(thread, call.0, module.0);
         }
-        Event::ModuleExit { call, module, results } => {
+        Event::ModuleExit {
+            call,
+            module,
+            results,
+        } => {
             let (open_call, open_module) = state.exit(thread);
             put_varint(out, difference(call.0, open_call));
             put_varint(out, difference(u64::from(module.0), u64::from(open_module)));
             state.put_tensors(results, out);
         }
-        Event::StateAssign { module, attribute, tensor } => {
+        Event::StateAssign {
+            module,
+            attribute,
+            tensor,
+        } => {
             put_varint(out, u64::from(module.0));
             put_varint(out, u64::from(attribute.0));
             state.put_tensor(*tensor, out);
         }
-        Event::RangeEnter { name } | Event::RangeExit { name } => put_varint(out, u64::from(name.0)),
+        Event::RangeEnter { name } | Event::RangeExit { name } => {
+            put_varint(out, u64::from(name.0))
+        }
         Event::StageChange { name } => put_option(name.map(|n| n.0), out),
         Event::StepMark { step, source } => {
             put_varint(out, difference(*step, state.next_step));
@@ -252,13 +292,20 @@ fn put_event(event: &Event, thread: ThreadId, state: &mut State, out: &mut Vec<u
             put_varint(out, *bytes);
             state.newest_storage = state.newest_storage.max(storage.0);
         }
-        Event::StorageDied { storage } => put_varint(out, difference(state.newest_storage, storage.0)),
+        Event::StorageDied { storage } => {
+            put_varint(out, difference(state.newest_storage, storage.0))
+        }
         Event::TensorDied { tensor } => state.put_tensor(*tensor, out),
         Event::Opaque { name, duration_ns } => {
             put_varint(out, u64::from(name.0));
             put_varint(out, *duration_ns);
         }
-        Event::Drop { records, from_ns, until_ns, reason } => {
+        Event::Drop {
+            records,
+            from_ns,
+            until_ns,
+            reason,
+        } => {
             put_varint(out, *records);
             put_varint(out, *from_ns);
             put_varint(out, difference(*until_ns, *from_ns));
@@ -282,30 +329,49 @@ fn put_event(event: &Event, thread: ThreadId, state: &mut State, out: &mut Vec<u
     }
 }
 
-fn event(tag: u8, thread: ThreadId, state: &mut State, cursor: &mut Cursor<'_>) -> Result<Event, Corrupt> {
+fn event(
+    tag: u8,
+    thread: ThreadId,
+    state: &mut State,
+    cursor: &mut Cursor<'_>,
+) -> Result<Event, Corrupt> {
     Ok(match tag {
         0 => {
             let call = add_difference(state.next_call, cursor.varint()?);
             let module = cursor.varint_u32()?;
             let arguments = state.tensors(cursor)?;
             state.enter(thread, call, module);
-            Event::ModuleEnter { call: CallId(call), module: ModuleId(module), arguments }
+            Event::ModuleEnter {
+                call: CallId(call),
+                module: ModuleId(module),
+                arguments,
+            }
         }
         1 => {
             let (open_call, open_module) = state.exit(thread);
             let call = CallId(add_difference(open_call, cursor.varint()?));
             let module = u32::try_from(add_difference(u64::from(open_module), cursor.varint()?))
                 .map_err(|_| Corrupt::from("a module id is larger than 32 bits"))?;
-            Event::ModuleExit { call, module: ModuleId(module), results: state.tensors(cursor)? }
+            Event::ModuleExit {
+                call,
+                module: ModuleId(module),
+                results: state.tensors(cursor)?,
+            }
         }
         2 => Event::StateAssign {
             module: ModuleId(cursor.varint_u32()?),
             attribute: TextId(cursor.varint_u32()?),
             tensor: state.tensor(cursor)?,
         },
-        3 => Event::RangeEnter { name: TextId(cursor.varint_u32()?) },
-        4 => Event::RangeExit { name: TextId(cursor.varint_u32()?) },
-        5 => Event::StageChange { name: option(cursor)?.map(TextId) },
+        3 => Event::RangeEnter {
+            name: TextId(cursor.varint_u32()?),
+        },
+        4 => Event::RangeExit {
+            name: TextId(cursor.varint_u32()?),
+        },
+        5 => Event::StageChange {
+            name: option(cursor)?.map(TextId),
+        },
         6 => {
             let step = add_difference(state.next_step, cursor.varint()?);
             state.next_step = step.wrapping_add(1);
@@ -313,7 +379,11 @@ fn event(tag: u8, thread: ThreadId, state: &mut State, cursor: &mut Cursor<'_>) 
                 0 => StepSource::Optimizer,
                 1 => StepSource::RootCall,
                 2 => StepSource::Program,
-                other => return Err(Corrupt::from(format!("a step mark has the unknown source {other}"))),
+                other => {
+                    return Err(Corrupt::from(format!(
+                        "a step mark has the unknown source {other}"
+                    )));
+                }
             };
             Event::StepMark { step, source }
         }
@@ -322,16 +392,29 @@ fn event(tag: u8, thread: ThreadId, state: &mut State, cursor: &mut Cursor<'_>) 
             state.late_call = call;
             let count = cursor.count(3)?;
             let values = (0..count).map(|_| late(cursor)).collect::<Result<_, _>>()?;
-            Event::Statistics { call: Ordinal(call), values }
+            Event::Statistics {
+                call: Ordinal(call),
+                values,
+            }
         }
         8 => {
             let storage = add_difference(state.newest_storage, cursor.varint()?);
             state.newest_storage = state.newest_storage.max(storage);
-            Event::StorageBorn { storage: StorageId(storage), bytes: cursor.varint()? }
+            Event::StorageBorn {
+                storage: StorageId(storage),
+                bytes: cursor.varint()?,
+            }
         }
-        9 => Event::StorageDied { storage: StorageId(back(state.newest_storage, cursor.varint()?)) },
-        10 => Event::TensorDied { tensor: state.tensor(cursor)? },
-        11 => Event::Opaque { name: TextId(cursor.varint_u32()?), duration_ns: cursor.varint()? },
+        9 => Event::StorageDied {
+            storage: StorageId(back(state.newest_storage, cursor.varint()?)),
+        },
+        10 => Event::TensorDied {
+            tensor: state.tensor(cursor)?,
+        },
+        11 => Event::Opaque {
+            name: TextId(cursor.varint_u32()?),
+            duration_ns: cursor.varint()?,
+        },
         12 => {
             let records = cursor.varint()?;
             let from_ns = cursor.varint()?;
@@ -340,19 +423,39 @@ fn event(tag: u8, thread: ThreadId, state: &mut State, cursor: &mut Cursor<'_>) 
                 0 => DropReason::RingFull,
                 1 => DropReason::DaemonGone,
                 2 => DropReason::WriteFailed,
-                other => return Err(Corrupt::from(format!("a drop has the unknown reason {other}"))),
+                other => {
+                    return Err(Corrupt::from(format!(
+                        "a drop has the unknown reason {other}"
+                    )));
+                }
             };
-            Event::Drop { records, from_ns, until_ns, reason }
+            Event::Drop {
+                records,
+                from_ns,
+                until_ns,
+                reason,
+            }
         }
         13 => Event::Fact {
             module: option(cursor)?.map(ModuleId),
             key: TextId(cursor.varint_u32()?),
             value: text(cursor)?,
         },
-        14 => Event::Sample { series: TextId(cursor.varint_u32()?), value: f64::from_bits(cursor.u64()?) },
-        15 => Event::Samples { count: cursor.varint()? },
-        16 => Event::Disabled { reason: text(cursor)? },
-        other => return Err(Corrupt::from(format!("a moment has the unknown tag {other}"))),
+        14 => Event::Sample {
+            series: TextId(cursor.varint_u32()?),
+            value: f64::from_bits(cursor.u64()?),
+        },
+        15 => Event::Samples {
+            count: cursor.varint()?,
+        },
+        16 => Event::Disabled {
+            reason: text(cursor)?,
+        },
+        other => {
+            return Err(Corrupt::from(format!(
+                "a moment has the unknown tag {other}"
+            )));
+        }
     })
 }
 
@@ -377,17 +480,26 @@ fn put_late(late: &LateStatistic, out: &mut Vec<u8>) {
 fn late(cursor: &mut Cursor<'_>) -> Result<LateStatistic, Corrupt> {
     let operand = match cursor.varint()?.checked_sub(1) {
         None => Operand::Product,
-        Some(i) => Operand::Tensor(u16::try_from(i).map_err(|_| Corrupt::from("a tensor's index is larger than 16 bits"))?),
+        Some(i) => Operand::Tensor(
+            u16::try_from(i)
+                .map_err(|_| Corrupt::from("a tensor's index is larger than 16 bits"))?,
+        ),
     };
     let bits = cursor.u8()?;
     let fields = cursor.varint_u32()?;
     let count = cursor.count(1)?;
     if count != fields.count_ones() as usize {
-        return Err(Corrupt::from("late statistics have another number of values than fields"));
+        return Err(Corrupt::from(
+            "late statistics have another number of values than fields",
+        ));
     }
     Ok(LateStatistic {
         operand,
-        when: if bits & 1 == 0 { When::Before } else { When::After },
+        when: if bits & 1 == 0 {
+            When::Before
+        } else {
+            When::After
+        },
         binary: match bits >> 1 & 3 {
             0 => None,
             1 => Some(false),
@@ -395,7 +507,9 @@ fn late(cursor: &mut Cursor<'_>) -> Result<LateStatistic, Corrupt> {
             _ => return Err(Corrupt::from("late statistics have an unknown binariness")),
         },
         fields,
-        values: (0..count).map(|_| cursor.varint()).collect::<Result<_, _>>()?,
+        values: (0..count)
+            .map(|_| cursor.varint())
+            .collect::<Result<_, _>>()?,
         lost: bits & 8 != 0,
     })
 }
@@ -415,22 +529,44 @@ mod tests {
     }
 
     fn late_statistic() -> impl Strategy<Value = LateStatistic> {
-        let operand = prop_oneof![Just(Operand::Product), any::<u16>().prop_map(Operand::Tensor)];
-        (operand, any::<bool>(), any::<Option<bool>>(), any::<u32>(), any::<bool>(), prop::collection::vec(number(), 32)).prop_map(
-            |(operand, after, binary, fields, lost, mut values)| {
-                values.truncate(fields.count_ones() as usize);
-                LateStatistic { operand, when: if after { When::After } else { When::Before }, binary, fields, values, lost }
-            },
+        let operand = prop_oneof![
+            Just(Operand::Product),
+            any::<u16>().prop_map(Operand::Tensor)
+        ];
+        (
+            operand,
+            any::<bool>(),
+            any::<Option<bool>>(),
+            any::<u32>(),
+            any::<bool>(),
+            prop::collection::vec(number(), 32),
         )
+            .prop_map(|(operand, after, binary, fields, lost, mut values)| {
+                values.truncate(fields.count_ones() as usize);
+                LateStatistic {
+                    operand,
+                    when: if after { When::After } else { When::Before },
+                    binary,
+                    fields,
+                    values,
+                    lost,
+                }
+            })
     }
 
     pub(crate) fn any_event() -> impl Strategy<Value = Event> {
         let id = any::<u32>;
         prop_oneof![
-            (number(), id(), tensors())
-                .prop_map(|(c, m, arguments)| Event::ModuleEnter { call: CallId(c), module: ModuleId(m), arguments }),
-            (number(), id(), tensors())
-                .prop_map(|(c, m, results)| Event::ModuleExit { call: CallId(c), module: ModuleId(m), results }),
+            (number(), id(), tensors()).prop_map(|(c, m, arguments)| Event::ModuleEnter {
+                call: CallId(c),
+                module: ModuleId(m),
+                arguments
+            }),
+            (number(), id(), tensors()).prop_map(|(c, m, results)| Event::ModuleExit {
+                call: CallId(c),
+                module: ModuleId(m),
+                results
+            }),
             (id(), id(), number()).prop_map(|(m, a, t)| Event::StateAssign {
                 module: ModuleId(m),
                 attribute: TextId(a),
@@ -438,20 +574,63 @@ mod tests {
             }),
             id().prop_map(|n| Event::RangeEnter { name: TextId(n) }),
             id().prop_map(|n| Event::RangeExit { name: TextId(n) }),
-            any::<Option<u32>>().prop_map(|n| Event::StageChange { name: n.map(TextId) }),
-            (number(), prop::sample::select(vec![StepSource::Optimizer, StepSource::RootCall, StepSource::Program]))
+            any::<Option<u32>>().prop_map(|n| Event::StageChange {
+                name: n.map(TextId)
+            }),
+            (
+                number(),
+                prop::sample::select(vec![
+                    StepSource::Optimizer,
+                    StepSource::RootCall,
+                    StepSource::Program
+                ])
+            )
                 .prop_map(|(step, source)| Event::StepMark { step, source }),
-            (number(), prop::collection::vec(late_statistic(), 0..3))
-                .prop_map(|(call, values)| Event::Statistics { call: Ordinal(call), values }),
-            (number(), number()).prop_map(|(s, bytes)| Event::StorageBorn { storage: StorageId(s), bytes }),
-            number().prop_map(|s| Event::StorageDied { storage: StorageId(s) }),
-            number().prop_map(|t| Event::TensorDied { tensor: TensorId(t) }),
-            (id(), number()).prop_map(|(n, duration_ns)| Event::Opaque { name: TextId(n), duration_ns }),
-            (number(), number(), number(), prop::sample::select(vec![DropReason::RingFull, DropReason::DaemonGone, DropReason::WriteFailed]))
-                .prop_map(|(records, from_ns, until_ns, reason)| Event::Drop { records, from_ns, until_ns, reason }),
-            (any::<Option<u32>>(), id(), ".{0,20}")
-                .prop_map(|(m, k, value)| Event::Fact { module: m.map(ModuleId), key: TextId(k), value }),
-            (id(), -1e300..1e300f64).prop_map(|(s, value)| Event::Sample { series: TextId(s), value }),
+            (number(), prop::collection::vec(late_statistic(), 0..3)).prop_map(|(call, values)| {
+                Event::Statistics {
+                    call: Ordinal(call),
+                    values,
+                }
+            }),
+            (number(), number()).prop_map(|(s, bytes)| Event::StorageBorn {
+                storage: StorageId(s),
+                bytes
+            }),
+            number().prop_map(|s| Event::StorageDied {
+                storage: StorageId(s)
+            }),
+            number().prop_map(|t| Event::TensorDied {
+                tensor: TensorId(t)
+            }),
+            (id(), number()).prop_map(|(n, duration_ns)| Event::Opaque {
+                name: TextId(n),
+                duration_ns
+            }),
+            (
+                number(),
+                number(),
+                number(),
+                prop::sample::select(vec![
+                    DropReason::RingFull,
+                    DropReason::DaemonGone,
+                    DropReason::WriteFailed
+                ])
+            )
+                .prop_map(|(records, from_ns, until_ns, reason)| Event::Drop {
+                    records,
+                    from_ns,
+                    until_ns,
+                    reason
+                }),
+            (any::<Option<u32>>(), id(), ".{0,20}").prop_map(|(m, k, value)| Event::Fact {
+                module: m.map(ModuleId),
+                key: TextId(k),
+                value
+            }),
+            (id(), -1e300..1e300f64).prop_map(|(s, value)| Event::Sample {
+                series: TextId(s),
+                value
+            }),
             number().prop_map(|count| Event::Samples { count }),
             ".{0,20}".prop_map(|reason| Event::Disabled { reason }),
         ]
@@ -483,7 +662,11 @@ mod tests {
 
     #[test]
     fn moments_of_later_versions_are_left_out() {
-        let known = Moment { time_ns: 7, thread: ThreadId(0), event: Event::Samples { count: 3 } };
+        let known = Moment {
+            time_ns: 7,
+            thread: ThreadId(0),
+            event: Event::Samples { count: 3 },
+        };
         let mut columns = encode(&[known.clone(), known.clone()], 5);
         columns.tags[0] = 200;
         // The time of the second is predicted by its own tag, which is now another one than the first's.
@@ -496,8 +679,24 @@ mod tests {
         let step = |call: u64, time_ns: u64| {
             let (call, module, thread) = (CallId(call), ModuleId(3), ThreadId(0));
             [
-                Moment { time_ns, thread, event: Event::ModuleEnter { call, module, arguments: vec![] } },
-                Moment { time_ns: time_ns + 9, thread, event: Event::ModuleExit { call, module, results: vec![] } },
+                Moment {
+                    time_ns,
+                    thread,
+                    event: Event::ModuleEnter {
+                        call,
+                        module,
+                        arguments: vec![],
+                    },
+                },
+                Moment {
+                    time_ns: time_ns + 9,
+                    thread,
+                    event: Event::ModuleExit {
+                        call,
+                        module,
+                        results: vec![],
+                    },
+                },
             ]
         };
         let moments: Vec<Moment> = (0..3).flat_map(|i| step(i, 100 * i)).collect();

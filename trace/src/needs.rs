@@ -45,12 +45,28 @@ pub struct OpNeeds {
     pub product: Option<(&'static str, &'static str, Product)>,
 }
 
-const fn product(op: &'static str, arguments: &'static [(&'static str, Need)], a: &'static str, b: &'static str, kind: Product) -> OpNeeds {
-    OpNeeds { op, arguments, returns: &[], product: Some((a, b, kind)) }
+const fn product(
+    op: &'static str,
+    arguments: &'static [(&'static str, Need)],
+    a: &'static str,
+    b: &'static str,
+    kind: Product,
+) -> OpNeeds {
+    OpNeeds {
+        op,
+        arguments,
+        returns: &[],
+        product: Some((a, b, kind)),
+    }
 }
 
 const fn elementwise(op: &'static str) -> OpNeeds {
-    OpNeeds { op, arguments: &[("self", Need::Binary), ("other", Need::Binary)], returns: &[], product: None }
+    OpNeeds {
+        op,
+        arguments: &[("self", Need::Binary), ("other", Need::Binary)],
+        returns: &[],
+        product: None,
+    }
 }
 
 const MATRICES: &[(&str, Need)] = &[("self", Need::Binary), ("mat2", Need::Binary)];
@@ -62,53 +78,197 @@ const SCALED: &[(&str, Need)] = &[("self", Need::Binary)];
 
 /// What mac, ac and synop need: the preset `rules`. Sorted by op.
 pub const RULES: &[OpNeeds] = &[
-    OpNeeds { op: "aten::add.Scalar", arguments: SCALED, returns: &[], product: None },
+    OpNeeds {
+        op: "aten::add.Scalar",
+        arguments: SCALED,
+        returns: &[],
+        product: None,
+    },
     elementwise("aten::add.Tensor"),
-    OpNeeds { op: "aten::add_.Scalar", arguments: SCALED, returns: &[], product: None },
+    OpNeeds {
+        op: "aten::add_.Scalar",
+        arguments: SCALED,
+        returns: &[],
+        product: None,
+    },
     elementwise("aten::add_.Tensor"),
     product("aten::addbmm", BATCHES, "batch1", "batch2", Product::Matrix),
-    product("aten::addmm", ADDED_MATRICES, "mat1", "mat2", Product::Matrix),
-    product("aten::addmm_", ADDED_MATRICES, "mat1", "mat2", Product::Matrix),
-    product("aten::addmv", &[("mat", Need::Binary), ("vec", Need::Binary)], "mat", "vec", Product::Broadcast),
-    product("aten::baddbmm", BATCHES, "batch1", "batch2", Product::Matrix),
-    product("aten::baddbmm_", BATCHES, "batch1", "batch2", Product::Matrix),
+    product(
+        "aten::addmm",
+        ADDED_MATRICES,
+        "mat1",
+        "mat2",
+        Product::Matrix,
+    ),
+    product(
+        "aten::addmm_",
+        ADDED_MATRICES,
+        "mat1",
+        "mat2",
+        Product::Matrix,
+    ),
+    product(
+        "aten::addmv",
+        &[("mat", Need::Binary), ("vec", Need::Binary)],
+        "mat",
+        "vec",
+        Product::Broadcast,
+    ),
+    product(
+        "aten::baddbmm",
+        BATCHES,
+        "batch1",
+        "batch2",
+        Product::Matrix,
+    ),
+    product(
+        "aten::baddbmm_",
+        BATCHES,
+        "batch1",
+        "batch2",
+        Product::Matrix,
+    ),
     product("aten::bmm", MATRICES, "self", "mat2", Product::Matrix),
-    product("aten::conv1d", LAYER, "input", "weight", Product::Convolution),
-    product("aten::conv1d.padding", LAYER, "input", "weight", Product::Convolution),
-    product("aten::conv2d", LAYER, "input", "weight", Product::Convolution),
-    product("aten::conv2d.padding", LAYER, "input", "weight", Product::Convolution),
-    product("aten::conv3d", LAYER, "input", "weight", Product::Convolution),
-    product("aten::conv3d.padding", LAYER, "input", "weight", Product::Convolution),
-    product("aten::conv_transpose1d", LAYER, "input", "weight", Product::Convolution),
-    product("aten::conv_transpose2d.input", LAYER, "input", "weight", Product::Convolution),
-    product("aten::conv_transpose3d.input", LAYER, "input", "weight", Product::Convolution),
-    product("aten::convolution", LAYER, "input", "weight", Product::Convolution),
-    product("aten::dot", &[("self", Need::Binary), ("tensor", Need::Binary)], "self", "tensor", Product::Broadcast),
+    product(
+        "aten::conv1d",
+        LAYER,
+        "input",
+        "weight",
+        Product::Convolution,
+    ),
+    product(
+        "aten::conv1d.padding",
+        LAYER,
+        "input",
+        "weight",
+        Product::Convolution,
+    ),
+    product(
+        "aten::conv2d",
+        LAYER,
+        "input",
+        "weight",
+        Product::Convolution,
+    ),
+    product(
+        "aten::conv2d.padding",
+        LAYER,
+        "input",
+        "weight",
+        Product::Convolution,
+    ),
+    product(
+        "aten::conv3d",
+        LAYER,
+        "input",
+        "weight",
+        Product::Convolution,
+    ),
+    product(
+        "aten::conv3d.padding",
+        LAYER,
+        "input",
+        "weight",
+        Product::Convolution,
+    ),
+    product(
+        "aten::conv_transpose1d",
+        LAYER,
+        "input",
+        "weight",
+        Product::Convolution,
+    ),
+    product(
+        "aten::conv_transpose2d.input",
+        LAYER,
+        "input",
+        "weight",
+        Product::Convolution,
+    ),
+    product(
+        "aten::conv_transpose3d.input",
+        LAYER,
+        "input",
+        "weight",
+        Product::Convolution,
+    ),
+    product(
+        "aten::convolution",
+        LAYER,
+        "input",
+        "weight",
+        Product::Convolution,
+    ),
+    product(
+        "aten::dot",
+        &[("self", Need::Binary), ("tensor", Need::Binary)],
+        "self",
+        "tensor",
+        Product::Broadcast,
+    ),
     product("aten::linear", LAYER, "input", "weight", Product::Linear),
-    product("aten::matmul", BROADCAST, "self", "other", Product::Broadcast),
+    product(
+        "aten::matmul",
+        BROADCAST,
+        "self",
+        "other",
+        Product::Broadcast,
+    ),
     product("aten::mm", MATRICES, "self", "mat2", Product::Matrix),
-    product("aten::mv", &[("self", Need::Binary), ("vec", Need::Binary)], "self", "vec", Product::Broadcast),
-    OpNeeds { op: "aten::rsub.Scalar", arguments: SCALED, returns: &[], product: None },
+    product(
+        "aten::mv",
+        &[("self", Need::Binary), ("vec", Need::Binary)],
+        "self",
+        "vec",
+        Product::Broadcast,
+    ),
+    OpNeeds {
+        op: "aten::rsub.Scalar",
+        arguments: SCALED,
+        returns: &[],
+        product: None,
+    },
     elementwise("aten::rsub.Tensor"),
-    OpNeeds { op: "aten::sub.Scalar", arguments: SCALED, returns: &[], product: None },
+    OpNeeds {
+        op: "aten::sub.Scalar",
+        arguments: SCALED,
+        returns: &[],
+        product: None,
+    },
     elementwise("aten::sub.Tensor"),
-    OpNeeds { op: "aten::sub_.Scalar", arguments: SCALED, returns: &[], product: None },
+    OpNeeds {
+        op: "aten::sub_.Scalar",
+        arguments: SCALED,
+        returns: &[],
+        product: None,
+    },
     elementwise("aten::sub_.Tensor"),
     // A watched value (a spiking neuron's output, a user's watch) is what firing rates are made of.
-    OpNeeds { op: "optape::watch", arguments: &[("value", Need::Full)], returns: &[], product: None },
+    OpNeeds {
+        op: "optape::watch",
+        arguments: &[("value", Need::Full)],
+        returns: &[],
+        product: None,
+    },
 ];
 
 /// The line of an op in [`RULES`].
 #[must_use]
 pub fn rules_need(op: &str) -> Option<&'static OpNeeds> {
-    RULES.binary_search_by(|n| n.op.cmp(op)).ok().and_then(|i| RULES.get(i))
+    RULES
+        .binary_search_by(|n| n.op.cmp(op))
+        .ok()
+        .and_then(|i| RULES.get(i))
 }
 
 impl OpNeeds {
     /// What is needed of an argument.
     #[must_use]
     pub fn argument(&self, name: &str) -> Option<Need> {
-        self.arguments.iter().find(|(n, _)| *n == name).map(|(_, need)| *need)
+        self.arguments
+            .iter()
+            .find(|(n, _)| *n == name)
+            .map(|(_, need)| *need)
     }
 
     /// Whether a rule may read this operand at that time: outputs and written arguments after, all arguments before.
@@ -125,7 +285,12 @@ mod tests {
     #[test]
     fn table_is_sorted_and_without_duplicates() {
         for pair in RULES.windows(2) {
-            assert!(pair[0].op < pair[1].op, "{} before {}", pair[0].op, pair[1].op);
+            assert!(
+                pair[0].op < pair[1].op,
+                "{} before {}",
+                pair[0].op,
+                pair[1].op
+            );
         }
     }
 
@@ -133,7 +298,11 @@ mod tests {
     fn factors_are_among_the_arguments() {
         for line in RULES {
             if let Some((a, b, _)) = line.product {
-                assert!(line.argument(a).is_some() && line.argument(b).is_some(), "{}", line.op);
+                assert!(
+                    line.argument(a).is_some() && line.argument(b).is_some(),
+                    "{}",
+                    line.op
+                );
             }
         }
     }

@@ -136,7 +136,8 @@ impl Stream {
     /// How many records were lost: what its drops say, or its end, whichever says more.
     #[must_use]
     pub fn dropped_records(&self) -> u64 {
-        self.dropped.max(self.end.as_ref().map_or(0, |e| e.dropped_records))
+        self.dropped
+            .max(self.end.as_ref().map_or(0, |e| e.dropped_records))
     }
 
     /// Its blocks, in order.
@@ -154,7 +155,9 @@ impl Stream {
     /// The index of the block that holds a record.
     #[must_use]
     pub fn block_of(&self, ordinal: Ordinal) -> Option<usize> {
-        let index = self.blocks.partition_point(|b| b.ordinals().end <= ordinal.0);
+        let index = self
+            .blocks
+            .partition_point(|b| b.ordinals().end <= ordinal.0);
         (ordinal.0 < self.records).then_some(index)
     }
 
@@ -190,7 +193,11 @@ impl Stream {
         let from = self.late.partition_point(|l| l.0 < index);
         let candidates = self.late.iter().zip(&self.late_floor).skip(from);
         let near = candidates.take_while(|(_, floor)| **floor < ordinals.end);
-        near.filter(|((_, least, greatest), _)| *least < ordinals.end && *greatest >= ordinals.start).map(|(l, _)| l.0).collect()
+        near.filter(|((_, least, greatest), _)| {
+            *least < ordinals.end && *greatest >= ordinals.start
+        })
+        .map(|(l, _)| l.0)
+        .collect()
     }
 }
 
@@ -201,7 +208,10 @@ fn frame_of(source: &Source, wanted: u8, offset: u64) -> Result<(FrameHead, Vec<
         Ok((head, payload))
     } else {
         let (found, wanted) = (kind::name(head.kind), kind::name(wanted));
-        Err(Corrupt::from(format!("a {found} frame stands where a {wanted} frame should")).at(offset))
+        Err(Corrupt::from(format!(
+            "a {found} frame stands where a {wanted} frame should"
+        ))
+        .at(offset))
     }
 }
 
@@ -210,7 +220,11 @@ pub(crate) fn read_frame(source: &Source, offset: u64) -> Result<(FrameHead, Vec
     let head = FrameHead::decode(&source.read(offset, FRAME_HEAD)?).map_err(|e| e.at(offset))?;
     let payload = source.read(offset + len64(FRAME_HEAD), head.length as usize)?;
     head.check(&payload).map_err(|e| e.at(offset))?;
-    let payload = if (kind::RUN..=kind::FOOTER).contains(&head.kind) { head.unwrap_payload(payload).map_err(|e| e.at(offset))? } else { payload };
+    let payload = if (kind::RUN..=kind::FOOTER).contains(&head.kind) {
+        head.unwrap_payload(payload).map_err(|e| e.at(offset))?
+    } else {
+        payload
+    };
     Ok((head, payload))
 }
 
@@ -224,7 +238,10 @@ pub(crate) fn metadata<T: bincode::Decode<()>>(payload: &[u8]) -> Result<T, Corr
 const DEFINITION_KINDS: u32 = 8;
 
 /// Decodes definitions up to the payload's end. Kinds that a later minor version has added are left out.
-pub(crate) fn definitions(payload: &[u8], mut take: impl FnMut(Definition) -> Result<(), Corrupt>) -> Result<(), Corrupt> {
+pub(crate) fn definitions(
+    payload: &[u8],
+    mut take: impl FnMut(Definition) -> Result<(), Corrupt>,
+) -> Result<(), Corrupt> {
     let mut cursor = Cursor::new(payload);
     while !cursor.is_empty() {
         let length = cursor.count(1)?;
@@ -269,7 +286,10 @@ impl Trace {
 
     /// Opens a trace frame by frame, even if it has an index, and goes on behind damage: `found` gets each damaged place. The blocks of
     /// a stream may have gaps then, and blocks may use definitions that were lost.
-    pub(crate) fn salvage(source: Source, mut found: impl FnMut(u64, String)) -> Result<Self, TraceError> {
+    pub(crate) fn salvage(
+        source: Source,
+        mut found: impl FnMut(u64, String),
+    ) -> Result<Self, TraceError> {
         let mut trace = Self::begin(source)?;
         trace.tolerant = true;
         loop {
@@ -303,7 +323,10 @@ impl Trace {
             let left = usize::try_from(file_bytes - at).unwrap_or(usize::MAX);
             let bytes = self.source.read(at, left.min(STEP))?;
             let heads = bytes.windows(FRAME_HEAD);
-            for (offset, _) in (at..).zip(heads).filter(|(_, head)| FrameHead::decode(head).is_ok()) {
+            for (offset, _) in (at..)
+                .zip(heads)
+                .filter(|(_, head)| FrameHead::decode(head).is_ok())
+            {
                 match read_frame(&self.source, offset) {
                     Ok(_) => return Ok(Some(offset)),
                     Err(TraceError::Damaged { .. } | TraceError::Cut { .. }) => {}
@@ -318,25 +341,50 @@ impl Trace {
     /// Reads the header and the first frame.
     fn begin(source: Source) -> Result<Self, TraceError> {
         let file_bytes = source.length()?;
-        let peek = usize::try_from(file_bytes).unwrap_or(usize::MAX).min(HEADER_PEEK);
+        let peek = usize::try_from(file_bytes)
+            .unwrap_or(usize::MAX)
+            .min(HEADER_PEEK);
         let header = decode_header(&source.read(0, peek)?, file_bytes)?;
         let offset = u64::from(header.length);
-        let short = |needed: u64| if needed > file_bytes { Err(TraceError::TooShort { file_bytes }) } else { Ok(()) };
+        let short = |needed: u64| {
+            if needed > file_bytes {
+                Err(TraceError::TooShort { file_bytes })
+            } else {
+                Ok(())
+            }
+        };
         short(offset + len64(FRAME_HEAD))?;
-        let head = FrameHead::decode(&source.read(offset, FRAME_HEAD)?).map_err(|e| e.at(offset))?;
+        let head =
+            FrameHead::decode(&source.read(offset, FRAME_HEAD)?).map_err(|e| e.at(offset))?;
         short(offset + head.total())?;
         let (head, payload) = frame_of(&source, kind::RUN, offset)?;
         let run = metadata(&payload).map_err(|e| e.at(offset))?;
         let position = offset + head.total();
-        let end = TraceEnd::Unfinished { valid_bytes: position, file_bytes };
-        Ok(Self { source, header, run, streams: Vec::new(), run_end: None, end, position, tolerant: false, frames: 1 })
+        let end = TraceEnd::Unfinished {
+            valid_bytes: position,
+            file_bytes,
+        };
+        Ok(Self {
+            source,
+            header,
+            run,
+            streams: Vec::new(),
+            run_end: None,
+            end,
+            position,
+            tolerant: false,
+            frames: 1,
+        })
     }
 
     /// Reads a finished file's index. On an error the trace is unusable.
     fn read_index(&mut self) -> Result<(), TraceError> {
         let file_bytes = self.source.length()?;
-        let trailer = file_bytes.checked_sub(len64(TRAILER)).ok_or(TraceError::TooShort { file_bytes })?;
-        let offset = Footer::find(&self.source.read(trailer, TRAILER)?).ok_or(TraceError::TooShort { file_bytes })?;
+        let trailer = file_bytes
+            .checked_sub(len64(TRAILER))
+            .ok_or(TraceError::TooShort { file_bytes })?;
+        let offset = Footer::find(&self.source.read(trailer, TRAILER)?)
+            .ok_or(TraceError::TooShort { file_bytes })?;
         let (head, payload) = frame_of(&self.source, kind::FOOTER, offset)?;
         if offset + head.total() != file_bytes {
             return Err(Corrupt::from("the footer is not the last frame").at(offset));
@@ -344,9 +392,16 @@ impl Trace {
         let footer = Footer::decode(&payload).map_err(|e| e.at(offset))?;
         for (id, entry) in (0u32..).zip(&footer.streams) {
             let (head, payload) = frame_of(&self.source, kind::STREAM, entry.begin)?;
-            let mut stream = Stream::new(StreamId(id), metadata(&payload).map_err(|e| e.at(entry.begin))?);
+            let mut stream = Stream::new(
+                StreamId(id),
+                metadata(&payload).map_err(|e| e.at(entry.begin))?,
+            );
             let mine = |head: &FrameHead, offset: u64| {
-                if head.stream == id { Ok(()) } else { Err(Corrupt::from("a frame belongs to another stream").at(offset)) }
+                if head.stream == id {
+                    Ok(())
+                } else {
+                    Err(Corrupt::from("a frame belongs to another stream").at(offset))
+                }
             };
             mine(&head, entry.begin)?;
             for &offset in &entry.index {
@@ -356,7 +411,8 @@ impl Trace {
                 for offset in chunk.definitions {
                     let (head, payload) = frame_of(&self.source, kind::DEFINITIONS, offset)?;
                     mine(&head, offset)?;
-                    definitions(&payload, |d| stream.dictionary.add(d)).map_err(|e| e.at(offset))?;
+                    definitions(&payload, |d| stream.dictionary.add(d))
+                        .map_err(|e| e.at(offset))?;
                 }
                 for block in chunk.blocks {
                     stream.add_block(block).map_err(|e| e.at(offset))?;
@@ -386,16 +442,26 @@ impl Trace {
         loop {
             let file_bytes = self.source.length()?;
             if self.position > file_bytes {
-                return Err(TraceError::Cut { offset: file_bytes, file_bytes });
+                return Err(TraceError::Cut {
+                    offset: file_bytes,
+                    file_bytes,
+                });
             }
             match self.scan_frame(file_bytes) {
                 Ok(true) => {}
                 Ok(false) => {
-                    self.end = TraceEnd::Unfinished { valid_bytes: self.position, file_bytes };
+                    self.end = TraceEnd::Unfinished {
+                        valid_bytes: self.position,
+                        file_bytes,
+                    };
                     break;
                 }
                 Err(TraceError::Damaged { offset, what }) => {
-                    self.end = TraceEnd::Damaged { offset, what, file_bytes };
+                    self.end = TraceEnd::Damaged {
+                        offset,
+                        what,
+                        file_bytes,
+                    };
                     break;
                 }
                 Err(other) => return Err(other),
@@ -417,12 +483,14 @@ impl Trace {
         if left < len64(FRAME_HEAD) {
             return Ok(false);
         }
-        let head = FrameHead::decode(&self.source.read(offset, FRAME_HEAD)?).map_err(|e| e.at(offset))?;
+        let head =
+            FrameHead::decode(&self.source.read(offset, FRAME_HEAD)?).map_err(|e| e.at(offset))?;
         if left < head.total() {
             return Ok(false);
         }
         let (head, payload) = read_frame(&self.source, offset)?;
-        self.take(&head, &payload, offset).map_err(|e| e.at(offset))?;
+        self.take(&head, &payload, offset)
+            .map_err(|e| e.at(offset))?;
         self.position = offset + head.total();
         self.frames += 1;
         Ok(true)
@@ -441,37 +509,58 @@ impl Trace {
                 return Ok(());
             }
             kind::FOOTER => {
-                let end = self.run_end.clone().ok_or(Corrupt::from("a footer stands before the run's end"))?;
+                let end = self
+                    .run_end
+                    .clone()
+                    .ok_or(Corrupt::from("a footer stands before the run's end"))?;
                 self.end = TraceEnd::Clean(end);
                 return Ok(());
             }
             kind::STREAM => {
                 let next = len32(self.streams.len());
                 if head.stream != next {
-                    return Err(Corrupt::from(format!("stream {} begins where {next} is the next", head.stream)));
+                    return Err(Corrupt::from(format!(
+                        "stream {} begins where {next} is the next",
+                        head.stream
+                    )));
                 }
-                self.streams.push(Stream::new(StreamId(next), metadata(payload)?));
+                self.streams
+                    .push(Stream::new(StreamId(next), metadata(payload)?));
                 return Ok(());
             }
             _ => {}
         }
-        let known = [kind::DEFINITIONS, kind::BLOCK, kind::SUMMARY, kind::STREAM_END];
+        let known = [
+            kind::DEFINITIONS,
+            kind::BLOCK,
+            kind::SUMMARY,
+            kind::STREAM_END,
+        ];
         if !known.contains(&head.kind) {
             return Ok(());
         }
-        let stream = self
-            .streams
-            .get_mut(head.stream as usize)
-            .ok_or_else(|| Corrupt::from(format!("a {} frame is of stream {}, which has not begun", kind::name(head.kind), head.stream)))?;
+        let stream = self.streams.get_mut(head.stream as usize).ok_or_else(|| {
+            Corrupt::from(format!(
+                "a {} frame is of stream {}, which has not begun",
+                kind::name(head.kind),
+                head.stream
+            ))
+        })?;
         match head.kind {
-            kind::DEFINITIONS if self.tolerant => definitions(payload, |d| stream.dictionary.add_after_loss(d)),
+            kind::DEFINITIONS if self.tolerant => {
+                definitions(payload, |d| stream.dictionary.add_after_loss(d))
+            }
             kind::DEFINITIONS => definitions(payload, |d| stream.dictionary.add(d)),
             kind::BLOCK => {
                 let block = BlockHead::decode(payload, head.length)?;
                 if self.tolerant {
                     stream.records = stream.records.max(block.first_ordinal);
                 }
-                stream.add_block(BlockIndex::new(&block, offset, head.length + len32(FRAME_HEAD)))
+                stream.add_block(BlockIndex::new(
+                    &block,
+                    offset,
+                    head.length + len32(FRAME_HEAD),
+                ))
             }
             kind::SUMMARY => {
                 let summary = SummaryHead::decode(&mut Cursor::new(payload))?;
@@ -535,14 +624,21 @@ impl Trace {
     /// # Errors
     /// [`TraceError::NoSuchStream`].
     pub fn stream(&self, id: StreamId) -> Result<&Stream, TraceError> {
-        self.streams.get(id.index()).ok_or(TraceError::NoSuchStream(id))
+        self.streams
+            .get(id.index())
+            .ok_or(TraceError::NoSuchStream(id))
     }
 
     /// Reads the wanted columns of a block, late statistics put in.
     ///
     /// # Errors
     /// Where the file cannot be read, was cut or is damaged there, or there is no such block.
-    pub fn block(&self, stream: StreamId, index: usize, columns: Columns) -> Result<Block, TraceError> {
+    pub fn block(
+        &self,
+        stream: StreamId,
+        index: usize,
+        columns: Columns,
+    ) -> Result<Block, TraceError> {
         let state = self.stream(stream)?;
         let entry = Self::entry(state, index)?;
         let with_statistics = columns.has(Columns::SLOTS | Columns::PATTERNS | Columns::STATISTICS);
@@ -552,7 +648,10 @@ impl Trace {
         let mut block = self.raw_block(state, entry, columns | Columns::KINDS)?;
         let mut late: HashMap<u64, Vec<Vec<LateStatistic>>> = HashMap::new();
         for index in state.late_blocks(index, &entry.ordinals()) {
-            for moment in self.raw_block(state, Self::entry(state, index)?, Columns::MOMENTS)?.moments {
+            for moment in self
+                .raw_block(state, Self::entry(state, index)?, Columns::MOMENTS)?
+                .moments
+            {
                 if let Event::Statistics { call, values } = moment.event
                     && entry.ordinals().contains(&call.0)
                 {
@@ -561,7 +660,8 @@ impl Trace {
             }
         }
         let over = state.end.is_some() || matches!(self.end, TraceEnd::Clean(_));
-        apply_late(&mut block, columns, &state.dictionary, &late, over).map_err(|e| e.at(entry.offset))?;
+        apply_late(&mut block, columns, &state.dictionary, &late, over)
+            .map_err(|e| e.at(entry.offset))?;
         if !columns.has(Columns::KINDS | Columns::MOMENTS) {
             block.kinds = Vec::new();
         }
@@ -569,18 +669,33 @@ impl Trace {
     }
 
     fn entry(stream: &Stream, index: usize) -> Result<&BlockIndex, TraceError> {
-        stream.blocks.get(index).ok_or(TraceError::NoSuchBlock { stream: stream.id, block: index, blocks: stream.blocks.len() })
+        stream.blocks.get(index).ok_or(TraceError::NoSuchBlock {
+            stream: stream.id,
+            block: index,
+            blocks: stream.blocks.len(),
+        })
     }
 
     /// The head of a block's frame, and as many bytes behind it as one read gives.
-    fn block_head(&self, stream: &Stream, entry: &BlockIndex) -> Result<(BlockHead, Vec<u8>), TraceError> {
+    fn block_head(
+        &self,
+        stream: &Stream,
+        entry: &BlockIndex,
+    ) -> Result<(BlockHead, Vec<u8>), TraceError> {
         // Holds the head and, mostly, the columns that counters need.
         const PEEK: usize = 16 << 10;
         let at = |corrupt: Corrupt| corrupt.at(entry.offset);
-        let bytes = self.source.read(entry.offset, (entry.bytes as usize).min(PEEK))?;
+        let bytes = self
+            .source
+            .read(entry.offset, (entry.bytes as usize).min(PEEK))?;
         let frame = FrameHead::decode(&bytes).map_err(at)?;
-        if frame.kind != kind::BLOCK || frame.stream != stream.id.0 || frame.total() != u64::from(entry.bytes) {
-            return Err(at(Corrupt::from("the index names a block where another frame stands")));
+        if frame.kind != kind::BLOCK
+            || frame.stream != stream.id.0
+            || frame.total() != u64::from(entry.bytes)
+        {
+            return Err(at(Corrupt::from(
+                "the index names a block where another frame stands",
+            )));
         }
         let mut payload = bytes.get(FRAME_HEAD..).unwrap_or_default().to_vec();
         let length = BlockHead::length(&payload).map_err(at)?;
@@ -606,21 +721,45 @@ impl Trace {
         let state = self.stream(stream)?;
         let mut all = Vec::new();
         for entry in &state.blocks {
-            all.extend(self.block_head(state, entry)?.0.columns.iter().map(|c| (c.id, c.stored)));
+            all.extend(
+                self.block_head(state, entry)?
+                    .0
+                    .columns
+                    .iter()
+                    .map(|c| (c.id, c.stored)),
+            );
         }
         Ok(all)
     }
 
     /// A block as it was written.
-    pub(crate) fn raw_block(&self, stream: &Stream, entry: &BlockIndex, columns: Columns) -> Result<Block, TraceError> {
+    pub(crate) fn raw_block(
+        &self,
+        stream: &Stream,
+        entry: &BlockIndex,
+        columns: Columns,
+    ) -> Result<Block, TraceError> {
         let (head, payload) = self.block_head(stream, entry)?;
-        block::decode(&head, columns, &stream.dictionary, stream.info.identities, entry.offset, |column| {
-            let start = usize::try_from(column.at).unwrap_or(usize::MAX);
-            match payload.get(start..).and_then(|p| p.get(..column.stored as usize)) {
-                Some(bytes) => Ok(bytes.to_vec()),
-                None => self.source.read(entry.offset + len64(FRAME_HEAD) + column.at, column.stored as usize),
-            }
-        })
+        block::decode(
+            &head,
+            columns,
+            &stream.dictionary,
+            stream.info.identities,
+            entry.offset,
+            |column| {
+                let start = usize::try_from(column.at).unwrap_or(usize::MAX);
+                match payload
+                    .get(start..)
+                    .and_then(|p| p.get(..column.stored as usize))
+                {
+                    Some(bytes) => Ok(bytes.to_vec()),
+                    None => self.source.read(
+                        entry.offset + len64(FRAME_HEAD) + column.at,
+                        column.stored as usize,
+                    ),
+                }
+            },
+        )
     }
 
     /// Sums over the op calls among a range of records. Combines the fewest stored summaries, and reads blocks only where none fits: at
@@ -628,11 +767,18 @@ impl Trace {
     ///
     /// # Errors
     /// As [`Trace::block`].
-    pub fn summary(&self, stream: StreamId, range: Range<u64>) -> Result<Vec<SummaryRow>, TraceError> {
+    pub fn summary(
+        &self,
+        stream: StreamId,
+        range: Range<u64>,
+    ) -> Result<Vec<SummaryRow>, TraceError> {
         let state = self.stream(stream)?;
         let end = range.end.min(state.records);
-        let mut pieces: Vec<&SummaryIndex> =
-            state.summaries.iter().filter(|s| s.records > 0 && s.first_ordinal >= range.start && s.ordinals().end <= end).collect();
+        let mut pieces: Vec<&SummaryIndex> = state
+            .summaries
+            .iter()
+            .filter(|s| s.records > 0 && s.first_ordinal >= range.start && s.ordinals().end <= end)
+            .collect();
         pieces.sort_unstable_by_key(|s| (s.first_ordinal, std::cmp::Reverse(s.records)));
         let mut pieces = pieces.into_iter().peekable();
         let mut rows = Rows::default();
@@ -645,36 +791,63 @@ impl Trace {
                 at = piece.ordinals().end;
                 continue;
             }
-            let Some(index) = state.block_of(Ordinal(at)) else { break };
+            let Some(index) = state.block_of(Ordinal(at)) else {
+                break;
+            };
             let ordinals = Self::entry(state, index)?.ordinals();
             let until = ordinals.end.min(end);
-            self.sum_block(stream, index, at - ordinals.start..until - ordinals.start, &mut rows, &state.dictionary)?;
+            self.sum_block(
+                stream,
+                index,
+                at - ordinals.start..until - ordinals.start,
+                &mut rows,
+                &state.dictionary,
+            )?;
             at = until;
         }
         Ok(rows.into_sorted())
     }
 
     /// Adds the op calls among the records `wanted` of a block.
-    fn sum_block(&self, stream: StreamId, index: usize, wanted: Range<u64>, rows: &mut Rows, dictionary: &Dictionary) -> Result<(), TraceError> {
+    fn sum_block(
+        &self,
+        stream: StreamId,
+        index: usize,
+        wanted: Range<u64>,
+        rows: &mut Rows,
+        dictionary: &Dictionary,
+    ) -> Result<(), TraceError> {
         let columns = Columns::STATISTICS | Columns::SLOTS | Columns::DURATION | Columns::KINDS;
         let block = self.block(stream, index, columns)?;
         let calls_before = |record: u64| {
             let record = usize::try_from(record).unwrap_or(usize::MAX);
             block.kinds.iter().take(record).filter(|&&k| k == 0).count()
         };
-        rows.add_block(&block, &(calls_before(wanted.start)..calls_before(wanted.end)), dictionary);
+        rows.add_block(
+            &block,
+            &(calls_before(wanted.start)..calls_before(wanted.end)),
+            dictionary,
+        );
         Ok(())
     }
 
     /// What a summary should say: the sum of the summaries of the level below, or of its blocks where these do not cover it.
-    pub(crate) fn sum_below(&self, stream: &Stream, summary: &SummaryIndex) -> Result<Vec<SummaryRow>, TraceError> {
+    pub(crate) fn sum_below(
+        &self,
+        stream: &Stream,
+        summary: &SummaryIndex,
+    ) -> Result<Vec<SummaryRow>, TraceError> {
         let range = summary.ordinals();
         let below = match summary.level {
             0 => None,
             summary::WHOLE => Some(0),
             level => Some(level - 1),
         };
-        let inside = |s: &&SummaryIndex| Some(s.level) == below && s.first_ordinal >= range.start && s.ordinals().end <= range.end;
+        let inside = |s: &&SummaryIndex| {
+            Some(s.level) == below
+                && s.first_ordinal >= range.start
+                && s.ordinals().end <= range.end
+        };
         let parts: Vec<&SummaryIndex> = stream.summaries.iter().filter(inside).collect();
         let mut rows = Rows::default();
         if below.is_some() && parts.iter().map(|p| p.records).sum::<u64>() == summary.records {
@@ -687,18 +860,31 @@ impl Trace {
         while let Some(index) = stream.block_of(Ordinal(at)).filter(|_| at < range.end) {
             let ordinals = Self::entry(stream, index)?.ordinals();
             if ordinals.start > at {
-                return Err(Corrupt::from("records that a summary covers are missing").at(summary.offset));
+                return Err(
+                    Corrupt::from("records that a summary covers are missing").at(summary.offset)
+                );
             }
             let until = ordinals.end.min(range.end);
-            self.sum_block(stream.id, index, at - ordinals.start..until - ordinals.start, &mut rows, &stream.dictionary)?;
+            self.sum_block(
+                stream.id,
+                index,
+                at - ordinals.start..until - ordinals.start,
+                &mut rows,
+                &stream.dictionary,
+            )?;
             at = until;
         }
         Ok(rows.into_sorted())
     }
 
-    pub(crate) fn read_summary(&self, stream: &Stream, index: &SummaryIndex) -> Result<Vec<SummaryRow>, TraceError> {
+    pub(crate) fn read_summary(
+        &self,
+        stream: &Stream,
+        index: &SummaryIndex,
+    ) -> Result<Vec<SummaryRow>, TraceError> {
         let (head, payload) = frame_of(&self.source, kind::SUMMARY, index.offset)?;
-        let (summary, rows) = summary::decode(&payload, &stream.dictionary).map_err(|e| e.at(index.offset))?;
+        let (summary, rows) =
+            summary::decode(&payload, &stream.dictionary).map_err(|e| e.at(index.offset))?;
         if head.stream != stream.id.0 || SummaryIndex::new(summary, index.offset) != *index {
             return Err(Corrupt::from("the index and a summary disagree").at(index.offset));
         }
@@ -714,16 +900,26 @@ impl Trace {
         let mut all = Vec::new();
         for entry in state.blocks.iter().filter(|b| b.op_calls < b.records) {
             let block = self.raw_block(state, entry, Columns::MOMENTS)?;
-            let ordinals = (block.first_ordinal..).zip(&block.kinds).filter(|(_, k)| **k == 1).map(|(o, _)| Ordinal(o));
+            let ordinals = (block.first_ordinal..)
+                .zip(&block.kinds)
+                .filter(|(_, k)| **k == 1)
+                .map(|(o, _)| Ordinal(o));
             all.extend(ordinals.zip(block.moments));
         }
         Ok(all)
     }
 
     /// All records of a stream, in order. After an error nothing more comes.
-    pub fn records(&self, stream: StreamId) -> impl Iterator<Item = Result<(Ordinal, Record), TraceError>> + '_ {
-        let blocks = self.streams.get(stream.index()).map_or(0, |s| s.blocks.len());
-        let missing = (self.streams.len() <= stream.index()).then_some(Err(TraceError::NoSuchStream(stream)));
+    pub fn records(
+        &self,
+        stream: StreamId,
+    ) -> impl Iterator<Item = Result<(Ordinal, Record), TraceError>> + '_ {
+        let blocks = self
+            .streams
+            .get(stream.index())
+            .map_or(0, |s| s.blocks.len());
+        let missing =
+            (self.streams.len() <= stream.index()).then_some(Err(TraceError::NoSuchStream(stream)));
         let mut failed = false;
         let all = (0..blocks).map_while(move |index| {
             if failed {
@@ -750,13 +946,20 @@ fn apply_late(
     over: bool,
 ) -> Result<(), Corrupt> {
     let mut table = block.slot_table.clone();
-    let mut places: HashMap<(SignatureId, PatternId), u32> =
-        (0u32..).zip(&table).map(|(i, s)| ((s.signature, s.pattern), i)).collect();
+    let mut places: HashMap<(SignatureId, PatternId), u32> = (0u32..)
+        .zip(&table)
+        .map(|(i, s)| ((s.signature, s.pattern), i))
+        .collect();
     let mut statistics = Vec::with_capacity(block.statistics.len());
     let mut slots = Vec::with_capacity(block.slots.len());
-    let ordinals = (block.first_ordinal..).zip(&block.kinds).filter(|(_, k)| **k == 0).map(|(o, _)| o);
+    let ordinals = (block.first_ordinal..)
+        .zip(&block.kinds)
+        .filter(|(_, k)| **k == 0)
+        .map(|(o, _)| o);
     for (ordinal, ((_, call), &slot)) in ordinals.zip(block.op_calls().zip(&block.slots)) {
-        let written = dictionary.pattern(call.pattern).ok_or(Corrupt::from("a pattern is not defined"))?;
+        let written = dictionary
+            .pattern(call.pattern)
+            .ok_or(Corrupt::from("a pattern is not defined"))?;
         if !written.is_pending() {
             slots.push(slot);
             statistics.extend(call.statistics);
@@ -769,9 +972,11 @@ fn apply_late(
         if over {
             pattern = give_up(&pattern);
         }
-        let id = dictionary
-            .find_pattern(&pattern)
-            .ok_or_else(|| Corrupt::from(format!("the pattern of record {ordinal} after late statistics is not defined")))?;
+        let id = dictionary.find_pattern(&pattern).ok_or_else(|| {
+            Corrupt::from(format!(
+                "the pattern of record {ordinal} after late statistics is not defined"
+            ))
+        })?;
         let place = *places.entry((call.signature, id)).or_insert_with(|| {
             let place = len32(table.len());
             let old = block.slot_table.get(slot as usize);
@@ -790,7 +995,10 @@ fn apply_late(
     block.slot_table = table;
     block.slots = slots;
     if columns.has(Columns::PATTERNS) {
-        let patterns = block.slots.iter().map(|&s| block.slot_table.get(s as usize).map_or(0, |s| s.pattern.0));
+        let patterns = block
+            .slots
+            .iter()
+            .map(|&s| block.slot_table.get(s as usize).map_or(0, |s| s.pattern.0));
         block.patterns = patterns.collect();
     }
     if columns.has(Columns::STATISTICS) {

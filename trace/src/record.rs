@@ -5,7 +5,9 @@
 
 use bincode::{Decode, Encode};
 
-use crate::ids::{CallId, ModuleId, Ordinal, PatternId, SignatureId, StorageId, TensorId, TextId, ThreadId};
+use crate::ids::{
+    CallId, ModuleId, Ordinal, PatternId, SignatureId, StorageId, TensorId, TextId, ThreadId,
+};
 use crate::statistics::{Operand, When};
 
 /// One record.

@@ -64,7 +64,11 @@ pub struct Recovery {
 ///
 /// # Errors
 /// Where the input is not a trace or its head is damaged (nothing can be saved then), or the sink fails.
-pub fn recover<W: Write>(path: &Path, sink: W, losses: &[Loss]) -> Result<(W, Recovery), TraceError> {
+pub fn recover<W: Write>(
+    path: &Path,
+    sink: W,
+    losses: &[Loss],
+) -> Result<(W, Recovery), TraceError> {
     recover_source(Source::open(path)?, sink, losses)
 }
 
@@ -72,13 +76,23 @@ pub fn recover<W: Write>(path: &Path, sink: W, losses: &[Loss]) -> Result<(W, Re
 ///
 /// # Errors
 /// As [`recover`].
-pub fn recover_bytes<W: Write>(bytes: Vec<u8>, sink: W, losses: &[Loss]) -> Result<(W, Recovery), TraceError> {
+pub fn recover_bytes<W: Write>(
+    bytes: Vec<u8>,
+    sink: W,
+    losses: &[Loss],
+) -> Result<(W, Recovery), TraceError> {
     recover_source(Source::Bytes(bytes), sink, losses)
 }
 
-fn recover_source<W: Write>(source: Source, sink: W, losses: &[Loss]) -> Result<(W, Recovery), TraceError> {
+fn recover_source<W: Write>(
+    source: Source,
+    sink: W,
+    losses: &[Loss],
+) -> Result<(W, Recovery), TraceError> {
     let mut recovery = Recovery::default();
-    let trace = Trace::salvage(source, |offset, what| recovery.findings.push(Finding { offset, what }))?;
+    let trace = Trace::salvage(source, |offset, what| {
+        recovery.findings.push(Finding { offset, what })
+    })?;
     let mut run: RunInfo = trace.run().clone();
     run.facts.insert("recovered".to_owned(), "true".to_owned());
     let mut writer = TraceWriter::create(sink, &run)?;
@@ -89,14 +103,28 @@ fn recover_source<W: Write>(source: Source, sink: W, losses: &[Loss]) -> Result<
                 writer.define(id, &definition)?;
             }
         }
-        let mut copy = StreamCopy { writer: &mut writer, stream, id, moved: Vec::new(), last_ns: 0, lost: 0, records: 0 };
+        let mut copy = StreamCopy {
+            writer: &mut writer,
+            stream,
+            id,
+            moved: Vec::new(),
+            last_ns: 0,
+            lost: 0,
+            records: 0,
+        };
         copy.blocks(&trace, &mut recovery.findings)?;
         copy.losses(losses)?;
         recovery.records += copy.records;
         recovery.lost += copy.lost;
         let lost = copy.lost;
         if let Some(end) = stream.end() {
-            writer.end_stream(id, &StreamEnd { dropped_records: end.dropped_records.saturating_add(lost), ..end.clone() })?;
+            writer.end_stream(
+                id,
+                &StreamEnd {
+                    dropped_records: end.dropped_records.saturating_add(lost),
+                    ..end.clone()
+                },
+            )?;
         }
     }
     let end = match trace.end() {
@@ -138,8 +166,13 @@ impl<W: Write> StreamCopy<'_, W> {
             self.block(&block)?;
             self.last_ns = self.last_ns.max(entry.last_ns);
         }
-        let expected = self.stream.end().map_or(self.stream.records(), |e| e.records.max(self.stream.records()));
-        self.gap(expected.saturating_sub(next), self.stream.end().map_or(self.last_ns, |e| e.ended_ns))
+        let expected = self.stream.end().map_or(self.stream.records(), |e| {
+            e.records.max(self.stream.records())
+        });
+        self.gap(
+            expected.saturating_sub(next),
+            self.stream.end().map_or(self.last_ns, |e| e.ended_ns),
+        )
     }
 
     /// Writes a drop for records that are missing.
@@ -151,13 +184,35 @@ impl<W: Write> StreamCopy<'_, W> {
         self.drop(records, self.last_ns, until_ns, DropReason::WriteFailed)
     }
 
-    fn drop(&mut self, records: u64, from_ns: u64, until_ns: u64, reason: DropReason) -> Result<(), TraceError> {
+    fn drop(
+        &mut self,
+        records: u64,
+        from_ns: u64,
+        until_ns: u64,
+        reason: DropReason,
+    ) -> Result<(), TraceError> {
         if self.stream.dictionary().threads().len() == 0 && self.writer.records(self.id) == 0 {
-            let unknown = ThreadDef { native_id: 0, name: "unknown".to_owned() };
-            self.writer.define(self.id, &Definition::Thread(ThreadId(0), unknown))?;
+            let unknown = ThreadDef {
+                native_id: 0,
+                name: "unknown".to_owned(),
+            };
+            self.writer
+                .define(self.id, &Definition::Thread(ThreadId(0), unknown))?;
         }
-        let event = Event::Drop { records, from_ns, until_ns: until_ns.max(from_ns), reason };
-        self.writer.moment(self.id, &Moment { time_ns: from_ns, thread: ThreadId(0), event })?;
+        let event = Event::Drop {
+            records,
+            from_ns,
+            until_ns: until_ns.max(from_ns),
+            reason,
+        };
+        self.writer.moment(
+            self.id,
+            &Moment {
+                time_ns: from_ns,
+                thread: ThreadId(0),
+                event,
+            },
+        )?;
         Ok(())
     }
 
@@ -165,7 +220,12 @@ impl<W: Write> StreamCopy<'_, W> {
         let id = self.id;
         for loss in losses.iter().filter(|l| l.stream == id && l.records > 0) {
             self.lost += loss.records;
-            self.drop(loss.records, loss.from_ns.max(self.last_ns), loss.until_ns, loss.reason)?;
+            self.drop(
+                loss.records,
+                loss.from_ns.max(self.last_ns),
+                loss.until_ns,
+                loss.reason,
+            )?;
         }
         Ok(())
     }
@@ -179,7 +239,9 @@ impl<W: Write> StreamCopy<'_, W> {
         self.moved.push((run.clone(), first));
         for (ordinal, kind) in run.clone().zip(kinds) {
             let written = match kind {
-                0 => calls.next().map(|(_, call)| self.writer.op_call(self.id, call)),
+                0 => calls
+                    .next()
+                    .map(|(_, call)| self.writer.op_call(self.id, call)),
                 1 => moments.next().map(|moment| self.moment(moment)),
                 _ => None,
             };
@@ -188,7 +250,8 @@ impl<W: Write> StreamCopy<'_, W> {
                 // What is whole but makes no sense (a thread that was never defined), or is of a later version: as if lost.
                 None | Some(Err(TraceError::Refused { .. })) => {
                     self.gap(1, self.last_ns)?;
-                    self.moved.push((ordinal + 1..run.end, self.writer.records(self.id)));
+                    self.moved
+                        .push((ordinal + 1..run.end, self.writer.records(self.id)));
                 }
                 Some(Err(other)) => return Err(other),
             }
@@ -201,14 +264,30 @@ impl<W: Write> StreamCopy<'_, W> {
         let Event::Statistics { call, values } = &moment.event else {
             return self.writer.moment(self.id, moment);
         };
-        let run = self.moved.partition_point(|(run, _)| run.start <= call.0).checked_sub(1).and_then(|i| self.moved.get(i));
+        let run = self
+            .moved
+            .partition_point(|(run, _)| run.start <= call.0)
+            .checked_sub(1)
+            .and_then(|i| self.moved.get(i));
         match run.filter(|(run, _)| run.contains(&call.0)) {
             Some((run, first)) => {
-                let event = Event::Statistics { call: Ordinal(first + (call.0 - run.start)), values: values.clone() };
-                self.writer.moment(self.id, &Moment { event, ..moment.clone() })
+                let event = Event::Statistics {
+                    call: Ordinal(first + (call.0 - run.start)),
+                    values: values.clone(),
+                };
+                self.writer.moment(
+                    self.id,
+                    &Moment {
+                        event,
+                        ..moment.clone()
+                    },
+                )
             }
             // Its call was lost.
-            None => Err(TraceError::Refused { stream: self.id, what: "late statistics for a lost record".to_owned() }),
+            None => Err(TraceError::Refused {
+                stream: self.id,
+                what: "late statistics for a lost record".to_owned(),
+            }),
         }
     }
 }

@@ -28,19 +28,38 @@ pub(crate) enum Source {
 
 impl Source {
     pub(crate) fn open(path: &Path) -> Result<Self, TraceError> {
-        let failed = |source| TraceError::Io { path: path.to_owned(), source };
+        let failed = |source| TraceError::Io {
+            path: path.to_owned(),
+            source,
+        };
         let file = File::open(path).map_err(failed)?;
         if file.metadata().map_err(failed)?.is_dir() {
-            return Err(failed(std::io::Error::from(std::io::ErrorKind::IsADirectory)));
+            return Err(failed(std::io::Error::from(
+                std::io::ErrorKind::IsADirectory,
+            )));
         }
-        Ok(Self::File { file, path: path.to_owned(), longest: AtomicU64::new(0) })
+        Ok(Self::File {
+            file,
+            path: path.to_owned(),
+            longest: AtomicU64::new(0),
+        })
     }
 
     /// The length now.
     pub(crate) fn length(&self) -> Result<u64, TraceError> {
         match self {
-            Self::File { file, path, longest } => {
-                let length = file.metadata().map_err(|source| TraceError::Io { path: path.clone(), source })?.len();
+            Self::File {
+                file,
+                path,
+                longest,
+            } => {
+                let length = file
+                    .metadata()
+                    .map_err(|source| TraceError::Io {
+                        path: path.clone(),
+                        source,
+                    })?
+                    .len();
                 longest.fetch_max(length, Ordering::Relaxed);
                 Ok(length)
             }
@@ -51,23 +70,34 @@ impl Source {
     /// Reads exactly so many bytes. They are compared with the file's length before memory is taken for them.
     pub(crate) fn read(&self, offset: u64, length: usize) -> Result<Vec<u8>, TraceError> {
         let file_bytes = self.length()?;
-        if offset.checked_add(len64(length)).is_none_or(|end| end > file_bytes) {
+        if offset
+            .checked_add(len64(length))
+            .is_none_or(|end| end > file_bytes)
+        {
             return Err(self.missing(offset, file_bytes));
         }
         match self {
             Self::Bytes(bytes) => {
                 let start = usize::try_from(offset).unwrap_or(usize::MAX);
                 let found = bytes.get(start..).and_then(|b| b.get(..length));
-                found.map(<[u8]>::to_vec).ok_or_else(|| self.missing(offset, file_bytes))
+                found
+                    .map(<[u8]>::to_vec)
+                    .ok_or_else(|| self.missing(offset, file_bytes))
             }
             Self::File { file, path, .. } => {
                 let mut out = vec![0; length];
                 match file.read_exact_at(&mut out, offset) {
                     Ok(()) => Ok(out),
                     Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
-                        Err(TraceError::Cut { offset, file_bytes: self.length()? })
+                        Err(TraceError::Cut {
+                            offset,
+                            file_bytes: self.length()?,
+                        })
                     }
-                    Err(source) => Err(TraceError::Io { path: path.clone(), source }),
+                    Err(source) => Err(TraceError::Io {
+                        path: path.clone(),
+                        source,
+                    }),
                 }
             }
         }
@@ -76,8 +106,13 @@ impl Source {
     /// Why bytes are not there: the file has become shorter, or it names bytes that it never had.
     fn missing(&self, offset: u64, file_bytes: u64) -> TraceError {
         match self {
-            Self::File { longest, .. } if longest.load(Ordering::Relaxed) > file_bytes => TraceError::Cut { offset, file_bytes },
-            _ => Corrupt::from(format!("bytes are named that the file of {file_bytes} bytes does not have")).at(offset),
+            Self::File { longest, .. } if longest.load(Ordering::Relaxed) > file_bytes => {
+                TraceError::Cut { offset, file_bytes }
+            }
+            _ => Corrupt::from(format!(
+                "bytes are named that the file of {file_bytes} bytes does not have"
+            ))
+            .at(offset),
         }
     }
 }

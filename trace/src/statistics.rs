@@ -111,7 +111,9 @@ pub mod fields {
 
     /// The fields of a mask, lowest bit first.
     pub fn each(mask: u32) -> impl Iterator<Item = u32> {
-        (0..32).map(|bit| 1u32 << bit).filter(move |field| mask & field != 0)
+        (0..32)
+            .map(|bit| 1u32 << bit)
+            .filter(move |field| mask & field != 0)
     }
 }
 
@@ -119,7 +121,10 @@ impl Pattern {
     /// How many numbers a call with this pattern carries.
     #[must_use]
     pub fn words(&self) -> usize {
-        self.entries.iter().map(|e| e.fields.count_ones() as usize).sum()
+        self.entries
+            .iter()
+            .map(|e| e.fields.count_ones() as usize)
+            .sum()
     }
 
     /// The place of a number among the call's words, if it is there.
@@ -139,7 +144,9 @@ impl Pattern {
     /// The entry of an operand, if it was asked for.
     #[must_use]
     pub fn entry(&self, operand: Operand, when: When) -> Option<&PatternEntry> {
-        self.entries.iter().find(|e| e.operand == operand && e.when == when)
+        self.entries
+            .iter()
+            .find(|e| e.operand == operand && e.when == when)
     }
 
     /// Whether numbers are still to come.

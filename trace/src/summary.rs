@@ -36,8 +36,18 @@ pub struct SummaryRow {
 impl SummaryRow {
     fn new(signature: SignatureId, pattern: PatternId, kinds: &[WordKind]) -> Self {
         let integers = kinds.iter().filter(|&&k| k == WordKind::Integer).count();
-        let floats = kinds.iter().filter(|&&k| k != WordKind::Integer).map(|&k| start(k)).collect();
-        Self { signature, pattern, integer_sums: vec![0; integers], float_sums: floats, ..Self::default() }
+        let floats = kinds
+            .iter()
+            .filter(|&&k| k != WordKind::Integer)
+            .map(|&k| start(k))
+            .collect();
+        Self {
+            signature,
+            pattern,
+            integer_sums: vec![0; integers],
+            float_sums: floats,
+            ..Self::default()
+        }
     }
 
     #[inline]
@@ -59,8 +69,18 @@ impl SummaryRow {
 
     /// Whether the rows say the same. Sums of floats depend on the order of adding, so those only nearly.
     pub(crate) fn agrees(&self, other: &Self) -> bool {
-        let near = |(a, b): (&f64, &f64)| a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= 1e-9 * a.abs().max(b.abs()).max(1.0);
-        (self.signature, self.pattern, self.calls, self.duration_ns) == (other.signature, other.pattern, other.calls, other.duration_ns)
+        let near = |(a, b): (&f64, &f64)| {
+            a == b
+                || (a.is_nan() && b.is_nan())
+                || (a - b).abs() <= 1e-9 * a.abs().max(b.abs()).max(1.0)
+        };
+        (self.signature, self.pattern, self.calls, self.duration_ns)
+            == (
+                other.signature,
+                other.pattern,
+                other.calls,
+                other.duration_ns,
+            )
             && self.integer_sums == other.integer_sums
             && self.float_sums.len() == other.float_sums.len()
             && self.float_sums.iter().zip(&other.float_sums).all(near)
@@ -73,7 +93,12 @@ impl SummaryRow {
             *sum = sum.wrapping_add(more);
         }
         let float_kinds = kinds.iter().filter(|&&k| k != WordKind::Integer);
-        for ((sum, &more), &kind) in self.float_sums.iter_mut().zip(&other.float_sums).zip(float_kinds) {
+        for ((sum, &more), &kind) in self
+            .float_sums
+            .iter_mut()
+            .zip(&other.float_sums)
+            .zip(float_kinds)
+        {
             *sum = combine(kind, *sum, more);
         }
     }
@@ -116,16 +141,32 @@ pub(crate) struct Rows {
 }
 
 impl Rows {
-    fn place(&mut self, signature: SignatureId, pattern: PatternId, patterns: &impl Patterns) -> usize {
-        *self.places.entry((signature.0, pattern.0)).or_insert_with(|| {
-            let kinds = patterns.kinds(pattern).cloned().unwrap_or_default();
-            self.rows.push((SummaryRow::new(signature, pattern, &kinds), kinds));
-            self.rows.len() - 1
-        })
+    fn place(
+        &mut self,
+        signature: SignatureId,
+        pattern: PatternId,
+        patterns: &impl Patterns,
+    ) -> usize {
+        *self
+            .places
+            .entry((signature.0, pattern.0))
+            .or_insert_with(|| {
+                let kinds = patterns.kinds(pattern).cloned().unwrap_or_default();
+                self.rows
+                    .push((SummaryRow::new(signature, pattern, &kinds), kinds));
+                self.rows.len() - 1
+            })
     }
 
     /// Adds one call.
-    pub(crate) fn add_call(&mut self, signature: SignatureId, pattern: PatternId, duration_ns: u64, words: &[u64], patterns: &impl Patterns) {
+    pub(crate) fn add_call(
+        &mut self,
+        signature: SignatureId,
+        pattern: PatternId,
+        duration_ns: u64,
+        words: &[u64],
+        patterns: &impl Patterns,
+    ) {
         let place = self.place(signature, pattern, patterns);
         if let Some((row, kinds)) = self.rows.get_mut(place) {
             row.add_call(kinds, duration_ns, words);
@@ -140,9 +181,12 @@ impl Rows {
         patterns: &impl Patterns,
     ) {
         // A slot that no call uses must not make a row, so places are looked up when a call comes.
-        let mut places: Vec<(SignatureId, PatternId, Option<usize>)> = slots.map(|(s, p)| (s, p, None)).collect();
+        let mut places: Vec<(SignatureId, PatternId, Option<usize>)> =
+            slots.map(|(s, p)| (s, p, None)).collect();
         for (slot, duration_ns, words) in calls {
-            let Some((signature, pattern, place)) = places.get_mut(slot as usize) else { continue };
+            let Some((signature, pattern, place)) = places.get_mut(slot as usize) else {
+                continue;
+            };
             let place = *place.get_or_insert_with(|| self.place(*signature, *pattern, patterns));
             if let Some((row, kinds)) = self.rows.get_mut(place) {
                 row.add_call(kinds, duration_ns, words);
@@ -151,15 +195,30 @@ impl Rows {
     }
 
     /// Adds the calls of a block that `wanted` (places in the block's columns) names.
-    pub(crate) fn add_block(&mut self, block: &Block, wanted: &std::ops::Range<usize>, patterns: &impl Patterns) {
+    pub(crate) fn add_block(
+        &mut self,
+        block: &Block,
+        wanted: &std::ops::Range<usize>,
+        patterns: &impl Patterns,
+    ) {
         let slots = block.slot_table.iter().map(|s| (s.signature, s.pattern));
         let calls = block.op_calls().filter(|(i, _)| wanted.contains(i));
-        let calls = calls.map(|(i, call)| (block.slots.get(i).copied().unwrap_or(0), call.duration_ns, call.statistics));
+        let calls = calls.map(|(i, call)| {
+            (
+                block.slots.get(i).copied().unwrap_or(0),
+                call.duration_ns,
+                call.statistics,
+            )
+        });
         self.add_calls(slots, calls, patterns);
     }
 
     /// Adds rows.
-    pub(crate) fn add_rows<'a>(&mut self, rows: impl Iterator<Item = &'a SummaryRow>, patterns: &impl Patterns) {
+    pub(crate) fn add_rows<'a>(
+        &mut self,
+        rows: impl Iterator<Item = &'a SummaryRow>,
+        patterns: &impl Patterns,
+    ) {
         for other in rows {
             let place = self.place(other.signature, other.pattern, patterns);
             if let Some((row, kinds)) = self.rows.get_mut(place) {
@@ -190,14 +249,23 @@ impl SummaryHead {
         let first_ordinal = cursor.varint()?;
         let records = cursor.varint()?;
         if first_ordinal.checked_add(records).is_none() {
-            return Err(Corrupt::from("a summary covers more records than there can be"));
+            return Err(Corrupt::from(
+                "a summary covers more records than there can be",
+            ));
         }
-        Ok(Self { level, first_ordinal, records })
+        Ok(Self {
+            level,
+            first_ordinal,
+            records,
+        })
     }
 }
 
 /// The lower and the upper 64 bits.
-#[expect(clippy::cast_possible_truncation, reason = "cutting it into halves is the point")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "cutting it into halves is the point"
+)]
 const fn halves(sum: u128) -> [u64; 2] {
     [sum as u64, (sum >> 64) as u64]
 }
@@ -229,7 +297,10 @@ pub(crate) fn encode(head: SummaryHead, rows: &[SummaryRow]) -> Vec<u8> {
 }
 
 /// Decodes the payload of a summary frame.
-pub(crate) fn decode(payload: &[u8], dictionary: &Dictionary) -> Result<(SummaryHead, Vec<SummaryRow>), Corrupt> {
+pub(crate) fn decode(
+    payload: &[u8],
+    dictionary: &Dictionary,
+) -> Result<(SummaryHead, Vec<SummaryRow>), Corrupt> {
     let mut cursor = Cursor::new(payload);
     let head = SummaryHead::decode(&mut cursor)?;
     let count = cursor.count(4)?;
@@ -237,14 +308,21 @@ pub(crate) fn decode(payload: &[u8], dictionary: &Dictionary) -> Result<(Summary
     let mut before = 0u64;
     for _ in 0..count {
         before = add_difference(before, cursor.varint()?);
-        let signature = SignatureId(u32::try_from(before).map_err(|_| Corrupt::from("a signature's id is larger than 32 bits"))?);
+        let signature = SignatureId(
+            u32::try_from(before)
+                .map_err(|_| Corrupt::from("a signature's id is larger than 32 bits"))?,
+        );
         let pattern = PatternId(cursor.varint_u32()?);
         if dictionary.signature(signature).is_none() {
-            return Err(Corrupt::from(format!("a summary uses signature {signature}, which is not defined")));
+            return Err(Corrupt::from(format!(
+                "a summary uses signature {signature}, which is not defined"
+            )));
         }
-        let kinds = dictionary
-            .pattern_kinds(pattern)
-            .ok_or_else(|| Corrupt::from(format!("a summary uses pattern {pattern}, which is not defined")))?;
+        let kinds = dictionary.pattern_kinds(pattern).ok_or_else(|| {
+            Corrupt::from(format!(
+                "a summary uses pattern {pattern}, which is not defined"
+            ))
+        })?;
         if kinds.len() > cursor.rest().len() {
             return Err(Corrupt::from("a summary's row ends early"));
         }
@@ -254,11 +332,23 @@ pub(crate) fn decode(payload: &[u8], dictionary: &Dictionary) -> Result<(Summary
         let integer_sums = (0..integers)
             .map(|_| Ok(u128::from(cursor.varint()?) | u128::from(cursor.varint()?) << 64))
             .collect::<Result<_, Corrupt>>()?;
-        let float_sums =
-            (integers..kinds.len()).map(|_| Ok(f64::from_bits(cursor.u64()?))).collect::<Result<_, Corrupt>>()?;
-        rows.push(SummaryRow { signature, pattern, calls, duration_ns, integer_sums, float_sums });
+        let float_sums = (integers..kinds.len())
+            .map(|_| Ok(f64::from_bits(cursor.u64()?)))
+            .collect::<Result<_, Corrupt>>()?;
+        rows.push(SummaryRow {
+            signature,
+            pattern,
+            calls,
+            duration_ns,
+            integer_sums,
+            float_sums,
+        });
     }
-    if cursor.is_empty() { Ok((head, rows)) } else { Err(Corrupt::from("a summary has bytes left over")) }
+    if cursor.is_empty() {
+        Ok((head, rows))
+    } else {
+        Err(Corrupt::from("a summary has bytes left over"))
+    }
 }
 
 /// Wraps a payload for a frame with [`crate::frame::COMPRESSED`], if that makes it shorter.

@@ -3,7 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::dictionary::{Argument, Definition, ModuleDef, OpDef, ScopeDef, SignatureDef, Stage, ThreadDef, WatchDef, call_flags};
+use crate::dictionary::{
+    Argument, Definition, ModuleDef, OpDef, ScopeDef, SignatureDef, Stage, ThreadDef, WatchDef,
+    call_flags,
+};
 use crate::error::Corrupt;
 use crate::ids::{ModuleId, OpId, PatternId, ScopeId, SignatureId, TextId, ThreadId, WatchId};
 use crate::record::{Event, LateStatistic, Moment};
@@ -53,7 +56,11 @@ impl Default for Dictionary {
 
 /// The scope of everything.
 pub(crate) fn global() -> ScopeDef {
-    ScopeDef { parent: None, name: "Global".to_owned(), module: None }
+    ScopeDef {
+        parent: None,
+        name: "Global".to_owned(),
+        module: None,
+    }
 }
 
 macro_rules! tables {
@@ -76,7 +83,10 @@ macro_rules! tables {
 /// Makes a zip with a range an iterator of known length.
 trait MapIntoExact: Iterator + Sized {
     fn map_into_exact(self, length: usize) -> Exact<Self> {
-        Exact { inner: self, left: length }
+        Exact {
+            inner: self,
+            left: length,
+        }
     }
 }
 impl<I: Iterator> MapIntoExact for I {}
@@ -130,7 +140,9 @@ impl Dictionary {
 
     /// All patterns: those that capture defined, then those that the writer made when statistics arrived late.
     pub fn patterns(&self) -> impl Iterator<Item = (PatternId, &Pattern)> {
-        let late = (FIRST_LATE_PATTERN..).map(PatternId).zip(&self.late_patterns);
+        let late = (FIRST_LATE_PATTERN..)
+            .map(PatternId)
+            .zip(&self.late_patterns);
         (0u32..).map(PatternId).zip(&self.patterns).chain(late)
     }
 
@@ -174,13 +186,32 @@ impl Dictionary {
     pub fn definitions(&self) -> impl Iterator<Item = Definition> {
         let texts = self.texts().map(|(i, d)| Definition::Text(i, d.clone()));
         let ops = self.ops().map(|(i, d)| Definition::Op(i, d.clone()));
-        let modules = self.modules().map(|(i, d)| Definition::Module(i, d.clone()));
-        let scopes = self.scopes().skip(1).map(|(i, d)| Definition::Scope(i, d.clone()));
-        let threads = self.threads().map(|(i, d)| Definition::Thread(i, d.clone()));
+        let modules = self
+            .modules()
+            .map(|(i, d)| Definition::Module(i, d.clone()));
+        let scopes = self
+            .scopes()
+            .skip(1)
+            .map(|(i, d)| Definition::Scope(i, d.clone()));
+        let threads = self
+            .threads()
+            .map(|(i, d)| Definition::Thread(i, d.clone()));
         let watches = self.watches().map(|(i, d)| Definition::Watch(i, d.clone()));
-        let signatures = self.signatures().map(|(i, d)| Definition::Signature(i, d.clone()));
-        let patterns = self.patterns().skip(1).map(|(i, d)| Definition::Pattern(i, d.clone()));
-        texts.chain(ops).chain(modules).chain(scopes).chain(threads).chain(watches).chain(signatures).chain(patterns)
+        let signatures = self
+            .signatures()
+            .map(|(i, d)| Definition::Signature(i, d.clone()));
+        let patterns = self
+            .patterns()
+            .skip(1)
+            .map(|(i, d)| Definition::Pattern(i, d.clone()));
+        texts
+            .chain(ops)
+            .chain(modules)
+            .chain(scopes)
+            .chain(threads)
+            .chain(watches)
+            .chain(signatures)
+            .chain(patterns)
     }
 
     /// Takes a definition in. Its id must be the next of its kind, and what it names must be there.
@@ -193,7 +224,10 @@ impl Dictionary {
             Definition::Text(_, def) => self.texts.push(def),
             Definition::Op(_, def) => self.ops.push(def),
             Definition::Signature(_, def) => {
-                let words = |n: usize| u32::try_from(n).map_err(|_| Corrupt::from("a signature has too many payload words"));
+                let words = |n: usize| {
+                    u32::try_from(n)
+                        .map_err(|_| Corrupt::from("a signature has too many payload words"))
+                };
                 let words = (words(def.payload_words())?, words(def.tensors.len())?);
                 self.signature_words.push(Some(words));
                 self.signatures.push(def);
@@ -255,16 +289,35 @@ impl Dictionary {
         let name = || LOST.to_owned();
         match like {
             Definition::Text(..) => self.texts.push(name()),
-            Definition::Op(..) => self.ops.push(OpDef { name: name(), ..OpDef::default() }),
+            Definition::Op(..) => self.ops.push(OpDef {
+                name: name(),
+                ..OpDef::default()
+            }),
             Definition::Scope(..) => {
-                self.scopes.push(ScopeDef { parent: Some(ScopeId::GLOBAL), name: name(), module: None });
+                self.scopes.push(ScopeDef {
+                    parent: Some(ScopeId::GLOBAL),
+                    name: name(),
+                    module: None,
+                });
             }
-            Definition::Module(..) => self.modules.push(ModuleDef { name: name(), ..ModuleDef::default() }),
-            Definition::Thread(..) => self.threads.push(ThreadDef { name: name(), ..ThreadDef::default() }),
-            Definition::Watch(..) => self.watches.push(WatchDef { what: name(), ..WatchDef::default() }),
+            Definition::Module(..) => self.modules.push(ModuleDef {
+                name: name(),
+                ..ModuleDef::default()
+            }),
+            Definition::Thread(..) => self.threads.push(ThreadDef {
+                name: name(),
+                ..ThreadDef::default()
+            }),
+            Definition::Watch(..) => self.watches.push(WatchDef {
+                what: name(),
+                ..WatchDef::default()
+            }),
             Definition::Signature(..) => {
                 if self.ops.is_empty() {
-                    self.ops.push(OpDef { name: name(), ..OpDef::default() });
+                    self.ops.push(OpDef {
+                        name: name(),
+                        ..OpDef::default()
+                    });
                 }
                 self.signatures.push(SignatureDef {
                     op: OpId(0),
@@ -309,13 +362,23 @@ pub(crate) struct Counts {
 }
 
 fn known(kind: &str, id: u32, count: u32) -> Result<(), Corrupt> {
-    if id < count { Ok(()) } else { Err(Corrupt::from(format!("{kind} {id} is not defined (there are {count})"))) }
+    if id < count {
+        Ok(())
+    } else {
+        Err(Corrupt::from(format!(
+            "{kind} {id} is not defined (there are {count})"
+        )))
+    }
 }
 
 impl Counts {
     /// What a new dictionary holds.
     pub(crate) fn new() -> Self {
-        Self { scopes: 1, patterns: 1, ..Self::default() }
+        Self {
+            scopes: 1,
+            patterns: 1,
+            ..Self::default()
+        }
     }
 
     /// Checks a definition and counts it. False where it only repeats one of the two that are always there.
@@ -329,7 +392,9 @@ impl Counts {
             }
             Definition::Scope(ScopeId::GLOBAL, def) if *def == global() => return Ok(false),
             Definition::Scope(id, def) => {
-                let parent = def.parent.ok_or(Corrupt::from("a scope other than Global has no parent"))?;
+                let parent = def
+                    .parent
+                    .ok_or(Corrupt::from("a scope other than Global has no parent"))?;
                 known("scope", parent.0, self.scopes)?;
                 def.module.map_or(Ok(()), |m| self.check_module(m))?;
                 ("scope", id.0, &self.scopes)
@@ -350,7 +415,9 @@ impl Counts {
             }
         };
         if id != *count {
-            return Err(Corrupt::from(format!("{kind} {id} is defined where {count} is the next")));
+            return Err(Corrupt::from(format!(
+                "{kind} {id} is defined where {count} is the next"
+            )));
         }
         let count = match definition {
             Definition::Text(..) => &mut self.texts,
@@ -378,7 +445,10 @@ impl Counts {
             if usize::from(i) < def.tensors.len() {
                 Ok(())
             } else {
-                Err(Corrupt::from(format!("a signature names tensor {i} of {}", def.tensors.len())))
+                Err(Corrupt::from(format!(
+                    "a signature names tensor {i} of {}",
+                    def.tensors.len()
+                )))
             }
         };
         for argument in def.arguments.iter().chain(&def.outputs) {
@@ -408,12 +478,18 @@ impl Counts {
     pub(crate) fn check_moment(&self, moment: &Moment) -> Result<(), Corrupt> {
         self.check_thread(moment.thread)?;
         match &moment.event {
-            Event::ModuleEnter { module, .. } | Event::ModuleExit { module, .. } => self.check_module(*module),
-            Event::StateAssign { module, attribute, .. } => {
+            Event::ModuleEnter { module, .. } | Event::ModuleExit { module, .. } => {
+                self.check_module(*module)
+            }
+            Event::StateAssign {
+                module, attribute, ..
+            } => {
                 self.check_module(*module)?;
                 self.check_text(*attribute)
             }
-            Event::RangeEnter { name } | Event::RangeExit { name } | Event::Opaque { name, .. } => self.check_text(*name),
+            Event::RangeEnter { name } | Event::RangeExit { name } | Event::Opaque { name, .. } => {
+                self.check_text(*name)
+            }
             Event::StageChange { name } => name.map_or(Ok(()), |t| self.check_text(t)),
             Event::Fact { module, key, .. } => {
                 module.map_or(Ok(()), |m| self.check_module(m))?;
@@ -430,15 +506,26 @@ fn check_late(late: &LateStatistic) -> Result<(), Corrupt> {
     if late.fields.count_ones() as usize == late.values.len() {
         Ok(())
     } else {
-        Err(Corrupt::from("late statistics have another number of values than fields"))
+        Err(Corrupt::from(
+            "late statistics have another number of values than fields",
+        ))
     }
 }
 
 fn check_pattern(pattern: &Pattern) -> Result<(), Corrupt> {
-    if !pattern.entries.is_sorted_by(|a, b| (a.operand, a.when) < (b.operand, b.when)) {
-        return Err(Corrupt::from("a pattern is not sorted by operand and time, or names one twice"));
+    if !pattern
+        .entries
+        .is_sorted_by(|a, b| (a.operand, a.when) < (b.operand, b.when))
+    {
+        return Err(Corrupt::from(
+            "a pattern is not sorted by operand and time, or names one twice",
+        ));
     }
-    if pattern.entries.iter().any(|e| e.state != State::Present && e.fields != 0) {
+    if pattern
+        .entries
+        .iter()
+        .any(|e| e.state != State::Present && e.fields != 0)
+    {
         return Err(Corrupt::from("a pattern has numbers that are not present"));
     }
     Ok(())
@@ -461,39 +548,69 @@ pub(crate) fn word_kinds(pattern: &Pattern) -> Vec<WordKind> {
         _ if fields::is_integer(field) => WordKind::Integer,
         _ => WordKind::Float,
     };
-    pattern.entries.iter().flat_map(|e| fields::each(e.fields).map(kind)).collect()
+    pattern
+        .entries
+        .iter()
+        .flat_map(|e| fields::each(e.fields).map(kind))
+        .collect()
 }
 
 /// A call's pattern and numbers after late statistics for it have arrived: what was pending and is named becomes present or
 /// lost, all else stays.
-pub(crate) fn resolve(pattern: &Pattern, words: &[u64], late: &[LateStatistic]) -> (Pattern, Vec<u64>) {
-    merge(pattern, words, |entry| late.iter().find(|l| l.operand == entry.operand && l.when == entry.when))
+pub(crate) fn resolve(
+    pattern: &Pattern,
+    words: &[u64],
+    late: &[LateStatistic],
+) -> (Pattern, Vec<u64>) {
+    merge(pattern, words, |entry| {
+        late.iter()
+            .find(|l| l.operand == entry.operand && l.when == entry.when)
+    })
 }
 
 /// A call's pattern after it is certain that nothing more arrives: what is pending is lost.
 pub(crate) fn give_up(pattern: &Pattern) -> Pattern {
     let entries = pattern.entries.iter().map(|&e| match e.state {
-        State::Pending => PatternEntry { state: State::Lost, ..e },
+        State::Pending => PatternEntry {
+            state: State::Lost,
+            ..e
+        },
         _ => e,
     });
-    Pattern { entries: entries.collect() }
+    Pattern {
+        entries: entries.collect(),
+    }
 }
 
-fn merge<'a>(pattern: &Pattern, words: &[u64], find: impl Fn(&PatternEntry) -> Option<&'a LateStatistic>) -> (Pattern, Vec<u64>) {
+fn merge<'a>(
+    pattern: &Pattern,
+    words: &[u64],
+    find: impl Fn(&PatternEntry) -> Option<&'a LateStatistic>,
+) -> (Pattern, Vec<u64>) {
     let mut rest = words;
     let mut entries = Vec::with_capacity(pattern.entries.len());
     let mut numbers = Vec::with_capacity(words.len());
     for &entry in &pattern.entries {
-        let (mine, others) = rest.split_at_checked(entry.fields.count_ones() as usize).unwrap_or((rest, &[]));
+        let (mine, others) = rest
+            .split_at_checked(entry.fields.count_ones() as usize)
+            .unwrap_or((rest, &[]));
         rest = others;
         match find(&entry).filter(|_| entry.state == State::Pending) {
             None => {
                 entries.push(entry);
                 numbers.extend(mine);
             }
-            Some(late) if late.lost => entries.push(PatternEntry { state: State::Lost, ..entry }),
+            Some(late) if late.lost => entries.push(PatternEntry {
+                state: State::Lost,
+                ..entry
+            }),
             Some(late) => {
-                entries.push(PatternEntry { state: State::Present, binary: late.binary, fields: late.fields, ..entry });
+                entries.push(PatternEntry {
+                    state: State::Present,
+                    binary: late.binary,
+                    fields: late.fields,
+                    ..entry
+                });
                 numbers.extend(&late.values);
             }
         }

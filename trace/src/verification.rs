@@ -81,7 +81,10 @@ fn verify_opened(opened: Trace, source: Source) -> Result<Verification, TraceErr
 fn compare(opened: &Trace, scanned: &Trace, findings: &mut Vec<Finding>) {
     let at = |stream: &Stream| stream.blocks().first().map_or(0, |b| b.offset);
     if opened.streams().len() != scanned.streams().len() {
-        findings.push(Finding { offset: 0, what: "the index has another number of streams than the file".to_owned() });
+        findings.push(Finding {
+            offset: 0,
+            what: "the index has another number of streams than the file".to_owned(),
+        });
     }
     for (a, b) in opened.streams().iter().zip(scanned.streams()) {
         let same = a.blocks() == b.blocks()
@@ -90,18 +93,34 @@ fn compare(opened: &Trace, scanned: &Trace, findings: &mut Vec<Finding>) {
             && a.info() == b.info()
             && a.dictionary().counts() == b.dictionary().counts();
         if !same && matches!(opened.end(), TraceEnd::Clean(_)) {
-            findings.push(Finding { offset: at(b), what: format!("the index and the frames of stream {} disagree", b.id()) });
+            findings.push(Finding {
+                offset: at(b),
+                what: format!("the index and the frames of stream {} disagree", b.id()),
+            });
         }
     }
 }
 
-fn verify_stream(trace: &Trace, stream: &Stream, findings: &mut Vec<Finding>) -> Result<(), TraceError> {
+fn verify_stream(
+    trace: &Trace,
+    stream: &Stream,
+    findings: &mut Vec<Finding>,
+) -> Result<(), TraceError> {
     let counts = stream.dictionary().counts();
     let mut next = 0;
     for (index, entry) in stream.blocks().iter().enumerate() {
-        let mut find = |what: String| findings.push(Finding { offset: entry.offset, what });
+        let mut find = |what: String| {
+            findings.push(Finding {
+                offset: entry.offset,
+                what,
+            })
+        };
         if entry.first_ordinal != next {
-            find(format!("records {next} to {} of stream {} are missing", entry.first_ordinal, stream.id()));
+            find(format!(
+                "records {next} to {} of stream {} are missing",
+                entry.first_ordinal,
+                stream.id()
+            ));
         }
         next = entry.ordinals().end;
         let block = match trace.raw_block(stream, entry, Columns::ALL) {
@@ -113,62 +132,119 @@ fn verify_stream(trace: &Trace, stream: &Stream, findings: &mut Vec<Finding>) ->
             Err(other) => return Err(other),
         };
         if let Some(thread) = block.threads.iter().find(|t| **t >= counts.threads) {
-            find(format!("an op call uses thread {thread}, which is not defined"));
+            find(format!(
+                "an op call uses thread {thread}, which is not defined"
+            ));
         }
         for moment in &block.moments {
             if let Err(corrupt) = counts.check_moment(moment) {
                 find(corrupt.0.into_owned());
             }
         }
-        let is_pending = |p| stream.dictionary().pattern(p).is_some_and(crate::Pattern::is_pending);
-        let pending = block.op_calls().filter(|(_, call)| is_pending(call.pattern)).count();
+        let is_pending = |p| {
+            stream
+                .dictionary()
+                .pattern(p)
+                .is_some_and(crate::Pattern::is_pending)
+        };
+        let pending = block
+            .op_calls()
+            .filter(|(_, call)| is_pending(call.pattern))
+            .count();
         if len64(pending) != u64::from(entry.pending) {
-            find(format!("a block says that {} calls are pending, {pending} are", entry.pending));
+            find(format!(
+                "a block says that {} calls are pending, {pending} are",
+                entry.pending
+            ));
         }
-        let drops = block.moments.iter().map(|m| if let Event::Drop { records, .. } = m.event { records } else { 0 });
+        let drops = block.moments.iter().map(|m| {
+            if let Event::Drop { records, .. } = m.event {
+                records
+            } else {
+                0
+            }
+        });
         let dropped = drops.fold(0u64, u64::saturating_add);
         if dropped != entry.dropped {
-            find(format!("a block says that {} records were dropped, its records say {dropped}", entry.dropped));
+            find(format!(
+                "a block says that {} records were dropped, its records say {dropped}",
+                entry.dropped
+            ));
         }
-        let late = block.moments.iter().filter_map(|m| if let Event::Statistics { call, .. } = m.event { Some(call.0) } else { None });
-        let late = late.fold(None, |range: Option<(u64, u64)>, o| Some(range.map_or((o, o), |(a, b)| (a.min(o), b.max(o)))));
+        let late = block.moments.iter().filter_map(|m| {
+            if let Event::Statistics { call, .. } = m.event {
+                Some(call.0)
+            } else {
+                None
+            }
+        });
+        let late = late.fold(None, |range: Option<(u64, u64)>, o| {
+            Some(range.map_or((o, o), |(a, b)| (a.min(o), b.max(o))))
+        });
         if late != entry.late {
             find("a block's head and its late statistics disagree".to_owned());
         }
-        let ends = block.start_ns.iter().zip(&block.duration_ns).map(|(s, d)| s.saturating_add(*d));
+        let ends = block
+            .start_ns
+            .iter()
+            .zip(&block.duration_ns)
+            .map(|(s, d)| s.saturating_add(*d));
         let times = || block.moments.iter().map(|m| m.time_ns);
-        let first = block.start_ns.iter().copied().chain(times()).min().unwrap_or(0);
+        let first = block
+            .start_ns
+            .iter()
+            .copied()
+            .chain(times())
+            .min()
+            .unwrap_or(0);
         let last = ends.chain(times()).max().unwrap_or(0);
         // Records of later versions have times too.
         if entry.first_ns > first || entry.last_ns < last {
             find("a block's head and its times disagree".to_owned());
         }
-        if let Err(TraceError::Damaged { what, .. }) = trace.block(stream.id(), index, Columns::ALL) {
+        if let Err(TraceError::Damaged { what, .. }) = trace.block(stream.id(), index, Columns::ALL)
+        {
             find(what);
         }
     }
     if let Some(end) = stream.end()
         && end.records != stream.records()
     {
-        let what = format!("stream {} ended with {} records, {} can be read", stream.id(), end.records, stream.records());
+        let what = format!(
+            "stream {} ended with {} records, {} can be read",
+            stream.id(),
+            end.records,
+            stream.records()
+        );
         findings.push(Finding { offset: 0, what });
     }
     verify_summaries(trace, stream, findings)
 }
 
 /// Summaries of the lowest level must say what their blocks say, the others what those say.
-fn verify_summaries(trace: &Trace, stream: &Stream, findings: &mut Vec<Finding>) -> Result<(), TraceError> {
+fn verify_summaries(
+    trace: &Trace,
+    stream: &Stream,
+    findings: &mut Vec<Finding>,
+) -> Result<(), TraceError> {
     for summary in stream.summaries() {
         let checked = trace.read_summary(stream, summary).and_then(|stored| {
             let counted = trace.sum_below(stream, summary)?;
-            Ok(stored.len() == counted.len() && stored.iter().zip(&counted).all(|(a, b)| a.agrees(b)))
+            Ok(stored.len() == counted.len()
+                && stored.iter().zip(&counted).all(|(a, b)| a.agrees(b)))
         });
         match checked {
             Ok(true) => {}
             Ok(false) => {
                 let range = summary.ordinals();
-                let what = format!("the summary of records {} to {} is not the sum of its records", range.start, range.end);
-                findings.push(Finding { offset: summary.offset, what });
+                let what = format!(
+                    "the summary of records {} to {} is not the sum of its records",
+                    range.start, range.end
+                );
+                findings.push(Finding {
+                    offset: summary.offset,
+                    what,
+                });
             }
             Err(TraceError::Damaged { offset, what }) => findings.push(Finding { offset, what }),
             Err(other) => return Err(other),

@@ -36,7 +36,10 @@ pub struct TraceWriter<W: Write> {
 
 impl<W: Write> std::fmt::Debug for TraceWriter<W> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TraceWriter").field("bytes_written", &self.output.written).field("streams", &self.streams.len()).finish()
+        f.debug_struct("TraceWriter")
+            .field("bytes_written", &self.output.written)
+            .field("streams", &self.streams.len())
+            .finish()
     }
 }
 
@@ -64,15 +67,34 @@ impl<W: Write> Output<W> {
 
     fn fail(&mut self, source: std::io::Error) -> TraceError {
         self.failed = true;
-        TraceError::Sink { written: self.written, source }
+        TraceError::Sink {
+            written: self.written,
+            source,
+        }
     }
 
     /// Writes a frame in one go; gives its offset and length.
-    fn frame(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Result<(u64, u32), TraceError> {
+    fn frame(
+        &mut self,
+        kind: u8,
+        flags: u8,
+        stream: u32,
+        payload: &[u8],
+    ) -> Result<(u64, u32), TraceError> {
         if payload.len() > PAYLOAD_LIMIT as usize {
-            return Err(TraceError::Encode(format!("a {} frame of {} bytes is too long", kind::name(kind), payload.len())));
+            return Err(TraceError::Encode(format!(
+                "a {} frame of {} bytes is too long",
+                kind::name(kind),
+                payload.len()
+            )));
         }
-        let head = FrameHead { kind, flags, stream, length: len32(payload.len()), payload_checksum: crc32c::crc32c(payload) };
+        let head = FrameHead {
+            kind,
+            flags,
+            stream,
+            length: len32(payload.len()),
+            payload_checksum: crc32c::crc32c(payload),
+        };
         let offset = self.written;
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.clear();
@@ -81,7 +103,10 @@ impl<W: Write> Output<W> {
         let written = self.write(&buffer);
         self.buffer = buffer;
         written?;
-        Ok((offset, len32(payload.len()) + len32(crate::frame::FRAME_HEAD)))
+        Ok((
+            offset,
+            len32(payload.len()) + len32(crate::frame::FRAME_HEAD),
+        ))
     }
 }
 
@@ -108,7 +133,11 @@ struct PatternState {
 
 impl PatternState {
     fn new(pattern: Pattern) -> Self {
-        Self { kinds: word_kinds(&pattern).into(), pending: pattern.is_pending(), pattern }
+        Self {
+            kinds: word_kinds(&pattern).into(),
+            pending: pattern.is_pending(),
+            pattern,
+        }
     }
 }
 
@@ -140,7 +169,11 @@ impl PatternTable {
 
     fn add(&mut self, id: PatternId, pattern: &Pattern) {
         self.ids.entry(pattern.clone()).or_insert(id);
-        let table = if id.0 < FIRST_LATE_PATTERN { &mut self.defined } else { &mut self.late };
+        let table = if id.0 < FIRST_LATE_PATTERN {
+            &mut self.defined
+        } else {
+            &mut self.late
+        };
         table.push(PatternState::new(pattern.clone()));
     }
 }
@@ -223,17 +256,27 @@ impl StreamState {
             levels: Vec::new(),
             whole: Rows::default(),
             index: IndexChunk::default(),
-            footer: FooterStream { begin, ..FooterStream::default() },
+            footer: FooterStream {
+                begin,
+                ..FooterStream::default()
+            },
             ended: false,
         }
     }
 
     fn refuse(&self, what: impl Into<String>) -> TraceError {
-        TraceError::Refused { stream: self.id, what: what.into() }
+        TraceError::Refused {
+            stream: self.id,
+            what: what.into(),
+        }
     }
 
     fn open(&self) -> Result<(), TraceError> {
-        if self.ended { Err(self.refuse("it has ended")) } else { Ok(()) }
+        if self.ended {
+            Err(self.refuse("it has ended"))
+        } else {
+            Ok(())
+        }
     }
 
     fn define(&mut self, definition: &Definition) -> Result<(), TraceError> {
@@ -281,10 +324,15 @@ impl StreamState {
     fn find_slot(&mut self, call: &OpCallRef<'_>) -> Result<u32, TraceError> {
         let pattern = call.pattern;
         let Some(statistics) = self.patterns.get(pattern).map(|p| len32(p.kinds.len())) else {
-            return Err(self.refuse(format!("an op call uses pattern {pattern}, which is not defined")));
+            return Err(self.refuse(format!(
+                "an op call uses pattern {pattern}, which is not defined"
+            )));
         };
         let Some(state) = self.signatures.get_mut(call.signature.index()) else {
-            return Err(self.refuse(format!("an op call uses signature {}, which is not defined", call.signature)));
+            return Err(self.refuse(format!(
+                "an op call uses signature {}, which is not defined",
+                call.signature
+            )));
         };
         if state.block != self.block {
             state.block = self.block;
@@ -358,13 +406,23 @@ impl StreamState {
     #[cold]
     fn why_refused(&self, call: &OpCallRef<'_>) -> TraceError {
         let Some(signature) = self.signatures.get(call.signature.index()) else {
-            return self.refuse(format!("an op call uses signature {}, which is not defined", call.signature));
+            return self.refuse(format!(
+                "an op call uses signature {}, which is not defined",
+                call.signature
+            ));
         };
         let Some(pattern) = self.patterns.get(call.pattern) else {
-            return self.refuse(format!("an op call uses pattern {}, which is not defined", call.pattern));
+            return self.refuse(format!(
+                "an op call uses pattern {}, which is not defined",
+                call.pattern
+            ));
         };
         let lengths = [
-            ("payload words", call.payload.len(), signature.payload as usize),
+            (
+                "payload words",
+                call.payload.len(),
+                signature.payload as usize,
+            ),
             ("storages", call.storages.len(), signature.tensors as usize),
             ("tensors", call.tensors.len(), signature.tensors as usize),
             ("statistics", call.statistics.len(), pattern.kinds.len()),
@@ -378,10 +436,16 @@ impl StreamState {
             }
         }
         if call.thread.0 >= self.counts.threads {
-            return self.refuse(format!("an op call uses thread {}, which is not defined", call.thread));
+            return self.refuse(format!(
+                "an op call uses thread {}, which is not defined",
+                call.thread
+            ));
         }
         if call.sequence_number < -1 {
-            return self.refuse(format!("an op call has the sequence number {}", call.sequence_number));
+            return self.refuse(format!(
+                "an op call has the sequence number {}",
+                call.sequence_number
+            ));
         }
         self.refuse("an op call has too many words")
     }
@@ -416,20 +480,31 @@ impl StreamState {
             values: Vec::new(),
             lost: true,
         });
-        let event = Event::Statistics { call: Ordinal(ordinal), values: values.collect() };
+        let event = Event::Statistics {
+            call: Ordinal(ordinal),
+            values: values.collect(),
+        };
         let last = self.builder.threads.last().copied().unwrap_or(0);
         let time_ns = self.builder.start_ns.last().copied().unwrap_or(0);
-        Some(Moment { time_ns, thread: crate::ids::ThreadId(last), event })
+        Some(Moment {
+            time_ns,
+            thread: crate::ids::ThreadId(last),
+            event,
+        })
     }
 
     fn moment(&mut self, moment: &Moment) -> Result<Ordinal, TraceError> {
-        self.counts.check_moment(moment).map_err(|e| self.refuse(e.0))?;
+        self.counts
+            .check_moment(moment)
+            .map_err(|e| self.refuse(e.0))?;
         if !block::moment_fits(moment) {
             return Err(self.refuse("a record is longer than 16 MiB"));
         }
         if let Event::Statistics { call, values } = &moment.event {
             if call.0 >= self.next_ordinal {
-                return Err(self.refuse(format!("late statistics are for record {call}, which is not written yet")));
+                return Err(self.refuse(format!(
+                    "late statistics are for record {call}, which is not written yet"
+                )));
             }
             self.resolve(call.0, values)?;
         }
@@ -439,8 +514,12 @@ impl StreamState {
 
     /// Puts late statistics into their call. Those for a call that waits for nothing change nothing, here and in readers.
     fn resolve(&mut self, ordinal: u64, values: &[LateStatistic]) -> Result<(), TraceError> {
-        let Some(call) = self.pending.get(&ordinal) else { return Ok(()) };
-        let Some(before) = self.patterns.get(call.pattern) else { return Ok(()) };
+        let Some(call) = self.pending.get(&ordinal) else {
+            return Ok(());
+        };
+        let Some(before) = self.patterns.get(call.pattern) else {
+            return Ok(());
+        };
         let (pattern, words) = resolve(&before.pattern, &call.words, values);
         let id = self.intern(&pattern)?;
         if pattern.is_pending() {
@@ -449,7 +528,14 @@ impl StreamState {
                 call.words = words;
             }
         } else if let Some(call) = self.pending.remove(&ordinal) {
-            self.settle(ordinal, &PendingCall { pattern: id, words, ..call });
+            self.settle(
+                ordinal,
+                &PendingCall {
+                    pattern: id,
+                    words,
+                    ..call
+                },
+            );
         }
         Ok(())
     }
@@ -466,19 +552,38 @@ impl StreamState {
 
     /// Adds a call whose statistics are complete now to the piece that it belongs to.
     fn settle(&mut self, ordinal: u64, call: &PendingCall) {
-        if let Some(piece) = self.pieces.iter_mut().rev().find(|p| p.first_ordinal <= ordinal) {
+        if let Some(piece) = self
+            .pieces
+            .iter_mut()
+            .rev()
+            .find(|p| p.first_ordinal <= ordinal)
+        {
             piece.pending -= 1;
-            piece.rows.add_call(call.signature, call.pattern, call.duration_ns, &call.words, &self.patterns);
+            piece.rows.add_call(
+                call.signature,
+                call.pattern,
+                call.duration_ns,
+                &call.words,
+                &self.patterns,
+            );
         }
     }
 
     /// Nothing more arrives: what is pending is lost.
     fn give_up(&mut self) -> Result<(), TraceError> {
         while let Some((ordinal, call)) = self.pending.pop_first() {
-            let Some(before) = self.patterns.get(call.pattern) else { continue };
+            let Some(before) = self.patterns.get(call.pattern) else {
+                continue;
+            };
             let pattern = give_up(&before.pattern);
             let id = self.intern(&pattern)?;
-            self.settle(ordinal, &PendingCall { pattern: id, ..call });
+            self.settle(
+                ordinal,
+                &PendingCall {
+                    pattern: id,
+                    ..call
+                },
+            );
         }
         Ok(())
     }
@@ -492,17 +597,26 @@ impl StreamState {
             let pending = |pattern| self.patterns.get(pattern).is_some_and(|p| p.pending);
             let slots = builder.slot_table.iter().map(|s| (s.signature, s.pattern));
             let mut words = builder.statistics.as_slice();
-            let calls = builder.slots.iter().zip(&builder.duration_ns).filter_map(|(&slot, &duration_ns)| {
-                let entry = builder.slot_table.get(slot as usize)?;
-                let (mine, others) = words.split_at_checked(entry.statistics as usize)?;
-                words = others;
-                // Calls that wait are added when they are settled.
-                (!pending(entry.pattern)).then_some((slot, duration_ns, mine))
-            });
+            let calls = builder.slots.iter().zip(&builder.duration_ns).filter_map(
+                |(&slot, &duration_ns)| {
+                    let entry = builder.slot_table.get(slot as usize)?;
+                    let (mine, others) = words.split_at_checked(entry.statistics as usize)?;
+                    words = others;
+                    // Calls that wait are added when they are settled.
+                    (!pending(entry.pattern)).then_some((slot, duration_ns, mine))
+                },
+            );
             piece.rows.add_calls(slots, calls, &self.patterns);
         }
-        if self.pieces.back().is_some_and(|p| p.records >= PIECE_RECORDS) {
-            self.pieces.push_back(Piece { first_ordinal: self.next_ordinal, ..Piece::default() });
+        if self
+            .pieces
+            .back()
+            .is_some_and(|p| p.records >= PIECE_RECORDS)
+        {
+            self.pieces.push_back(Piece {
+                first_ordinal: self.next_ordinal,
+                ..Piece::default()
+            });
         }
     }
 }
@@ -513,10 +627,19 @@ impl<W: Write> TraceWriter<W> {
     /// # Errors
     /// Where the sink fails.
     pub fn create(sink: W, run: &RunInfo) -> Result<Self, TraceError> {
-        let mut output = Output { sink, written: 0, failed: false, buffer: Vec::new() };
+        let mut output = Output {
+            sink,
+            written: 0,
+            failed: false,
+            buffer: Vec::new(),
+        };
         output.write(&encode_header())?;
         output.frame(kind::RUN, 0, 0, &codec::encode(run)?)?;
-        Ok(Self { output, zstd: Compressor::new()?, streams: Vec::new() })
+        Ok(Self {
+            output,
+            zstd: Compressor::new()?,
+            streams: Vec::new(),
+        })
     }
 
     /// Begins the stream of one process.
@@ -525,7 +648,9 @@ impl<W: Write> TraceWriter<W> {
     /// Where the sink fails.
     pub fn begin_stream(&mut self, info: &StreamInfo) -> Result<StreamId, TraceError> {
         let id = StreamId(len32(self.streams.len()));
-        let (offset, _) = self.output.frame(kind::STREAM, 0, id.0, &codec::encode(info)?)?;
+        let (offset, _) = self
+            .output
+            .frame(kind::STREAM, 0, id.0, &codec::encode(info)?)?;
         self.streams.push(StreamState::new(id, info, offset));
         Ok(id)
     }
@@ -540,7 +665,11 @@ impl<W: Write> TraceWriter<W> {
             return Err(state.refuse("patterns from 2^31 on are the writer's own"));
         }
         state.define(definition)?;
-        if state.definitions.len() >= DEFINITION_BYTES { self.write_definitions(stream) } else { Ok(()) }
+        if state.definitions.len() >= DEFINITION_BYTES {
+            self.write_definitions(stream)
+        } else {
+            Ok(())
+        }
     }
 
     /// Appends an op call.
@@ -548,7 +677,11 @@ impl<W: Write> TraceWriter<W> {
     /// # Errors
     /// [`TraceError::Refused`] where it uses what is not defined, or its lists have not the lengths that its signature, its pattern and
     /// the stream's identities ask for; nothing is written then. Where the sink fails.
-    pub fn op_call(&mut self, stream: StreamId, call: OpCallRef<'_>) -> Result<Ordinal, TraceError> {
+    pub fn op_call(
+        &mut self,
+        stream: StreamId,
+        call: OpCallRef<'_>,
+    ) -> Result<Ordinal, TraceError> {
         let state = Self::stream(&self.output, &mut self.streams, stream)?;
         let ordinal = state.op_call(&call)?;
         let overdue = state.overdue();
@@ -593,8 +726,13 @@ impl<W: Write> TraceWriter<W> {
         Self::stream(&self.output, &mut self.streams, stream)?;
         self.complete_stream(stream)?;
         let state = Self::stream(&self.output, &mut self.streams, stream)?;
-        let end = StreamEnd { records: state.next_ordinal, ..end.clone() };
-        let (offset, _) = self.output.frame(kind::STREAM_END, 0, stream.0, &codec::encode(&end)?)?;
+        let end = StreamEnd {
+            records: state.next_ordinal,
+            ..end.clone()
+        };
+        let (offset, _) =
+            self.output
+                .frame(kind::STREAM_END, 0, stream.0, &codec::encode(&end)?)?;
         state.footer.end = Some(offset);
         state.ended = true;
         // What a stream holds in memory can be much, and processes come and go.
@@ -613,8 +751,13 @@ impl<W: Write> TraceWriter<W> {
                 self.complete_stream(stream)?;
             }
         }
-        let (run_end, _) = self.output.frame(kind::RUN_END, 0, 0, &codec::encode(end)?)?;
-        let footer = Footer { run_end, streams: self.streams.iter().map(|s| s.footer.clone()).collect() };
+        let (run_end, _) = self
+            .output
+            .frame(kind::RUN_END, 0, 0, &codec::encode(end)?)?;
+        let footer = Footer {
+            run_end,
+            streams: self.streams.iter().map(|s| s.footer.clone()).collect(),
+        };
         let payload = footer.encode(self.output.written);
         self.output.frame(kind::FOOTER, 0, 0, &payload)?;
         self.output.sink.flush().map_err(|e| self.output.fail(e))?;
@@ -630,7 +773,9 @@ impl<W: Write> TraceWriter<W> {
     /// How many records a stream has, those that are not in the sink yet included.
     #[must_use]
     pub fn records(&self, stream: StreamId) -> u64 {
-        self.streams.get(stream.index()).map_or(0, |s| s.next_ordinal)
+        self.streams
+            .get(stream.index())
+            .map_or(0, |s| s.next_ordinal)
     }
 
     fn ids(&self) -> impl Iterator<Item = StreamId> + use<W> {
@@ -639,35 +784,51 @@ impl<W: Write> TraceWriter<W> {
 
     /// A stream that takes records.
     #[inline]
-    fn stream<'a>(output: &Output<W>, streams: &'a mut [StreamState], id: StreamId) -> Result<&'a mut StreamState, TraceError> {
+    fn stream<'a>(
+        output: &Output<W>,
+        streams: &'a mut [StreamState],
+        id: StreamId,
+    ) -> Result<&'a mut StreamState, TraceError> {
         if output.failed {
             return Err(TraceError::SinkFailed);
         }
-        let state = streams.get_mut(id.index()).ok_or(TraceError::NoSuchStream(id))?;
+        let state = streams
+            .get_mut(id.index())
+            .ok_or(TraceError::NoSuchStream(id))?;
         state.open()?;
         Ok(state)
     }
 
     fn write_definitions(&mut self, stream: StreamId) -> Result<(), TraceError> {
-        let Some(state) = self.streams.get_mut(stream.index()) else { return Ok(()) };
+        let Some(state) = self.streams.get_mut(stream.index()) else {
+            return Ok(());
+        };
         if state.definitions.is_empty() {
             return Ok(());
         }
-        let (flags, payload) = summary::pack(std::mem::take(&mut state.definitions), &mut self.zstd)?;
-        let (offset, _) = self.output.frame(kind::DEFINITIONS, flags, stream.0, &payload)?;
+        let (flags, payload) =
+            summary::pack(std::mem::take(&mut state.definitions), &mut self.zstd)?;
+        let (offset, _) = self
+            .output
+            .frame(kind::DEFINITIONS, flags, stream.0, &payload)?;
         state.index.definitions.push(offset);
         self.write_index(stream, ENTRIES_PER_FRAME)
     }
 
     fn write_block(&mut self, stream: StreamId) -> Result<(), TraceError> {
         self.write_definitions(stream)?;
-        let Some(state) = self.streams.get_mut(stream.index()) else { return Ok(()) };
+        let Some(state) = self.streams.get_mut(stream.index()) else {
+            return Ok(());
+        };
         if state.builder.is_empty() {
             return Ok(());
         }
         let (head, payload) = state.builder.encode(state.block_first, &mut self.zstd)?;
         let (offset, bytes) = self.output.frame(kind::BLOCK, 0, stream.0, &payload)?;
-        state.index.blocks.push(BlockIndex::new(&head, offset, bytes));
+        state
+            .index
+            .blocks
+            .push(BlockIndex::new(&head, offset, bytes));
         state.sum_up_block();
         state.builder.clear();
         state.block += 1;
@@ -679,17 +840,28 @@ impl<W: Write> TraceWriter<W> {
     /// Writes the summaries of all pieces that are complete, in order; with `all`, also of the one being filled.
     fn write_summaries(&mut self, stream: StreamId, all: bool) -> Result<(), TraceError> {
         loop {
-            let Some(state) = self.streams.get_mut(stream.index()) else { return Ok(()) };
+            let Some(state) = self.streams.get_mut(stream.index()) else {
+                return Ok(());
+            };
             let closed = all || state.pieces.len() > 1;
-            let Some(piece) = state.pieces.pop_front_if(|p| closed && p.pending == 0) else { return Ok(()) };
+            let Some(piece) = state.pieces.pop_front_if(|p| closed && p.pending == 0) else {
+                return Ok(());
+            };
             if state.pieces.is_empty() {
-                state.pieces.push_back(Piece { first_ordinal: state.next_ordinal, ..Piece::default() });
+                state.pieces.push_back(Piece {
+                    first_ordinal: state.next_ordinal,
+                    ..Piece::default()
+                });
             }
             if piece.records == 0 {
                 return Ok(());
             }
             state.pieces_written += 1;
-            let head = SummaryHead { level: 0, first_ordinal: piece.first_ordinal, records: piece.records };
+            let head = SummaryHead {
+                level: 0,
+                first_ordinal: piece.first_ordinal,
+                records: piece.records,
+            };
             let rows = piece.rows.into_sorted();
             state.whole.add_rows(rows.iter(), &state.patterns);
             self.write_summary(stream, head, &rows)?;
@@ -698,13 +870,20 @@ impl<W: Write> TraceWriter<W> {
     }
 
     /// Adds a summary to the level above, and goes on upwards where that completes one.
-    fn raise(&mut self, stream: StreamId, mut head: SummaryHead, mut rows: Vec<SummaryRow>) -> Result<(), TraceError> {
+    fn raise(
+        &mut self,
+        stream: StreamId,
+        mut head: SummaryHead,
+        mut rows: Vec<SummaryRow>,
+    ) -> Result<(), TraceError> {
         while let Some(state) = self.streams.get_mut(stream.index()) {
             let place = usize::from(head.level);
             if state.levels.len() <= place {
                 state.levels.resize_with(place + 1, Level::default);
             }
-            let Some(level) = state.levels.get_mut(place) else { return Ok(()) };
+            let Some(level) = state.levels.get_mut(place) else {
+                return Ok(());
+            };
             if level.count == 0 {
                 level.first_ordinal = head.first_ordinal;
             }
@@ -715,21 +894,32 @@ impl<W: Write> TraceWriter<W> {
                 return Ok(());
             }
             let full = std::mem::take(level);
-            head = SummaryHead { level: head.level + 1, first_ordinal: full.first_ordinal, records: full.records };
+            head = SummaryHead {
+                level: head.level + 1,
+                first_ordinal: full.first_ordinal,
+                records: full.records,
+            };
             rows = full.rows.into_sorted();
             self.write_summary(stream, head, &rows)?;
         }
         Ok(())
     }
 
-    fn write_summary(&mut self, stream: StreamId, head: SummaryHead, rows: &[SummaryRow]) -> Result<(), TraceError> {
+    fn write_summary(
+        &mut self,
+        stream: StreamId,
+        head: SummaryHead,
+        rows: &[SummaryRow],
+    ) -> Result<(), TraceError> {
         let raw = summary::encode(head, rows);
         if raw.len() > RAW_LIMIT {
             // Absurdly many signatures: readers read the blocks instead.
             return Ok(());
         }
         let (flags, payload) = summary::pack(raw, &mut self.zstd)?;
-        let (offset, _) = self.output.frame(kind::SUMMARY, flags, stream.0, &payload)?;
+        let (offset, _) = self
+            .output
+            .frame(kind::SUMMARY, flags, stream.0, &payload)?;
         if let Some(state) = self.streams.get_mut(stream.index()) {
             state.index.summaries.push(SummaryIndex::new(head, offset));
         }
@@ -738,11 +928,14 @@ impl<W: Write> TraceWriter<W> {
 
     /// Writes an index frame if there are at least so many entries for it.
     fn write_index(&mut self, stream: StreamId, least: usize) -> Result<(), TraceError> {
-        let Some(state) = self.streams.get_mut(stream.index()) else { return Ok(()) };
+        let Some(state) = self.streams.get_mut(stream.index()) else {
+            return Ok(());
+        };
         if state.index.len() < least {
             return Ok(());
         }
-        let (flags, payload) = summary::pack(std::mem::take(&mut state.index).encode(), &mut self.zstd)?;
+        let (flags, payload) =
+            summary::pack(std::mem::take(&mut state.index).encode(), &mut self.zstd)?;
         let (offset, _) = self.output.frame(kind::INDEX, flags, stream.0, &payload)?;
         state.footer.index.push(offset);
         Ok(())
@@ -761,7 +954,11 @@ impl<W: Write> TraceWriter<W> {
             && state.pieces_written > 1
         {
             let rows = std::mem::take(&mut state.whole).into_sorted();
-            let head = SummaryHead { level: WHOLE, first_ordinal: 0, records: state.next_ordinal };
+            let head = SummaryHead {
+                level: WHOLE,
+                first_ordinal: 0,
+                records: state.next_ordinal,
+            };
             self.write_summary(stream, head, &rows)?;
         }
         self.write_index(stream, 1)

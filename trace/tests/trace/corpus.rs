@@ -6,8 +6,9 @@
 use std::path::PathBuf;
 
 use optape_trace::{
-    Columns, DropReason, Event, LateStatistic, Moment, Operand, Ordinal, RunEnd, StepSource, StorageId, StreamEnd, TensorId, TextId, ThreadId,
-    Trace, TraceWriter, When, dump, fields, verify_bytes,
+    Columns, DropReason, Event, LateStatistic, Moment, Operand, Ordinal, RunEnd, StepSource,
+    StorageId, StreamEnd, TensorId, TextId, ThreadId, Trace, TraceWriter, When, dump, fields,
+    verify_bytes,
 };
 
 use crate::program::{Entry, Loop, run_info, write};
@@ -47,26 +48,72 @@ fn every_event() -> Vec<u8> {
             }
         }
         let events = [
-            Event::StateAssign { module: optape_trace::ModuleId(0), attribute: TextId(1), tensor: TensorId(45) },
+            Event::StateAssign {
+                module: optape_trace::ModuleId(0),
+                attribute: TextId(1),
+                tensor: TensorId(45),
+            },
             Event::RangeEnter { name },
             Event::StageChange { name: Some(name) },
             Event::StageChange { name: None },
             Event::RangeExit { name },
-            Event::StepMark { step: round, source: StepSource::Program },
-            Event::Statistics { call: Ordinal(2), values: vec![late(vec![31], false)] },
-            Event::Statistics { call: Ordinal(5 + round), values: vec![late(vec![], true)] },
-            Event::StorageBorn { storage: StorageId(46 + round), bytes: 4096 },
-            Event::StorageDied { storage: StorageId(44 + round) },
-            Event::TensorDied { tensor: TensorId(43) },
-            Event::Opaque { name, duration_ns: 99 },
-            Event::Drop { records: 3, from_ns: 10, until_ns: 90, reason: DropReason::RingFull },
-            Event::Fact { module: None, key: TextId(1), value: "{\"lr\": 0.1}".into() },
-            Event::Sample { series: TextId(1), value: 41.5 },
+            Event::StepMark {
+                step: round,
+                source: StepSource::Program,
+            },
+            Event::Statistics {
+                call: Ordinal(2),
+                values: vec![late(vec![31], false)],
+            },
+            Event::Statistics {
+                call: Ordinal(5 + round),
+                values: vec![late(vec![], true)],
+            },
+            Event::StorageBorn {
+                storage: StorageId(46 + round),
+                bytes: 4096,
+            },
+            Event::StorageDied {
+                storage: StorageId(44 + round),
+            },
+            Event::TensorDied {
+                tensor: TensorId(43),
+            },
+            Event::Opaque {
+                name,
+                duration_ns: 99,
+            },
+            Event::Drop {
+                records: 3,
+                from_ns: 10,
+                until_ns: 90,
+                reason: DropReason::RingFull,
+            },
+            Event::Fact {
+                module: None,
+                key: TextId(1),
+                value: "{\"lr\": 0.1}".into(),
+            },
+            Event::Sample {
+                series: TextId(1),
+                value: 41.5,
+            },
             Event::Samples { count: 8 },
-            Event::Disabled { reason: "a test".into() },
+            Event::Disabled {
+                reason: "a test".into(),
+            },
         ];
         for event in events {
-            writer.moment(stream, &Moment { time_ns: 9_000_000 + round, thread: ThreadId(1), event }).unwrap();
+            writer
+                .moment(
+                    stream,
+                    &Moment {
+                        time_ns: 9_000_000 + round,
+                        thread: ThreadId(1),
+                        event,
+                    },
+                )
+                .unwrap();
         }
         writer.flush().unwrap();
     }
@@ -86,7 +133,10 @@ fn traces() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("1.0-every-event.trace", every_event()),
         ("1.0-steps.trace", whole),
-        ("1.0-without-identities.trace", steps(73, 12, 4, usize::MAX, false)),
+        (
+            "1.0-without-identities.trace",
+            steps(73, 12, 4, usize::MAX, false),
+        ),
     ]
 }
 
@@ -126,7 +176,12 @@ fn kept_traces_say_what_they_said() {
         let trace = Trace::open(&path).unwrap();
         let expected = std::fs::read_to_string(path.with_extension("txt")).unwrap();
         assert_eq!(text_of(&trace), expected, "{}", path.display());
-        assert_eq!(verify_bytes(std::fs::read(&path).unwrap()).unwrap().findings, []);
+        assert_eq!(
+            verify_bytes(std::fs::read(&path).unwrap())
+                .unwrap()
+                .findings,
+            []
+        );
         seen += 1;
     }
     assert!(seen >= 3);
@@ -135,16 +190,39 @@ fn kept_traces_say_what_they_said() {
 #[test]
 fn every_event_has_a_line() {
     let trace = Trace::from_bytes(every_event()).unwrap();
-    let block = trace.block(optape_trace::StreamId(0), 0, Columns::ALL).unwrap();
+    let block = trace
+        .block(optape_trace::StreamId(0), 0, Columns::ALL)
+        .unwrap();
     let text = text_of(&trace);
     for word in [
-        "call aten::op", "module_enter Net", "module_exit Net", "state_assign Net \"note\"=#45", "range_enter \"Optimizer", "range_exit ",
-        "stage_change \"Optimizer", "stage_change none", "step_mark 0 source=program", "statistics call=2 0:binary,nonzeros=31",
-        "storage_born s46 bytes=4096", "storage_died s44", "tensor_died #43", "opaque ", "drop records=3 from=10ns until=90ns reason=ring_full",
-        "fact program \"note\"={\\\"lr\\\": 0.1}", "sample \"note\"=41.5", "samples 8", "disabled \"a test\"", "stats=0:lost",
+        "call aten::op",
+        "module_enter Net",
+        "module_exit Net",
+        "state_assign Net \"note\"=#45",
+        "range_enter \"Optimizer",
+        "range_exit ",
+        "stage_change \"Optimizer",
+        "stage_change none",
+        "step_mark 0 source=program",
+        "statistics call=2 0:binary,nonzeros=31",
+        "storage_born s46 bytes=4096",
+        "storage_died s44",
+        "tensor_died #43",
+        "opaque ",
+        "drop records=3 from=10ns until=90ns reason=ring_full",
+        "fact program \"note\"={\\\"lr\\\": 0.1}",
+        "sample \"note\"=41.5",
+        "samples 8",
+        "disabled \"a test\"",
+        "stats=0:lost",
     ] {
         assert!(text.contains(word), "{word} is missing in\n{text}");
     }
-    assert_eq!(text.lines().filter(|l| l.contains(" t0 ") || l.contains(" t1 ")).count() as u64, trace.streams()[0].records());
+    assert_eq!(
+        text.lines()
+            .filter(|l| l.contains(" t0 ") || l.contains(" t1 "))
+            .count() as u64,
+        trace.streams()[0].records()
+    );
     assert!(block.records > 0);
 }

@@ -3,7 +3,9 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 
-use optape_trace::{Columns, RunEnd, StreamEnd, StreamId, Trace, TraceEnd, TraceError, TraceWriter};
+use optape_trace::{
+    Columns, RunEnd, StreamEnd, StreamId, Trace, TraceEnd, TraceError, TraceWriter,
+};
 
 use crate::program::{Entry, Loop, run_info, write};
 
@@ -32,19 +34,42 @@ fn a_growing_file_is_followed_to_its_end() {
         assert!(trace.refresh().unwrap());
         assert!(!trace.refresh().unwrap());
         assert_eq!(trace.streams()[0].records(), written);
-        assert!(matches!(trace.end(), TraceEnd::Unfinished { valid_bytes, file_bytes } if valid_bytes == file_bytes));
-        let summed: u64 = trace.summary(stream, 0..u64::MAX).unwrap().iter().map(|r| r.calls).sum();
+        assert!(
+            matches!(trace.end(), TraceEnd::Unfinished { valid_bytes, file_bytes } if valid_bytes == file_bytes)
+        );
+        let summed: u64 = trace
+            .summary(stream, 0..u64::MAX)
+            .unwrap()
+            .iter()
+            .map(|r| r.calls)
+            .sum();
         assert_eq!(summed, trace.streams()[0].op_calls());
     }
-    writer.end_stream(stream, &StreamEnd { clean: true, ..StreamEnd::default() }).unwrap();
-    writer.finish(&RunEnd { exit_code: Some(3), ..RunEnd::default() }).unwrap();
+    writer
+        .end_stream(
+            stream,
+            &StreamEnd {
+                clean: true,
+                ..StreamEnd::default()
+            },
+        )
+        .unwrap();
+    writer
+        .finish(&RunEnd {
+            exit_code: Some(3),
+            ..RunEnd::default()
+        })
+        .unwrap();
     assert!(trace.refresh().unwrap());
     assert!(matches!(trace.end(), TraceEnd::Clean(end) if end.exit_code == Some(3)));
     assert!(!trace.refresh().unwrap());
     // One reader followed, the other opens by the index: they see the same.
     let opened = Trace::open(&path).unwrap();
     assert_eq!(opened.streams()[0].blocks(), trace.streams()[0].blocks());
-    assert_eq!(opened.streams()[0].summaries(), trace.streams()[0].summaries());
+    assert_eq!(
+        opened.streams()[0].summaries(),
+        trace.streams()[0].summaries()
+    );
     assert_eq!(opened.streams()[0].end(), trace.streams()[0].end());
 }
 
@@ -83,11 +108,19 @@ fn a_file_that_is_cut_while_it_is_read_is_an_error() {
     let trace = Trace::open(&path).unwrap();
     let last = trace.streams()[0].blocks().len() - 1;
     trace.block(StreamId(0), last, Columns::ALL).unwrap();
-    OpenOptions::new().write(true).open(&path).unwrap().set_len(bytes.len() as u64 / 2).unwrap();
+    OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(bytes.len() as u64 / 2)
+        .unwrap();
     trace.block(StreamId(0), 0, Columns::ALL).unwrap();
     let error = trace.block(StreamId(0), last, Columns::ALL).unwrap_err();
     assert!(matches!(error, TraceError::Cut { .. }), "{error}");
-    assert!(error.to_string().contains("was cut while it was read"), "{error}");
+    assert!(
+        error.to_string().contains("was cut while it was read"),
+        "{error}"
+    );
     // The same where it was still growing.
     std::fs::write(&path, &bytes[..bytes.len() - 40]).unwrap();
     let mut trace = Trace::open(&path).unwrap();

@@ -1,9 +1,10 @@
 //! The example of FORMAT.md: its bytes are what the writer writes, and they say what the page says.
 
 use optape_trace::{
-    Argument, ArgumentDef, CallId, Definition, Event, Moment, ModuleDef, ModuleId, OpCallRef, OpDef, OpId, Operand, Pattern, PatternEntry,
-    PatternId, ReturnDef, RunEnd, RunInfo, ScopeDef, ScopeId, SignatureDef, SignatureId, Stage, State, StreamEnd, StreamInfo, TensorId,
-    TensorMeta, ThreadDef, ThreadId, Trace, TraceWriter, When, dump, fields, verify_bytes,
+    Argument, ArgumentDef, CallId, Definition, Event, ModuleDef, ModuleId, Moment, OpCallRef,
+    OpDef, OpId, Operand, Pattern, PatternEntry, PatternId, ReturnDef, RunEnd, RunInfo, ScopeDef,
+    ScopeId, SignatureDef, SignatureId, Stage, State, StreamEnd, StreamInfo, TensorId, TensorMeta,
+    ThreadDef, ThreadId, Trace, TraceWriter, When, dump, fields, verify_bytes,
 };
 
 const FORMAT: &str = include_str!("../../FORMAT.md");
@@ -18,20 +19,46 @@ fn fence(heading: &str) -> &str {
 /// Offset, bytes, and what a `|` separates from them.
 fn example_bytes() -> Vec<u8> {
     let mut bytes = Vec::new();
-    for line in fence("### The bytes").lines().filter(|l| !l.trim().is_empty()) {
+    for line in fence("### The bytes")
+        .lines()
+        .filter(|l| !l.trim().is_empty())
+    {
         let (offset, rest) = line.split_once(':').unwrap();
-        assert_eq!(usize::from_str_radix(offset.trim(), 16).unwrap(), bytes.len(), "offset of line {line:?}");
+        assert_eq!(
+            usize::from_str_radix(offset.trim(), 16).unwrap(),
+            bytes.len(),
+            "offset of line {line:?}"
+        );
         let hex = rest.split('|').next().unwrap();
-        bytes.extend(hex.split_whitespace().map(|b| u8::from_str_radix(b, 16).unwrap()));
+        bytes.extend(
+            hex.split_whitespace()
+                .map(|b| u8::from_str_radix(b, 16).unwrap()),
+        );
     }
     bytes
 }
 
 fn write_example() -> Vec<u8> {
-    let run = RunInfo { optape_version: "0.1.0".into(), command: vec!["a".into()], statistics: "rules".into(), needs_version: 1, ..RunInfo::default() };
+    let run = RunInfo {
+        optape_version: "0.1.0".into(),
+        command: vec!["a".into()],
+        statistics: "rules".into(),
+        needs_version: 1,
+        ..RunInfo::default()
+    };
     let mut writer = TraceWriter::create(Vec::new(), &run).unwrap();
-    let stream = writer.begin_stream(&StreamInfo { process_id: 7, identities: true, ..StreamInfo::default() }).unwrap();
-    let tensor = TensorMeta { shape: vec![2, 3], strides: vec![3, 1], ..TensorMeta::default() };
+    let stream = writer
+        .begin_stream(&StreamInfo {
+            process_id: 7,
+            identities: true,
+            ..StreamInfo::default()
+        })
+        .unwrap();
+    let tensor = TensorMeta {
+        shape: vec![2, 3],
+        strides: vec![3, 1],
+        ..TensorMeta::default()
+    };
     let entry = PatternEntry {
         operand: Operand::Tensor(0),
         when: When::Before,
@@ -40,18 +67,48 @@ fn write_example() -> Vec<u8> {
         fields: fields::NONZEROS,
     };
     let definitions = [
-        Definition::Thread(ThreadId(0), ThreadDef { native_id: 7, name: String::new() }),
-        Definition::Module(ModuleId(0), ModuleDef { name: "N".into(), ..ModuleDef::default() }),
-        Definition::Scope(ScopeId(1), ScopeDef { parent: Some(ScopeId(0)), name: "N".into(), module: Some(ModuleId(0)) }),
+        Definition::Thread(
+            ThreadId(0),
+            ThreadDef {
+                native_id: 7,
+                name: String::new(),
+            },
+        ),
+        Definition::Module(
+            ModuleId(0),
+            ModuleDef {
+                name: "N".into(),
+                ..ModuleDef::default()
+            },
+        ),
+        Definition::Scope(
+            ScopeId(1),
+            ScopeDef {
+                parent: Some(ScopeId(0)),
+                name: "N".into(),
+                module: Some(ModuleId(0)),
+            },
+        ),
         Definition::Op(
             OpId(0),
             OpDef {
                 name: "aten::f".into(),
                 arguments: vec![
-                    ArgumentDef { name: "x".into(), type_name: "Tensor".into(), ..ArgumentDef::default() },
-                    ArgumentDef { name: "p".into(), type_name: "float".into(), ..ArgumentDef::default() },
+                    ArgumentDef {
+                        name: "x".into(),
+                        type_name: "Tensor".into(),
+                        ..ArgumentDef::default()
+                    },
+                    ArgumentDef {
+                        name: "p".into(),
+                        type_name: "float".into(),
+                        ..ArgumentDef::default()
+                    },
                 ],
-                returns: vec![ReturnDef { type_name: "Tensor".into(), ..ReturnDef::default() }],
+                returns: vec![ReturnDef {
+                    type_name: "Tensor".into(),
+                    ..ReturnDef::default()
+                }],
                 ..OpDef::default()
             },
         ),
@@ -69,15 +126,35 @@ fn write_example() -> Vec<u8> {
                 stage_name: None,
             },
         ),
-        Definition::Pattern(PatternId(1), Pattern { entries: vec![entry] }),
+        Definition::Pattern(
+            PatternId(1),
+            Pattern {
+                entries: vec![entry],
+            },
+        ),
     ];
     for definition in definitions {
         writer.define(stream, &definition).unwrap();
     }
     let (call, module, thread) = (CallId(0), ModuleId(0), ThreadId(0));
-    let enter = Event::ModuleEnter { call, module, arguments: vec![TensorId(1)] };
-    writer.moment(stream, &Moment { time_ns: 1000, thread, event: enter }).unwrap();
-    for (start_ns, duration_ns, sequence_number, ids, nonzeros) in [(1200, 500, 3, [1, 2], 4), (2000, 510, 4, [2, 3], 6)] {
+    let enter = Event::ModuleEnter {
+        call,
+        module,
+        arguments: vec![TensorId(1)],
+    };
+    writer
+        .moment(
+            stream,
+            &Moment {
+                time_ns: 1000,
+                thread,
+                event: enter,
+            },
+        )
+        .unwrap();
+    for (start_ns, duration_ns, sequence_number, ids, nonzeros) in
+        [(1200, 500, 3, [1, 2], 4), (2000, 510, 4, [2, 3], 6)]
+    {
         let call = OpCallRef {
             signature: SignatureId(0),
             pattern: PatternId(1),
@@ -92,10 +169,37 @@ fn write_example() -> Vec<u8> {
         };
         writer.op_call(stream, call).unwrap();
     }
-    let exit = Event::ModuleExit { call, module, results: vec![TensorId(3)] };
-    writer.moment(stream, &Moment { time_ns: 2600, thread, event: exit }).unwrap();
-    writer.end_stream(stream, &StreamEnd { ended_ns: 3000, clean: true, ..StreamEnd::default() }).unwrap();
-    writer.finish(&RunEnd { exit_code: Some(0), ..RunEnd::default() }).unwrap()
+    let exit = Event::ModuleExit {
+        call,
+        module,
+        results: vec![TensorId(3)],
+    };
+    writer
+        .moment(
+            stream,
+            &Moment {
+                time_ns: 2600,
+                thread,
+                event: exit,
+            },
+        )
+        .unwrap();
+    writer
+        .end_stream(
+            stream,
+            &StreamEnd {
+                ended_ns: 3000,
+                clean: true,
+                ..StreamEnd::default()
+            },
+        )
+        .unwrap();
+    writer
+        .finish(&RunEnd {
+            exit_code: Some(0),
+            ..RunEnd::default()
+        })
+        .unwrap()
 }
 
 #[test]
@@ -104,10 +208,16 @@ fn the_example_says_what_the_page_says() {
     assert_eq!(verify_bytes(bytes.clone()).unwrap().findings, []);
     let trace = Trace::from_bytes(bytes).unwrap();
     let stream = &trace.streams()[0];
-    let definitions = stream.dictionary().definitions().map(|d| dump::definition_line(stream.id(), &d));
+    let definitions = stream
+        .dictionary()
+        .definitions()
+        .map(|d| dump::definition_line(stream.id(), &d));
     let records = dump::record_lines(&trace, stream.id(), 0..u64::MAX).map(Result::unwrap);
     let lines: Vec<String> = definitions.chain(records).collect();
-    assert_eq!(lines, fence("### What they say").lines().collect::<Vec<_>>());
+    assert_eq!(
+        lines,
+        fence("### What they say").lines().collect::<Vec<_>>()
+    );
 }
 
 #[test]
@@ -131,7 +241,11 @@ fn print_the_example() {
     while at < bytes.len() {
         let length = u32::from_le_bytes(bytes[at + 8..at + 12].try_into().unwrap()) as usize;
         rows(at, at + 20);
-        println!("      | kind {} flags {} length {length}", bytes[at + 2], bytes[at + 3]);
+        println!(
+            "      | kind {} flags {} length {length}",
+            bytes[at + 2],
+            bytes[at + 3]
+        );
         rows(at + 20, at + 20 + length);
         at += 20 + length;
     }

@@ -3,14 +3,18 @@
 use std::collections::BTreeMap;
 
 use optape_trace::{
-    Columns, Definition, Event, LateStatistic, Moment, Operand, Ordinal, Pattern, PatternId, Record, RunEnd, State, StreamEnd, StreamId,
-    ThreadId, Trace, TraceWriter, When, fields, verify_bytes,
+    Columns, Definition, Event, LateStatistic, Moment, Operand, Ordinal, Pattern, PatternId,
+    Record, RunEnd, State, StreamEnd, StreamId, ThreadId, Trace, TraceWriter, When, fields,
+    verify_bytes,
 };
 
 use crate::program::{Call, Entry, Loop, Random, run_info};
 
 /// `PENDING` of the program, the pattern that waits for its first operand.
 const PENDING: u32 = 4;
+
+/// Calls by ordinal, and what arrived for them.
+type Calls = BTreeMap<u64, (Call, Option<LateStatistic>)>;
 
 /// A source that answers after a while, out of order, or never.
 struct LateSource {
@@ -32,18 +36,29 @@ impl LateSource {
             when: When::Before,
             binary: if lost { None } else { binary },
             fields: if lost { 0 } else { fields::NONZEROS },
-            values: if lost { vec![] } else { vec![self.random.below(5000)] },
+            values: if lost {
+                vec![]
+            } else {
+                vec![self.random.below(5000)]
+            },
             lost,
         };
-        self.due.insert((ordinal + 1 + self.random.below(self.longest), ordinal), late.clone());
+        self.due.insert(
+            (ordinal + 1 + self.random.below(self.longest), ordinal),
+            late.clone(),
+        );
         Some(late)
     }
 }
 
 /// A trace with late statistics, and what every call should say in the end.
-fn record(longest_delay: u64, flush_every: u64, end_stream: bool) -> (Vec<u8>, BTreeMap<u64, (Call, Option<LateStatistic>)>) {
+fn record(longest_delay: u64, flush_every: u64, end_stream: bool) -> (Vec<u8>, Calls) {
     let mut program = Loop::new(11, 50);
-    let mut source = LateSource { random: Random::new(12), due: BTreeMap::new(), longest: longest_delay };
+    let mut source = LateSource {
+        random: Random::new(12),
+        due: BTreeMap::new(),
+        longest: longest_delay,
+    };
     let mut writer = TraceWriter::create(Vec::new(), &run_info()).unwrap();
     let stream = writer.begin_stream(&program.stream_info()).unwrap();
     for definition in program.definitions() {
@@ -54,8 +69,20 @@ fn record(longest_delay: u64, flush_every: u64, end_stream: bool) -> (Vec<u8>, B
     for entry in (0..60).flat_map(|_| program.step()).collect::<Vec<_>>() {
         while let Some(due) = source.due.first_entry().filter(|d| d.key().0 <= next) {
             let ((_, call), late) = due.remove_entry();
-            let event = Event::Statistics { call: Ordinal(call), values: vec![late] };
-            writer.moment(stream, &Moment { time_ns: 5, thread: ThreadId(0), event }).unwrap();
+            let event = Event::Statistics {
+                call: Ordinal(call),
+                values: vec![late],
+            };
+            writer
+                .moment(
+                    stream,
+                    &Moment {
+                        time_ns: 5,
+                        thread: ThreadId(0),
+                        event,
+                    },
+                )
+                .unwrap();
             next += 1;
         }
         match entry {
@@ -88,12 +115,20 @@ fn record(longest_delay: u64, flush_every: u64, end_stream: bool) -> (Vec<u8>, B
 }
 
 fn state(pattern: &Pattern) -> State {
-    pattern.entry(Operand::Tensor(0), When::Before).unwrap().state
+    pattern
+        .entry(Operand::Tensor(0), When::Before)
+        .unwrap()
+        .state
 }
 
 #[test]
 fn late_statistics_end_up_in_their_calls() {
-    for (delay, flush_every, end_stream) in [(1, 1 << 40, true), (40, 100, true), (3000, 100, false), (100_000, 500, true)] {
+    for (delay, flush_every, end_stream) in [
+        (1, 1 << 40, true),
+        (40, 100, true),
+        (3000, 100, false),
+        (100_000, 500, true),
+    ] {
         let (bytes, calls) = record(delay, flush_every, end_stream);
         let trace = Trace::from_bytes(bytes.clone()).unwrap();
         let dictionary = trace.streams()[0].dictionary();
@@ -104,11 +139,17 @@ fn late_statistics_end_up_in_their_calls() {
             let Record::OpCall(read) = read else { continue };
             let (call, late) = &calls[&ordinal.0];
             seen += 1;
-            assert_eq!((read.signature.0, read.start_ns), (call.signature, call.start_ns));
+            assert_eq!(
+                (read.signature.0, read.start_ns),
+                (call.signature, call.start_ns)
+            );
             let row = sums.entry((read.signature.0, read.pattern.0)).or_default();
             row.0 += 1;
             if call.pattern != PENDING {
-                assert_eq!((read.pattern.0, &read.statistics), (call.pattern, &call.statistics));
+                assert_eq!(
+                    (read.pattern.0, &read.statistics),
+                    (call.pattern, &call.statistics)
+                );
                 row.1 += call.statistics.first().map_or(0, |&v| u128::from(v));
                 continue;
             }
@@ -116,7 +157,10 @@ fn late_statistics_end_up_in_their_calls() {
             match late {
                 Some(late) if !late.lost => {
                     let entry = pattern.entry(Operand::Tensor(0), When::Before).unwrap();
-                    assert_eq!((entry.state, entry.binary, entry.fields), (State::Present, late.binary, late.fields));
+                    assert_eq!(
+                        (entry.state, entry.binary, entry.fields),
+                        (State::Present, late.binary, late.fields)
+                    );
                     assert_eq!(read.statistics, late.values);
                     row.1 += u128::from(late.values[0]);
                 }
@@ -125,8 +169,15 @@ fn late_statistics_end_up_in_their_calls() {
         }
         assert_eq!(seen, calls.len());
         let rows = trace.summary(StreamId(0), 0..u64::MAX).unwrap();
-        let rows: BTreeMap<_, _> =
-            rows.iter().map(|r| ((r.signature.0, r.pattern.0), (r.calls, r.integer_sums.first().copied().unwrap_or(0)))).collect();
+        let rows: BTreeMap<_, _> = rows
+            .iter()
+            .map(|r| {
+                (
+                    (r.signature.0, r.pattern.0),
+                    (r.calls, r.integer_sums.first().copied().unwrap_or(0)),
+                )
+            })
+            .collect();
         assert_eq!(rows, sums);
         let verification = verify_bytes(bytes).unwrap();
         assert_eq!(verification.findings, []);
@@ -146,7 +197,17 @@ fn pending_calls_are_pending_until_the_stream_ends() {
     for definition in program.definitions() {
         writer.define(stream, &definition).unwrap();
     }
-    let mut call = program.step().into_iter().find_map(|e| if let Entry::Call(c) = e { Some(c) } else { None }).unwrap();
+    let mut call = program
+        .step()
+        .into_iter()
+        .find_map(|e| {
+            if let Entry::Call(c) = e {
+                Some(c)
+            } else {
+                None
+            }
+        })
+        .unwrap();
     call.pattern = PENDING;
     call.statistics.clear();
     writer.op_call(stream, call.view()).unwrap();
@@ -157,7 +218,12 @@ fn pending_calls_are_pending_until_the_stream_ends() {
     let first_state = |bytes: Vec<u8>| {
         let trace = Trace::from_bytes(bytes).unwrap();
         let block = trace.block(StreamId(0), 0, Columns::ALL).unwrap();
-        state(trace.streams()[0].dictionary().pattern(PatternId(block.patterns[0])).unwrap())
+        state(
+            trace.streams()[0]
+                .dictionary()
+                .pattern(PatternId(block.patterns[0]))
+                .unwrap(),
+        )
     };
     assert_eq!(first_state(bytes[..written].to_vec()), State::Pending);
     assert_eq!(first_state(bytes), State::Lost);
@@ -176,11 +242,26 @@ fn a_call_may_be_answered_bit_by_bit() {
         binary: None,
         fields: 0,
     };
-    definitions.push(Definition::Pattern(PatternId(6), Pattern { entries: vec![waiting(0), waiting(1)] }));
+    definitions.push(Definition::Pattern(
+        PatternId(6),
+        Pattern {
+            entries: vec![waiting(0), waiting(1)],
+        },
+    ));
     for definition in definitions {
         writer.define(stream, &definition).unwrap();
     }
-    let mut call = Loop::new(14, 10).step().into_iter().find_map(|e| if let Entry::Call(c) = e { Some(c) } else { None }).unwrap();
+    let mut call = Loop::new(14, 10)
+        .step()
+        .into_iter()
+        .find_map(|e| {
+            if let Entry::Call(c) = e {
+                Some(c)
+            } else {
+                None
+            }
+        })
+        .unwrap();
     call.pattern = 6;
     call.statistics.clear();
     let ordinal = writer.op_call(stream, call.view()).unwrap();
@@ -193,13 +274,76 @@ fn a_call_may_be_answered_bit_by_bit() {
             values: vec![value],
             lost: false,
         };
-        let event = Event::Statistics { call: ordinal, values: vec![late] };
-        writer.moment(stream, &Moment { time_ns: 0, thread: ThreadId(0), event }).unwrap();
+        let event = Event::Statistics {
+            call: ordinal,
+            values: vec![late],
+        };
+        writer
+            .moment(
+                stream,
+                &Moment {
+                    time_ns: 0,
+                    thread: ThreadId(0),
+                    event,
+                },
+            )
+            .unwrap();
         writer.flush().unwrap();
     }
     let trace = Trace::from_bytes(writer.finish(&RunEnd::default()).unwrap()).unwrap();
     let block = trace.block(StreamId(0), 0, Columns::ALL).unwrap();
     // The second answer for operand 0 changes nothing.
     assert_eq!(block.statistics, [10, 11]);
-    assert_eq!(trace.summary(StreamId(0), 0..9).unwrap()[0].integer_sums, [10, 11]);
+    assert_eq!(
+        trace.summary(StreamId(0), 0..9).unwrap()[0].integer_sums,
+        [10, 11]
+    );
+}
+
+/// A source that never answers must not use up the memory: the oldest calls are given up, by records that say so.
+#[test]
+fn the_writer_does_not_wait_for_ever() {
+    const WAITING: u64 = 1 << 18;
+    let mut writer = TraceWriter::create(Vec::new(), &run_info()).unwrap();
+    let mut program = Loop::new(15, 5);
+    let stream = writer.begin_stream(&program.stream_info()).unwrap();
+    for definition in program.definitions() {
+        writer.define(stream, &definition).unwrap();
+    }
+    let mut call = program
+        .step()
+        .into_iter()
+        .find_map(|e| {
+            if let Entry::Call(c) = e {
+                Some(c)
+            } else {
+                None
+            }
+        })
+        .unwrap();
+    call.pattern = PENDING;
+    call.statistics.clear();
+    for _ in 0..WAITING + 10 {
+        writer.op_call(stream, call.view()).unwrap();
+    }
+    let bytes = writer.finish(&RunEnd::default()).unwrap();
+    let trace = Trace::from_bytes(bytes).unwrap();
+    let given_up: Vec<u64> = trace
+        .moments(stream)
+        .unwrap()
+        .into_iter()
+        .map(|(_, m)| {
+            if let Event::Statistics { call, values } = m.event {
+                (values[0].lost, call.0)
+            } else {
+                (false, 0)
+            }
+        })
+        .map(|(lost, call)| if lost { call } else { u64::MAX })
+        .collect();
+    assert_eq!(given_up, (0..10).collect::<Vec<_>>());
+    assert_eq!(
+        trace.summary(stream, 0..u64::MAX).unwrap()[0].calls,
+        WAITING + 10
+    );
 }

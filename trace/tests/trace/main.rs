@@ -1,6 +1,10 @@
 //! Traces of a simulated training program: written, cut, bent, followed, recovered.
 
-#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "these are tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "these are tests"
+)]
 
 mod corpus;
 mod following;

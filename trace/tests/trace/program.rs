@@ -2,9 +2,11 @@
 //! stay and tensors that are new in every step, module calls, backward on the same or another thread.
 
 use optape_trace::{
-    Argument, ArgumentDef, CallId, Definition, Event, Moment, ModuleDef, ModuleId, NotTaken, OpCallRef, OpDef, OpId, Operand, Pattern,
-    PatternEntry, PatternId, RunInfo, ScopeDef, ScopeId, SignatureDef, SignatureId, Stage, State, StepSource, StreamInfo, TensorId,
-    TensorMeta, TextId, ThreadDef, ThreadId, When, fields, OpCall, Record, RunEnd, StorageId, StreamEnd, TraceWriter,
+    Argument, ArgumentDef, CallId, Definition, Event, ModuleDef, ModuleId, Moment, NotTaken,
+    OpCall, OpCallRef, OpDef, OpId, Operand, Pattern, PatternEntry, PatternId, Record, RunEnd,
+    RunInfo, ScopeDef, ScopeId, SignatureDef, SignatureId, Stage, State, StepSource, StorageId,
+    StreamEnd, StreamInfo, TensorId, TensorMeta, TextId, ThreadDef, ThreadId, TraceWriter, When,
+    fields,
 };
 
 /// A small generator of numbers; the same seed gives the same run everywhere.
@@ -40,7 +42,7 @@ impl Random {
 }
 
 /// One op call with lists of its own.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Call {
     pub(crate) signature: u32,
     pub(crate) pattern: u32,
@@ -137,7 +139,9 @@ impl Loop {
                     places,
                     new_outputs: u64::from(random.below(10) < 8),
                     statistics: match kind {
-                        0..3 => Some((1, 2, 100 + random.below(20_000), 0.02 + random.unit() * 0.1)),
+                        0..3 => {
+                            Some((1, 2, 100 + random.below(20_000), 0.02 + random.unit() * 0.1))
+                        }
                         3 => Some((3, 3, 4_000, 0.0)),
                         _ => None,
                     },
@@ -147,57 +151,152 @@ impl Loop {
                 }
             })
             .collect();
-        Self { random, identities: true, ops, time: 1_000_000, newest: PARAMETERS, sequence: 0, call: 0, step: 0, noise: 0.12 }
+        Self {
+            random,
+            identities: true,
+            ops,
+            time: 1_000_000,
+            newest: PARAMETERS,
+            sequence: 0,
+            call: 0,
+            step: 0,
+            noise: 0.12,
+        }
     }
 
     pub(crate) fn stream_info(&self) -> StreamInfo {
-        StreamInfo { process_id: 4711, command: vec!["python".into(), "train.py".into()], identities: self.identities, ..StreamInfo::default() }
+        StreamInfo {
+            process_id: 4711,
+            command: vec!["python".into(), "train.py".into()],
+            identities: self.identities,
+            ..StreamInfo::default()
+        }
     }
 
     /// Everything that the loop's records use.
     pub(crate) fn definitions(&self) -> Vec<Definition> {
-        let entry = |operand, binary, fields| PatternEntry { operand, when: When::Before, state: State::Present, binary, fields };
+        let entry = |operand, binary, fields| PatternEntry {
+            operand,
+            when: When::Before,
+            state: State::Present,
+            binary,
+            fields,
+        };
         let first = Operand::Tensor(0);
         let patterns = [
-            vec![entry(first, Some(true), fields::NONZEROS | fields::FAN_OUT_NONZEROS)],
+            vec![entry(
+                first,
+                Some(true),
+                fields::NONZEROS | fields::FAN_OUT_NONZEROS,
+            )],
             vec![entry(first, Some(false), 0)],
-            vec![entry(first, None, fields::NONZEROS | fields::SUM | fields::MINIMUM)],
-            vec![PatternEntry { state: State::Pending, ..entry(first, None, 0) }],
-            vec![PatternEntry { state: State::NotTaken(NotTaken::Layout), ..entry(first, None, 0) }],
+            vec![entry(
+                first,
+                None,
+                fields::NONZEROS | fields::SUM | fields::MINIMUM,
+            )],
+            vec![PatternEntry {
+                state: State::Pending,
+                ..entry(first, None, 0)
+            }],
+            vec![PatternEntry {
+                state: State::NotTaken(NotTaken::Layout),
+                ..entry(first, None, 0)
+            }],
         ];
         let mut all = vec![
             Definition::Text(TextId(0), "Optimizer.step#Adam.step".into()),
             Definition::Text(TextId(1), "note".into()),
-            Definition::Module(ModuleId(0), ModuleDef { name: "Net".into(), classes: vec!["train.Net".into()], spiking: false }),
-            Definition::Scope(ScopeId(1), ScopeDef { parent: Some(ScopeId(0)), name: "Net".into(), module: Some(ModuleId(0)) }),
-            Definition::Thread(ThreadId(0), ThreadDef { native_id: 4711, name: "python".into() }),
-            Definition::Thread(ThreadId(1), ThreadDef { native_id: 4712, name: "pt_autograd_0".into() }),
+            Definition::Module(
+                ModuleId(0),
+                ModuleDef {
+                    name: "Net".into(),
+                    classes: vec!["train.Net".into()],
+                    spiking: false,
+                },
+            ),
+            Definition::Scope(
+                ScopeId(1),
+                ScopeDef {
+                    parent: Some(ScopeId(0)),
+                    name: "Net".into(),
+                    module: Some(ModuleId(0)),
+                },
+            ),
+            Definition::Thread(
+                ThreadId(0),
+                ThreadDef {
+                    native_id: 4711,
+                    name: "python".into(),
+                },
+            ),
+            Definition::Thread(
+                ThreadId(1),
+                ThreadDef {
+                    native_id: 4712,
+                    name: "pt_autograd_0".into(),
+                },
+            ),
         ];
         all.extend((1..8).map(|i| {
-            Definition::Module(ModuleId(i), ModuleDef { name: format!("Net.layer.{i}"), classes: vec!["torch.nn.Linear".into()], spiking: false })
+            Definition::Module(
+                ModuleId(i),
+                ModuleDef {
+                    name: format!("Net.layer.{i}"),
+                    classes: vec!["torch.nn.Linear".into()],
+                    spiking: false,
+                },
+            )
         }));
-        all.extend((1u32..).zip(patterns).map(|(i, entries)| Definition::Pattern(PatternId(i), Pattern { entries })));
+        all.extend(
+            (1u32..)
+                .zip(patterns)
+                .map(|(i, entries)| Definition::Pattern(PatternId(i), Pattern { entries })),
+        );
         for op in &self.ops {
             let id = OpId(op.signature);
-            let argument = |name: &str| ArgumentDef { name: name.into(), type_name: "Tensor".into(), ..ArgumentDef::default() };
+            let argument = |name: &str| ArgumentDef {
+                name: name.into(),
+                type_name: "Tensor".into(),
+                ..ArgumentDef::default()
+            };
             all.push(Definition::Op(
                 id,
-                OpDef { name: format!("aten::op{}", op.signature), arguments: vec![argument("self"), argument("other")], ..OpDef::default() },
+                OpDef {
+                    name: format!("aten::op{}", op.signature),
+                    arguments: vec![argument("self"), argument("other")],
+                    ..OpDef::default()
+                },
             ));
             let tensors = op.places.len() + op.new_outputs as usize;
-            let mut arguments: Vec<Argument> = (0..op.places.len()).map(|i| Argument::Tensor(i as u16)).collect();
+            let mut arguments: Vec<Argument> = (0..op.places.len())
+                .map(|i| Argument::Tensor(i as u16))
+                .collect();
             arguments.extend((0..op.payload).map(|_| Argument::FloatPayload));
             all.push(Definition::Signature(
                 SignatureId(op.signature),
                 SignatureDef {
                     op: id,
                     arguments,
-                    outputs: (op.places.len()..tensors).map(|i| Argument::Tensor(i as u16)).collect(),
-                    tensors: vec![TensorMeta { shape: vec![8, 32, 28, 28], strides: vec![25_088, 784, 28, 1], ..TensorMeta::default() }; tensors],
+                    outputs: (op.places.len()..tensors)
+                        .map(|i| Argument::Tensor(i as u16))
+                        .collect(),
+                    tensors: vec![
+                        TensorMeta {
+                            shape: vec![8, 32, 28, 28],
+                            strides: vec![25_088, 784, 28, 1],
+                            ..TensorMeta::default()
+                        };
+                        tensors
+                    ],
                     inputs: op.places.len() as u16,
                     flags: 0,
                     scope: ScopeId(1),
-                    stage: if op.backward { Stage::Backward } else { Stage::Forward },
+                    stage: if op.backward {
+                        Stage::Backward
+                    } else {
+                        Stage::Forward
+                    },
                     stage_name: None,
                 },
             ));
@@ -206,7 +305,11 @@ impl Loop {
     }
 
     fn noisy(&mut self, mean: f64) -> u64 {
-        let outlier = if self.random.below(500) == 0 { 20.0 } else { 1.0 };
+        let outlier = if self.random.below(500) == 0 {
+            20.0
+        } else {
+            1.0
+        };
         (mean * (1.0 + self.noise * self.random.normal().abs()) * outlier) as u64
     }
 
@@ -218,8 +321,16 @@ impl Loop {
             if let Some(module) = op.module {
                 let time_ns = self.time + 300 + self.random.below(100);
                 let (call, module) = (CallId(self.call), ModuleId(module));
-                let event = Event::ModuleEnter { call, module, arguments: vec![TensorId(self.newest)] };
-                all.push(Entry::Moment(Moment { time_ns, thread: ThreadId(0), event }));
+                let event = Event::ModuleEnter {
+                    call,
+                    module,
+                    arguments: vec![TensorId(self.newest)],
+                };
+                all.push(Entry::Moment(Moment {
+                    time_ns,
+                    thread: ThreadId(0),
+                    event,
+                }));
                 self.call += 1;
             }
             let gap = self.noisy(op.gap);
@@ -252,12 +363,23 @@ impl Loop {
                         (other, vec![])
                     } else {
                         let nonzeros = mean + self.random.below(mean / 16 + 1);
-                        (1, vec![nonzeros, nonzeros * 9 - self.random.below(nonzeros / 10 + 1)])
+                        (
+                            1,
+                            vec![
+                                nonzeros,
+                                nonzeros * 9 - self.random.below(nonzeros / 10 + 1),
+                            ],
+                        )
                     }
                 }
-                Some((pattern, _, nonzeros, minimum)) => {
-                    (pattern, vec![nonzeros, (nonzeros as f64 * 0.5).to_bits(), minimum.to_bits()])
-                }
+                Some((pattern, _, nonzeros, minimum)) => (
+                    pattern,
+                    vec![
+                        nonzeros,
+                        (nonzeros as f64 * 0.5).to_bits(),
+                        minimum.to_bits(),
+                    ],
+                ),
             };
             let learning_rate = 0.001 * 0.999f64.powi(self.step as i32);
             let identities = if self.identities { ids } else { vec![] };
@@ -275,12 +397,27 @@ impl Loop {
             }));
             if let Some(module) = op.module {
                 let time_ns = self.time + 200 + self.random.below(100);
-                let event = Event::ModuleExit { call: CallId(self.call - 1), module: ModuleId(module), results: vec![TensorId(self.newest)] };
-                all.push(Entry::Moment(Moment { time_ns, thread: ThreadId(0), event }));
+                let event = Event::ModuleExit {
+                    call: CallId(self.call - 1),
+                    module: ModuleId(module),
+                    results: vec![TensorId(self.newest)],
+                };
+                all.push(Entry::Moment(Moment {
+                    time_ns,
+                    thread: ThreadId(0),
+                    event,
+                }));
             }
         }
-        let event = Event::StepMark { step: self.step, source: StepSource::Optimizer };
-        all.push(Entry::Moment(Moment { time_ns: self.time, thread: ThreadId(0), event }));
+        let event = Event::StepMark {
+            step: self.step,
+            source: StepSource::Optimizer,
+        };
+        all.push(Entry::Moment(Moment {
+            time_ns: self.time,
+            thread: ThreadId(0),
+            event,
+        }));
         self.step += 1;
         all
     }
@@ -335,6 +472,19 @@ pub(crate) fn write(entries: &[Entry], program: &Loop, flush_every: usize) -> Ve
             writer.flush().unwrap();
         }
     }
-    writer.end_stream(stream, &StreamEnd { clean: true, ..StreamEnd::default() }).unwrap();
-    writer.finish(&RunEnd { exit_code: Some(0), ..RunEnd::default() }).unwrap()
+    writer
+        .end_stream(
+            stream,
+            &StreamEnd {
+                clean: true,
+                ..StreamEnd::default()
+            },
+        )
+        .unwrap();
+    writer
+        .finish(&RunEnd {
+            exit_code: Some(0),
+            ..RunEnd::default()
+        })
+        .unwrap()
 }

@@ -6,12 +6,18 @@ use crate::program::{Entry, Loop, record, run_info};
 
 #[test]
 fn streams_are_kept_apart() {
-    let mut programs: Vec<Loop> = (0..4).map(|i| Loop::new(40 + i, 10 + 5 * i as usize)).collect();
+    let mut programs: Vec<Loop> = (0..4)
+        .map(|i| Loop::new(40 + i, 10 + 5 * i as usize))
+        .collect();
     programs[2].identities = false;
     let mut writer = TraceWriter::create(Vec::new(), &run_info()).unwrap();
     let mut expected: Vec<Vec<Entry>> = vec![Vec::new(); programs.len()];
     for (program, rank) in programs.iter().zip(0..) {
-        let info = StreamInfo { rank: Some(rank), process_id: 100 + rank, ..program.stream_info() };
+        let info = StreamInfo {
+            rank: Some(rank),
+            process_id: 100 + rank,
+            ..program.stream_info()
+        };
         let stream = writer.begin_stream(&info).unwrap();
         assert_eq!(stream.0, rank);
         for definition in program.definitions() {
@@ -26,14 +32,22 @@ fn streams_are_kept_apart() {
             }
             for entry in program.step() {
                 let ordinal = match &entry {
-                    Entry::Call(call) => writer.op_call(optape_trace::StreamId(stream), call.view()).unwrap(),
-                    Entry::Moment(moment) => writer.moment(optape_trace::StreamId(stream), moment).unwrap(),
+                    Entry::Call(call) => writer
+                        .op_call(optape_trace::StreamId(stream), call.view())
+                        .unwrap(),
+                    Entry::Moment(moment) => writer
+                        .moment(optape_trace::StreamId(stream), moment)
+                        .unwrap(),
                 };
                 assert_eq!(ordinal.0, expected[stream as usize].len() as u64);
                 expected[stream as usize].push(entry);
             }
             if stream == 3 && round == 10 {
-                let end = StreamEnd { clean: true, dropped_records: 5, ..StreamEnd::default() };
+                let end = StreamEnd {
+                    clean: true,
+                    dropped_records: 5,
+                    ..StreamEnd::default()
+                };
                 writer.end_stream(optape_trace::StreamId(3), &end).unwrap();
             }
         }

@@ -15,7 +15,10 @@ fn read_all(trace: &Trace) -> Result<Vec<Record>, TraceError> {
     if trace.streams().is_empty() {
         return Ok(vec![]);
     }
-    trace.records(StreamId(0)).map(|r| r.map(|(_, record)| record)).collect()
+    trace
+        .records(StreamId(0))
+        .map(|r| r.map(|(_, record)| record))
+        .collect()
 }
 
 #[test]
@@ -33,11 +36,17 @@ fn every_cut_gives_a_prefix() {
             Ok(trace) => {
                 let read = read_all(&trace).unwrap();
                 assert_eq!(read, records[..read.len()], "cut at {cut}");
-                assert!(last.unwrap_or(0) <= read.len(), "cut at {cut}: fewer records than in a shorter file");
+                assert!(
+                    last.unwrap_or(0) <= read.len(),
+                    "cut at {cut}: fewer records than in a shorter file"
+                );
                 match trace.end() {
                     // The index frames and the footer come after everything that counts.
                     TraceEnd::Clean(_) => assert_eq!(cut, bytes.len()),
-                    TraceEnd::Unfinished { valid_bytes, file_bytes } => {
+                    TraceEnd::Unfinished {
+                        valid_bytes,
+                        file_bytes,
+                    } => {
                         assert_eq!(*file_bytes, cut as u64);
                         assert!(*valid_bytes <= *file_bytes);
                     }
@@ -49,7 +58,10 @@ fn every_cut_gives_a_prefix() {
         }
     }
     assert_eq!(last, Some(records.len()));
-    assert!(lengths.len() > 4, "too few blocks to say anything: {lengths:?}");
+    assert!(
+        lengths.len() > 4,
+        "too few blocks to say anything: {lengths:?}"
+    );
 }
 
 #[test]
