@@ -14,9 +14,11 @@ use crate::options::GlobalOptions;
 
 /// Options of `optape record`.
 #[derive(Debug, Args)]
-#[command(after_help = "The exit code is the command's, 128+N after signal N; 125 where optape could not start it, \
+#[command(
+    after_help = "The exit code is the command's, 128+N after signal N; 125 where optape could not start it, \
     126 where it cannot be run, 127 where it is not found.\n\n\
-    Processes that the command starts are recorded too; those that outlive it for one second.")]
+    Processes that the command starts are recorded too; those that outlive it for one second."
+)]
 pub struct Options {
     /// Write the trace to FILE [default: optape-PROGRAM-PID.optape, with the PID of optape]
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -25,10 +27,20 @@ pub struct Options {
     #[arg(short, long)]
     pub force: bool,
     /// Which statistics of tensors to take
-    #[arg(long, value_name = "WHICH", default_value = "rules", env = "OPTAPE_STATS")]
+    #[arg(
+        long,
+        value_name = "WHICH",
+        default_value = "rules",
+        env = "OPTAPE_STATS"
+    )]
     pub stats: Stats,
     /// What the program does when a ring is full: wait for the recorder (at most 1 s, then drop), or drop records
-    #[arg(long, value_name = "WHAT", default_value = "wait", env = "OPTAPE_ON_FULL")]
+    #[arg(
+        long,
+        value_name = "WHAT",
+        default_value = "wait",
+        env = "OPTAPE_ON_FULL"
+    )]
     pub on_full: WhenFull,
     /// Size of the ring of each recorded process, in memory: 64K, 4M, ... (a power of two)
     #[arg(long, value_name = "SIZE", default_value_t = RingSize(DEFAULT_CAPACITY), value_parser = ring_size, env = "OPTAPE_RING_BYTES")]
@@ -80,18 +92,29 @@ impl std::fmt::Display for RingSize {
 
 fn ring_size(text: &str) -> Result<RingSize, String> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let shift = match text.get(digits.len()..).unwrap_or_default().to_ascii_uppercase().as_str() {
+    let shift = match text
+        .get(digits.len()..)
+        .unwrap_or_default()
+        .to_ascii_uppercase()
+        .as_str()
+    {
         "" | "B" => 0,
         "K" | "KB" | "KIB" => 10,
         "M" | "MB" | "MIB" => 20,
         "G" | "GB" | "GIB" => 30,
         unit => return Err(format!("{unit} is no unit; K, M and G are known")),
     };
-    let number: usize = digits.parse().map_err(|_| "not a number of bytes; for example 1M".to_owned())?;
-    let bytes = number.checked_shl(shift).filter(|bytes| bytes >> shift == number && *bytes <= 1 << 40);
+    let number: usize = digits
+        .parse()
+        .map_err(|_| "not a number of bytes; for example 1M".to_owned())?;
+    let bytes = number
+        .checked_shl(shift)
+        .filter(|bytes| bytes >> shift == number && *bytes <= 1 << 40);
     match bytes.map(usize::next_power_of_two) {
         None => Err("too large; the largest is 1024G".to_owned()),
-        Some(bytes) if bytes < SMALLEST_RING_BYTES => Err("too small; the smallest is 64K".to_owned()),
+        Some(bytes) if bytes < SMALLEST_RING_BYTES => {
+            Err("too small; the smallest is 64K".to_owned())
+        }
         Some(bytes) => Ok(RingSize(bytes)),
     }
 }
@@ -125,16 +148,24 @@ pub fn run(options: &Options, global: &GlobalOptions) -> anyhow::Result<ExitCode
         output: options.output.clone(),
         force: options.force,
         settings: options.settings(),
+        verbose: global.verbose > 0,
         notice: say,
     };
-    let outcome = daemon::record(request).map_err(|error| Failure { code: error.exit_code(), message: error.to_string() })?;
+    let outcome = daemon::record(request).map_err(|error| Failure {
+        code: error.exit_code(),
+        message: error.to_string(),
+    })?;
     tell(&outcome, global.quiet);
     Ok(ExitCode::from(outcome.exit.code()))
 }
 
 /// Losses are errors, which `--quiet` does not silence.
 fn tell(outcome: &Outcome, quiet: bool) {
-    let lines = if quiet { outcome.report.complaints() } else { outcome.report.summary() };
+    let lines = if quiet {
+        outcome.report.complaints()
+    } else {
+        outcome.report.summary()
+    };
     for line in lines.iter().chain(&outcome.explanation) {
         say(line);
     }

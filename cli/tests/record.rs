@@ -1,7 +1,12 @@
 //! `optape record` over commands without libtorch: shells, and this binary as a process that records.
+#![allow(clippy::unwrap_used, reason = "tests, their helpers too")]
 
 #[path = "../../recorder/src/daemon/tests/fake.rs"]
-#[allow(dead_code, unreachable_pub, reason = "shared with the daemon's own tests")]
+#[allow(
+    dead_code,
+    unreachable_pub,
+    reason = "shared with the daemon's own tests"
+)]
 mod fake;
 
 use std::ffi::OsStr;
@@ -24,7 +29,9 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        Self { directory: tempfile::tempdir().unwrap() }
+        Self {
+            directory: tempfile::tempdir().unwrap(),
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -35,21 +42,36 @@ impl Bench {
     fn record<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_optape"));
         // No process here loads capture: any file will do.
-        command.current_dir(self.directory.path()).arg("record").args(words).env("OPTAPE_CAPTURE_LIB", std::env::current_exe().unwrap());
-        for name in ["PYTHONPATH", "OPTAPE_STATS", "OPTAPE_ON_FULL", "OPTAPE_RING_BYTES", "OPTAPE_FORCE_TORCH"] {
+        command
+            .current_dir(self.directory.path())
+            .arg("record")
+            .args(words)
+            .env("OPTAPE_CAPTURE_LIB", std::env::current_exe().unwrap());
+        for name in [
+            "PYTHONPATH",
+            "OPTAPE_STATS",
+            "OPTAPE_ON_FULL",
+            "OPTAPE_RING_BYTES",
+            "OPTAPE_FORCE_TORCH",
+        ] {
             command.env_remove(name);
         }
         command
     }
 
     fn shell(&self, script: &str) -> Output {
-        self.record(["-o", "t.optape", "--", "sh", "-c", script]).output().unwrap()
+        self.record(["-o", "t.optape", "--", "sh", "-c", script])
+            .output()
+            .unwrap()
     }
 
     /// A shell word that runs this binary as a process that records.
     fn producer(&self, what: &str) -> String {
         let exe = std::env::current_exe().unwrap();
-        format!("OPTAPE_FAKE={what} '{}' --exact a_process_that_records --nocapture", exe.display())
+        format!(
+            "OPTAPE_FAKE={what} '{}' --exact a_process_that_records --nocapture",
+            exe.display()
+        )
     }
 
     fn trace(&self) -> Trace {
@@ -57,7 +79,10 @@ impl Bench {
     }
 
     fn files(&self) -> Vec<String> {
-        let mut names: Vec<_> = std::fs::read_dir(self.directory.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> = std::fs::read_dir(self.directory.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         names
     }
@@ -70,10 +95,16 @@ fn stderr(output: &Output) -> String {
 /// Not a test in the test run: what `Bench::producer` starts.
 #[test]
 fn a_process_that_records() {
-    let (Ok(what), Some(run)) = (std::env::var("OPTAPE_FAKE"), std::env::var_os("OPTAPE_RUN")) else { return };
+    let (Ok(what), Some(run)) = (std::env::var("OPTAPE_FAKE"), std::env::var_os("OPTAPE_RUN"))
+    else {
+        return;
+    };
     let ring_bytes = std::env::var("OPTAPE_RING_BYTES").unwrap().parse().unwrap();
     let mut fake = Fake::begin(Path::new(&run), ring_bytes, OnFull::Wait);
-    let calls: u64 = what.trim_start_matches(|c: char| !c.is_ascii_digit()).parse().unwrap();
+    let calls: u64 = what
+        .trim_start_matches(|c: char| !c.is_ascii_digit())
+        .parse()
+        .unwrap();
     for _ in 0..calls {
         assert!(fake.call(0));
     }
@@ -92,7 +123,11 @@ fn exit_codes_are_the_commands() {
     assert_eq!(bench.shell("exit 0").status.code(), Some(0));
     assert_eq!(bench.shell("kill -KILL $$").status.code(), Some(137));
     assert_eq!(bench.shell("kill -TERM $$").status.code(), Some(143));
-    assert_eq!(bench.files(), [""; 0], "nothing was recorded, so nothing is left");
+    assert_eq!(
+        bench.files(),
+        [""; 0],
+        "nothing was recorded, so nothing is left"
+    );
 }
 
 #[test]
@@ -102,26 +137,74 @@ fn failures_before_the_start_have_codes_of_their_own() {
     std::fs::write(bench.path("there.optape"), "precious").unwrap();
     let touch = ["touch", "ran"];
     let cases: [(&[&str], i32, &str); 8] = [
-        (&["--", "no-such-command"], 127, "command not found: no-such-command"),
+        (
+            &["--", "no-such-command"],
+            127,
+            "command not found: no-such-command",
+        ),
         (&["--", "./plain"], 126, "cannot run ./plain"),
         (&["--", "."], 126, "cannot run ."),
-        (&["-o", "there.optape", "--", touch[0], touch[1]], 125, "--force"),
-        (&["-o", "no/such/t.optape", "--", touch[0], touch[1]], 125, "there is no directory no/such"),
-        (&["-f", "-o", ".", "--", touch[0], touch[1]], 125, "cannot create ."),
-        (&["--ring-size", "1024G", "--", touch[0], touch[1]], 125, "--ring-size"),
-        (&["--ring-size", "1", "--", touch[0], touch[1]], 2, "smallest"),
+        (
+            &["-o", "there.optape", "--", touch[0], touch[1]],
+            125,
+            "--force",
+        ),
+        (
+            &["-o", "no/such/t.optape", "--", touch[0], touch[1]],
+            125,
+            "there is no directory no/such",
+        ),
+        (
+            &["-f", "-o", ".", "--", touch[0], touch[1]],
+            125,
+            "cannot create .",
+        ),
+        (
+            &["--ring-size", "1024G", "--", touch[0], touch[1]],
+            125,
+            "--ring-size",
+        ),
+        (
+            &["--ring-size", "1", "--", touch[0], touch[1]],
+            2,
+            "smallest",
+        ),
     ];
     for (words, code, message) in cases {
         let output = bench.record(words).output().unwrap();
-        assert_eq!(output.status.code(), Some(code), "{words:?}: {}", stderr(&output));
-        assert!(stderr(&output).contains(message), "{words:?}: {}", stderr(&output));
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{words:?}: {}",
+            stderr(&output)
+        );
+        assert!(
+            stderr(&output).contains(message),
+            "{words:?}: {}",
+            stderr(&output)
+        );
         assert!(output.stdout.is_empty());
     }
-    let missing = bench.record(["--", "true"]).env("OPTAPE_CAPTURE_LIB", "/no/such.so").output().unwrap();
+    let missing = bench
+        .record(["--", "true"])
+        .env("OPTAPE_CAPTURE_LIB", "/no/such.so")
+        .output()
+        .unwrap();
     assert_eq!(missing.status.code(), Some(125));
-    assert!(stderr(&missing).contains("liboptape_recorder.so"), "{}", stderr(&missing));
-    assert_eq!(bench.files(), ["plain", "there.optape"], "the command did not run, and nothing was made");
-    assert_eq!(std::fs::read(bench.path("there.optape")).unwrap(), b"precious");
+    assert!(
+        stderr(&missing).contains("liboptape_recorder.so"),
+        "{}",
+        stderr(&missing)
+    );
+    assert_eq!(
+        bench.files(),
+        ["plain", "there.optape"],
+        "the command did not run, and nothing was made"
+    );
+    assert_eq!(
+        std::fs::read(bench.path("there.optape")).unwrap(),
+        b"precious"
+    );
 }
 
 #[test]
@@ -132,10 +215,21 @@ fn a_directory_that_cannot_be_written_is_refused() {
     std::fs::set_permissions(&locked, PermissionsExt::from_mode(0o555)).unwrap();
     // Permissions do not hold root back; /proc does.
     let root = std::fs::write(locked.join("x"), "").is_ok();
-    let target = if root { "/proc/t.optape" } else { "locked/t.optape" };
-    let output = bench.record(["-o", target, "--", "touch", "ran"]).output().unwrap();
+    let target = if root {
+        "/proc/t.optape"
+    } else {
+        "locked/t.optape"
+    };
+    let output = bench
+        .record(["-o", target, "--", "touch", "ran"])
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(125), "{}", stderr(&output));
-    assert!(stderr(&output).contains(&format!("cannot create {target}")), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains(&format!("cannot create {target}")),
+        "{}",
+        stderr(&output)
+    );
     assert!(!bench.path("ran").exists());
 }
 
@@ -143,7 +237,13 @@ fn a_directory_that_cannot_be_written_is_refused() {
 fn stdin_stdout_and_environment_are_the_commands() {
     let bench = Bench::new();
     let mut child = bench
-        .record(["-q", "--", "sh", "-c", "cat; printf '%s' \"$MINE\"; printf err >&2"])
+        .record([
+            "-q",
+            "--",
+            "sh",
+            "-c",
+            "cat; printf '%s' \"$MINE\"; printf err >&2",
+        ])
         .env("MINE", "yes")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -161,20 +261,53 @@ fn the_environment_attaches() {
     let bench = Bench::new();
     let show = "echo $PYTHONPATH; echo $OPTAPE_STATS $OPTAPE_ON_FULL $OPTAPE_RING_BYTES $OPTAPE_FORCE_TORCH $OPTAPE_TORCH_VERSIONS; \
         ls $OPTAPE_RUN/attach/*/ $OPTAPE_HOOK_SOURCE; stat -c %a $OPTAPE_RUN; test -f $OPTAPE_CAPTURE_LIB && echo lib";
-    let words = ["--stats", "all", "--on-full", "drop", "--ring-size", "128K", "--force-torch", "--", "sh", "-c", show];
-    let output = bench.record(words).env("PYTHONPATH", "/mine").output().unwrap();
+    let words = [
+        "--stats",
+        "all",
+        "--on-full",
+        "drop",
+        "--ring-size",
+        "128K",
+        "--force-torch",
+        "--",
+        "sh",
+        "-c",
+        show,
+    ];
+    let output = bench
+        .record(words)
+        .env("PYTHONPATH", "/mine")
+        .output()
+        .unwrap();
     let stdout = String::from_utf8(output.stdout).unwrap();
     let lines: Vec<_> = stdout.lines().collect();
-    assert!(lines[0].ends_with("/attach:/mine") && lines[0].matches(':').count() == 1, "{stdout}");
+    assert!(
+        lines[0].ends_with("/attach:/mine") && lines[0].matches(':').count() == 1,
+        "{stdout}"
+    );
     assert_eq!(lines[1], "all drop 131072 1 2.13.0");
-    for part in ["entry_points.txt", "METADATA", "optape_hook.cpp", "optape_hook.h", "\n700\n", "\nlib\n"] {
+    for part in [
+        "entry_points.txt",
+        "METADATA",
+        "optape_hook.cpp",
+        "optape_hook.h",
+        "\n700\n",
+        "\nlib\n",
+    ] {
         assert!(stdout.contains(part), "{part}: {stdout}");
     }
     let run = Path::new(lines[0].strip_suffix("/attach:/mine").unwrap());
     assert!(!run.exists(), "the run directory is gone");
-    let site = bench.record(["--", "sh", "-c", "echo $PYTHONPATH"]).env("TORCH_DEVICE_BACKEND_AUTOLOAD", "0").output().unwrap();
+    let site = bench
+        .record(["--", "sh", "-c", "echo $PYTHONPATH"])
+        .env("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+        .output()
+        .unwrap();
     let stdout = String::from_utf8(site.stdout).unwrap();
-    assert!(stdout.trim().ends_with("/site") && stdout.contains("/attach:"), "{stdout}");
+    assert!(
+        stdout.trim().ends_with("/site") && stdout.contains("/attach:"),
+        "{stdout}"
+    );
 }
 
 #[test]
@@ -183,28 +316,65 @@ fn a_process_is_recorded_and_summed_up() {
     let output = bench.shell(&format!("{}; exit 3", bench.producer("ends20000")));
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
     let told = stderr(&output);
-    for part in ["recorded 20 000 op calls of 1 process", "bytes per op call", "own cost:", "nothing dropped", "t.optape", "next: optape replay t.optape"] {
+    for part in [
+        "recorded 20 000 op calls of 1 process",
+        "bytes per op call",
+        "own cost:",
+        "nothing dropped",
+        "t.optape",
+        "next: optape replay t.optape",
+    ] {
         assert!(told.contains(part), "{part}: {told}");
     }
     let trace = bench.trace();
-    let TraceEnd::Clean(end) = trace.end() else { panic!("{:?}", trace.end()) };
+    let TraceEnd::Clean(end) = trace.end() else {
+        panic!("{:?}", trace.end())
+    };
     assert_eq!((end.exit_code, end.signal), (Some(3), None));
-    assert!(end.daemon_cpu_ns > 0 && end.daemon_peak_bytes > 0 && end.daemon_peak_bytes < 64 << 20, "{end:?}");
+    assert!(
+        end.daemon_cpu_ns > 0 && end.daemon_peak_bytes > 0 && end.daemon_peak_bytes < 64 << 20,
+        "{end:?}"
+    );
     assert_eq!(trace.run().command[0], "sh");
-    assert_eq!(trace.run().working_directory, std::fs::canonicalize(bench.directory.path()).unwrap().to_str().unwrap());
+    assert_eq!(
+        trace.run().working_directory,
+        std::fs::canonicalize(bench.directory.path())
+            .unwrap()
+            .to_str()
+            .unwrap()
+    );
     assert_eq!(trace.streams()[0].records(), 20_000);
 
     let again = bench.shell(&bench.producer("ends1"));
     assert_eq!(again.status.code(), Some(125), "the file is there now");
-    let quiet = bench.record(["-qf", "-o", "t.optape", "--", "sh", "-c", &bench.producer("ends1")]).output().unwrap();
-    assert_eq!((quiet.status.code(), stderr(&quiet).as_str()), (Some(0), ""));
+    let quiet = bench
+        .record([
+            "-qf",
+            "-o",
+            "t.optape",
+            "--",
+            "sh",
+            "-c",
+            &bench.producer("ends1"),
+        ])
+        .output()
+        .unwrap();
+    assert_eq!(
+        (quiet.status.code(), stderr(&quiet).as_str()),
+        (Some(0), "")
+    );
     assert_eq!(bench.trace().streams()[0].records(), 1, "overwritten");
 }
 
 #[test]
 fn the_default_name_tells_the_program() {
     let bench = Bench::new();
-    let child = bench.record(["--", "sh", "-c", &bench.producer("ends1")]).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let child = bench
+        .record(["--", "sh", "-c", &bench.producer("ends1")])
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
     let name = format!("optape-sh-{}.optape", child.id());
     assert!(child.wait_with_output().unwrap().status.success());
     assert_eq!(bench.files(), [name]);
@@ -215,17 +385,36 @@ fn the_dead_and_the_many_are_recorded() {
     let bench = Bench::new();
     let dies = bench.producer("dies30000");
     // More rings than may be resident at a time.
-    let many = (0..20).map(|_| format!("{} & ", bench.producer("ends60000"))).collect::<String>();
+    let many = (0..20)
+        .map(|_| format!("{} & ", bench.producer("ends60000")))
+        .collect::<String>();
     let output = bench.shell(&format!("{many} {dies}; wait"));
     let trace = bench.trace();
     assert_eq!(trace.streams().len(), 21, "{}", stderr(&output));
-    let mut ends: Vec<_> = trace.streams().iter().map(|s| (s.records(), s.end().unwrap().clean)).collect();
+    let mut ends: Vec<_> = trace
+        .streams()
+        .iter()
+        .map(|s| (s.records(), s.end().unwrap().clean))
+        .collect();
     ends.sort_unstable();
     assert_eq!(ends[0], (30_000, false));
-    assert!(ends[1..].iter().all(|end| *end == (60_000, true)), "{ends:?}");
-    assert!(stderr(&output).contains("1 recorded process(es) ended without a goodbye"), "{}", stderr(&output));
-    let TraceEnd::Clean(end) = trace.end() else { panic!("{:?}", trace.end()) };
-    assert!(end.daemon_peak_bytes < 64 << 20, "{} bytes resident", end.daemon_peak_bytes);
+    assert!(
+        ends[1..].iter().all(|end| *end == (60_000, true)),
+        "{ends:?}"
+    );
+    assert!(
+        stderr(&output).contains("1 recorded process(es) ended without a goodbye"),
+        "{}",
+        stderr(&output)
+    );
+    let TraceEnd::Clean(end) = trace.end() else {
+        panic!("{:?}", trace.end())
+    };
+    assert!(
+        end.daemon_peak_bytes < 64 << 20,
+        "{} bytes resident",
+        end.daemon_peak_bytes
+    );
 }
 
 #[test]
@@ -234,22 +423,63 @@ fn processes_that_outlive_the_command_get_a_second() {
     let began = Instant::now();
     let script = format!("{} >/dev/null 2>&1 & sleep 1", bench.producer("lingers500"));
     let output = bench.shell(&script);
-    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
-    assert!(stderr(&output).contains("1 recorded process(es) still run"), "{}", stderr(&output));
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        began.elapsed()
+    );
+    assert!(
+        stderr(&output).contains("1 recorded process(es) still run"),
+        "{}",
+        stderr(&output)
+    );
     assert_eq!(bench.trace().streams()[0].records(), 500);
     let began = Instant::now();
-    bench.record(["-qfo", "t.optape", "--", "sh", "-c", &bench.producer("ends500")]).output().unwrap();
-    assert!(began.elapsed() < Duration::from_secs(1), "nobody is waited for in vain: {:?}", began.elapsed());
+    bench
+        .record([
+            "-qfo",
+            "t.optape",
+            "--",
+            "sh",
+            "-c",
+            &bench.producer("ends500"),
+        ])
+        .output()
+        .unwrap();
+    assert!(
+        began.elapsed() < Duration::from_secs(1),
+        "nobody is waited for in vain: {:?}",
+        began.elapsed()
+    );
 }
 
 #[test]
 fn a_full_disk_leaves_the_command_alone() {
     let bench = Bench::new();
-    let output = bench.record(["-f", "-o", "/dev/full", "--", "sh", "-c", &format!("{}; exit 4", bench.producer("ends50000"))]).output().unwrap();
+    let output = bench
+        .record([
+            "-f",
+            "-o",
+            "/dev/full",
+            "--",
+            "sh",
+            "-c",
+            &format!("{}; exit 4", bench.producer("ends50000")),
+        ])
+        .output()
+        .unwrap();
     let told = stderr(&output);
     assert_eq!(output.status.code(), Some(4), "{told}");
-    assert_eq!(told.matches("cannot write the trace any more").count() + told.matches("cannot write the end of the trace").count(), 1, "{told}");
-    assert!(told.contains("No space left on device") && told.contains("50 000 records are lost"), "{told}");
+    assert_eq!(
+        told.matches("cannot write the trace any more").count()
+            + told.matches("cannot write the end of the trace").count(),
+        1,
+        "{told}"
+    );
+    assert!(
+        told.contains("No space left on device") && told.contains("50 000 records are lost"),
+        "{told}"
+    );
     assert!(Path::new("/dev/full").exists());
 }
 
@@ -257,10 +487,17 @@ fn a_full_disk_leaves_the_command_alone() {
 fn nothing_recorded_is_explained_and_harms_no_file() {
     let bench = Bench::new();
     std::fs::write(bench.path("t.optape"), "precious").unwrap();
-    let output = bench.record(["-f", "-o", "t.optape", "--", "true"]).output().unwrap();
+    let output = bench
+        .record(["-f", "-o", "t.optape", "--", "true"])
+        .output()
+        .unwrap();
     let told = stderr(&output);
     assert_eq!(output.status.code(), Some(0));
-    for part in ["nothing was recorded", "optape-torch = \"0.1\"", "let _tape = optape_torch::attach()?;"] {
+    for part in [
+        "nothing was recorded",
+        "optape-torch = \"0.1\"",
+        "let _tape = optape_torch::attach()?;",
+    ] {
         assert!(told.contains(part), "{part}: {told}");
     }
     assert_eq!(std::fs::read(bench.path("t.optape")).unwrap(), b"precious");
@@ -269,15 +506,35 @@ fn nothing_recorded_is_explained_and_harms_no_file() {
     assert_eq!(failing.status.code(), Some(125), "the file is there");
     std::fs::remove_file(bench.path("t.optape")).unwrap();
     let failing = bench.shell("printf 'no C++ compiler found\\n' > $OPTAPE_RUN/attach-error-1.txt");
-    assert!(stderr(&failing).contains("could not be recorded: no C++ compiler found"), "{}", stderr(&failing));
+    assert!(
+        stderr(&failing).contains("could not be recorded: no C++ compiler found"),
+        "{}",
+        stderr(&failing)
+    );
     assert_eq!(bench.files(), [""; 0]);
 
+    let idle = bench.shell("touch $OPTAPE_RUN/attached-1 $OPTAPE_RUN/attached-2");
+    assert!(
+        stderr(&idle).contains("2 processes imported torch and were ready"),
+        "{}",
+        stderr(&idle)
+    );
+
     // A Python that says that it has no torch.
-    std::fs::write(bench.path("python3"), "#!/bin/sh\ntest \"$1\" = -c && echo absent\n").unwrap();
+    std::fs::write(
+        bench.path("python3"),
+        "#!/bin/sh\ntest \"$1\" = -c && echo absent\n",
+    )
+    .unwrap();
     std::fs::set_permissions(bench.path("python3"), PermissionsExt::from_mode(0o755)).unwrap();
     let told = stderr(&bench.record(["--", "./python3", "x.py"]).output().unwrap());
     assert!(told.contains("./python3 has no torch"), "{told}");
-    let told = stderr(&bench.record(["--", "./python3", "-I", "x.py"]).output().unwrap());
+    let told = stderr(
+        &bench
+            .record(["--", "./python3", "-I", "x.py"])
+            .output()
+            .unwrap(),
+    );
     assert!(told.contains("without -I"), "{told}");
 }
 
@@ -287,13 +544,21 @@ fn scripts_without_a_first_line_run() {
     std::fs::write(bench.path("script"), "echo $1; exit 5\n").unwrap();
     std::fs::set_permissions(bench.path("script"), PermissionsExt::from_mode(0o755)).unwrap();
     let output = bench.record(["-q", "./script", "word"]).output().unwrap();
-    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(5), b"word\n".as_slice()));
+    assert_eq!(
+        (output.status.code(), output.stdout.as_slice()),
+        (Some(5), b"word\n".as_slice())
+    );
 }
 
 /// Starts a shell script under `optape record` in a process group of its own and waits until it says that it is ready.
 fn start(bench: &Bench, script: &str) -> (std::process::Child, std::process::ChildStdout) {
     let mut command = bench.record(["-o", "t.optape", "--", "sh", "-c", script]);
-    let mut child = command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command
+        .process_group(0)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut stdout = child.stdout.take().unwrap();
     let mut ready = [0; 6];
     stdout.read_exact(&mut ready).unwrap();
@@ -302,10 +567,19 @@ fn start(bench: &Bench, script: &str) -> (std::process::Child, std::process::Chi
 }
 
 fn signal(target: &str, signal: &str) {
-    assert!(Command::new("kill").args([signal, "--", target]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args([signal, "--", target])
+            .status()
+            .unwrap()
+            .success()
+    );
 }
 
-fn rest(mut child: std::process::Child, mut stdout: std::process::ChildStdout) -> (Option<i32>, String) {
+fn rest(
+    mut child: std::process::Child,
+    mut stdout: std::process::ChildStdout,
+) -> (Option<i32>, String) {
     let mut text = String::new();
     stdout.read_to_string(&mut text).unwrap();
     (child.wait().unwrap().code(), text)
@@ -336,7 +610,10 @@ fn signals_for_us_alone_are_passed_on_once() {
         signal(&child.id().to_string(), name);
         std::thread::sleep(Duration::from_millis(350));
     }
-    assert_eq!(rest(child, stdout), (Some(9), "TERM\nHUP\nUSR1\n".to_owned()));
+    assert_eq!(
+        rest(child, stdout),
+        (Some(9), "TERM\nHUP\nUSR1\n".to_owned())
+    );
     let (child, stdout) = start(&bench, "echo ready; exec sleep 20");
     signal(&child.id().to_string(), "-TERM");
     assert_eq!(rest(child, stdout), (Some(143), String::new()));
@@ -345,10 +622,17 @@ fn signals_for_us_alone_are_passed_on_once() {
 #[test]
 fn a_killed_daemon_leaves_the_command_running_and_a_readable_file() {
     let bench = Bench::new();
-    let script = format!("{}; echo ready; sleep 1; echo done > done", bench.producer("ends1000").replace("--nocapture", "--nocapture >/dev/null"));
+    let script = format!(
+        "{}; echo ready; sleep 1; echo done > done",
+        bench
+            .producer("ends1000")
+            .replace("--nocapture", "--nocapture >/dev/null")
+    );
     let (mut child, _stdout) = start(&bench, &script);
     let deadline = Instant::now() + Duration::from_secs(10);
-    while !Trace::open(&bench.path("t.optape")).is_ok_and(|t| t.streams().first().is_some_and(|s| s.records() == 1000)) {
+    while !Trace::open(&bench.path("t.optape"))
+        .is_ok_and(|t| t.streams().first().is_some_and(|s| s.records() == 1000))
+    {
         assert!(Instant::now() < deadline, "the records do not arrive");
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -24,7 +24,10 @@ pub enum RecordError {
         source: io::Error,
     },
     /// There is no place for the rings.
-    #[error("no directory for the rings: {}; one of them must be writable", list(tried))]
+    #[error(
+        "no directory for the rings: {}; one of them must be writable",
+        list(tried)
+    )]
     NoRunDirectory {
         /// Where it was tried, and why it failed.
         tried: Vec<(PathBuf, io::Error)>,
@@ -103,20 +106,31 @@ impl RecordError {
         match self {
             Self::CommandNotFound { .. } => 127,
             Self::CommandNotExecutable { .. } => 126,
-            Self::Interrupted { signal } => 128u8.saturating_add(u8::try_from(*signal).unwrap_or(0)),
+            Self::Interrupted { signal } => {
+                128u8.saturating_add(u8::try_from(*signal).unwrap_or(0))
+            }
             _ => 125,
         }
     }
 }
 
 fn list(tried: &[(PathBuf, io::Error)]) -> String {
-    tried.iter().map(|(path, error)| format!("{}: {error}", path.display())).collect::<Vec<_>>().join("; ")
+    tried
+        .iter()
+        .map(|(path, error)| format!("{}: {error}", path.display()))
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 fn hint_for_output(path: &std::path::Path, source: &io::Error) -> String {
-    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(std::path::Path::new("."));
+    let directory = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(std::path::Path::new("."));
     match source.kind() {
-        io::ErrorKind::NotFound if !directory.exists() => format!("; there is no directory {}", directory.display()),
+        io::ErrorKind::NotFound if !directory.exists() => {
+            format!("; there is no directory {}", directory.display())
+        }
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             "; choose a directory that you may write with --output".to_owned()
         }

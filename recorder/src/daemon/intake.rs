@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 use optape_trace::{
-    Definition, DropReason, Event, Moment, OpCallRef, PatternId, RunEnd, SignatureId, StreamEnd, StreamId, StreamInfo, ThreadDef, ThreadId, TraceError,
-    TraceWriter, call_flags, codec,
+    Definition, DropReason, Event, Moment, OpCallRef, PatternId, RunEnd, SignatureId, StreamEnd,
+    StreamId, StreamInfo, ThreadDef, ThreadId, TraceError, TraceWriter, call_flags, codec,
 };
 
 use super::cost::{peak_resident_bytes, process_cpu_ns, thread_cpu_ns};
@@ -58,7 +58,8 @@ pub(super) struct Intake {
     checkpoints: Checkpoints,
     flushed: Instant,
     unflushed: bool,
-    began: Option<Instant>,
+    /// When the first ring was found, and when the last one ended.
+    active: Option<(Instant, Instant)>,
     busy: bool,
     report: Report,
 }
@@ -108,7 +109,9 @@ enum Fault {
 impl From<TraceError> for Fault {
     fn from(error: TraceError) -> Self {
         match error {
-            TraceError::Sink { .. } | TraceError::SinkFailed | TraceError::Io { .. } => Self::Sink(error),
+            TraceError::Sink { .. } | TraceError::SinkFailed | TraceError::Io { .. } => {
+                Self::Sink(error)
+            }
             TraceError::Refused { what, .. } => Self::Stream(what),
             other => Self::Stream(other.to_string()),
         }
@@ -131,13 +134,23 @@ impl Checkpoints {
 
     fn arrived(&mut self, bytes: u64) {
         while self.written.front().is_some_and(|(end, _)| *end <= bytes) {
-            self.safe = self.written.pop_front().map_or(self.safe, |(_, records)| records);
+            self.safe = self
+                .written
+                .pop_front()
+                .map_or(self.safe, |(_, records)| records);
         }
     }
 }
 
 impl Intake {
-    pub(super) fn new(directory: &Path, writer: TraceWriter<BackgroundSink>, sink: SinkState, pulse: Pulse, setting: Setting, notice: Notice) -> Self {
+    pub(super) fn new(
+        directory: &Path,
+        writer: TraceWriter<BackgroundSink>,
+        sink: SinkState,
+        pulse: Pulse,
+        setting: Setting,
+        notice: Notice,
+    ) -> Self {
         Self {
             directory: directory.to_owned(),
             setting,
@@ -151,7 +164,7 @@ impl Intake {
             checkpoints: Checkpoints::default(),
             flushed: Instant::now(),
             unflushed: false,
-            began: None,
+            active: None,
             busy: false,
             report: Report::default(),
         }
@@ -192,7 +205,10 @@ impl Intake {
             // The order matters: what a process committed before it was found dead is drained afterwards.
             let gone = ring.process.is_gone();
             let sound = self.drain(index);
-            let ended = self.rings.get(index).is_none_or(|ring| ring.stream.state == State::Ended);
+            let ended = self
+                .rings
+                .get(index)
+                .is_none_or(|ring| ring.stream.state == State::Ended);
             if gone || !sound || ended {
                 self.end_ring(index);
             } else {
@@ -208,14 +224,25 @@ impl Intake {
             Ok(entries) => entries,
             Err(error) => {
                 if !std::mem::replace(&mut self.directory_lost, true) {
-                    (self.notice)(&format!("the run directory {} is gone ({error}); processes that start from now on are not recorded", self.directory.display()));
+                    (self.notice)(&format!(
+                        "the run directory {} is gone ({error}); processes that start from now on are not recorded",
+                        self.directory.display()
+                    ));
                 }
                 return;
             }
         };
         for entry in entries.flatten() {
-            let is_ring = entry.file_name().to_str().is_some_and(|name| name.starts_with("ring-"));
-            if !is_ring || self.rings.iter().any(|ring| ring.consumer.path().file_name() == Some(&entry.file_name())) {
+            let is_ring = entry
+                .file_name()
+                .to_str()
+                .is_some_and(|name| name.starts_with("ring-"));
+            if !is_ring
+                || self
+                    .rings
+                    .iter()
+                    .any(|ring| ring.consumer.path().file_name() == Some(&entry.file_name()))
+            {
                 continue;
             }
             let path = entry.path();
@@ -223,7 +250,10 @@ impl Intake {
                 continue;
             }
             if let Err(error) = self.add_ring(&path) {
-                let why = format!("{} cannot be read: {error}; its process is not recorded", path.display());
+                let why = format!(
+                    "{} cannot be read: {error}; its process is not recorded",
+                    path.display()
+                );
                 (self.notice)(&why);
                 self.report.bad_rings.push(why);
                 self.ignored.insert(path);
@@ -237,15 +267,36 @@ impl Intake {
         let process_id = consumer.process_id();
         tracing::debug!("process {process_id} began to record: {}", path.display());
         let process = Process::of_ring(path, process_id);
-        let stream = Stream { report: StreamReport { process_id, ..Default::default() }, ..Default::default() };
-        self.began.get_or_insert_with(Instant::now);
-        self.rings.push(Ring { consumer, process, stream, resident_bytes: 0, found_ns: monotonic_ns() });
+        let stream = Stream {
+            report: StreamReport {
+                process_id,
+                ..Default::default()
+            },
+            ..Default::default()
+        };
+        self.active
+            .get_or_insert_with(|| (Instant::now(), Instant::now()));
+        self.rings.push(Ring {
+            consumer,
+            process,
+            stream,
+            resident_bytes: 0,
+            found_ns: monotonic_ns(),
+        });
         Ok(())
     }
 
     /// Empties a ring. False: its content is no sequence of messages, or its process sent nonsense.
     fn drain(&mut self, index: usize) -> bool {
-        let Some(Ring { consumer, stream, resident_bytes, .. }) = self.rings.get_mut(index) else { return false };
+        let Some(Ring {
+            consumer,
+            stream,
+            resident_bytes,
+            ..
+        }) = self.rings.get_mut(index)
+        else {
+            return false;
+        };
         let (writer, taken) = (&mut self.writer, &mut self.checkpoints.taken);
         let mut fault = None;
         let mut bytes = 0;
@@ -274,7 +325,10 @@ impl Intake {
                 true
             }
             Fault::Stream(why) => {
-                self.disable(index, &format!("the recorded process sent something malformed: {why}"));
+                self.disable(
+                    index,
+                    &format!("the recorded process sent something malformed: {why}"),
+                );
                 false
             }
         }
@@ -282,23 +336,40 @@ impl Intake {
 
     /// Ends a stream whose process cannot be understood any more.
     fn disable(&mut self, index: usize, why: &str) {
-        let Some(Ring { stream, .. }) = self.rings.get_mut(index) else { return };
-        (self.notice)(&format!("recording of process {} ends: {why}", stream.report.process_id));
+        let Some(Ring { stream, .. }) = self.rings.get_mut(index) else {
+            return;
+        };
+        (self.notice)(&format!(
+            "recording of process {} ends: {why}",
+            stream.report.process_id
+        ));
         stream.report.disabled = Some(why.to_owned());
         if let (State::Open(id), Some(writer)) = (stream.state, self.writer.as_mut()) {
             // A sink that fails here is noticed at the next flush.
-            let _ = stream.note(id, stream.last_ns, Event::Disabled { reason: why.to_owned() }, writer);
+            let _ = stream.note(
+                id,
+                stream.last_ns,
+                Event::Disabled {
+                    reason: why.to_owned(),
+                },
+                writer,
+            );
         }
     }
 
     /// Closes a stream whose process is dead, has said goodbye, or is left to itself, and forgets its ring.
     fn end_ring(&mut self, index: usize) {
         let mut ring = self.rings.swap_remove(index);
+        if let Some((_, ended)) = &mut self.active {
+            *ended = Instant::now();
+        }
         self.pulse.remove(ring.consumer.path());
         let untold = ring.consumer.untold_drops();
         let silent = self.pulse.was_silent_since(ring.found_ns);
         if let State::Open(id) = ring.stream.state {
-            let result = ring.stream.end_unclean(id, untold, silent, self.writer.as_mut());
+            let result = ring
+                .stream
+                .end_unclean(id, untold, silent, self.writer.as_mut());
             if let Err(Fault::Sink(error)) = result {
                 self.writing_failed(&error.to_string());
             }
@@ -307,22 +378,41 @@ impl Intake {
         }
         let _ = std::fs::remove_file(ring.consumer.path());
         let mut report = ring.stream.report;
-        report.active = Duration::from_nanos(ring.stream.last_ns.saturating_sub(ring.stream.first_ns.unwrap_or(0)));
-        tracing::debug!("process {} ended its recording: {} records", report.process_id, report.records);
-        if report.records > 0 || report.clean || report.disabled.is_some() || ring.stream.state != State::Waiting {
+        report.active = Duration::from_nanos(
+            ring.stream
+                .last_ns
+                .saturating_sub(ring.stream.first_ns.unwrap_or(0)),
+        );
+        tracing::debug!(
+            "process {} ended its recording: {} records",
+            report.process_id,
+            report.records
+        );
+        if report.records > 0
+            || report.clean
+            || report.disabled.is_some()
+            || ring.stream.state != State::Waiting
+        {
             self.report.streams.push(report);
         }
     }
 
     /// Keeps the daemon small however many processes record: a fresh mapping has no resident pages.
     fn give_back_memory(&mut self) {
-        let resident = |rings: &[Ring]| rings.iter().map(|r| r.resident_bytes.min(self.setting.ring_bytes)).sum::<usize>();
+        let resident = |rings: &[Ring]| {
+            rings
+                .iter()
+                .map(|r| r.resident_bytes.min(self.setting.ring_bytes))
+                .sum::<usize>()
+        };
         if resident(&self.rings) <= RESIDENT_RING_BYTES {
             return;
         }
         for ring in &mut self.rings {
             // `tail` stands in the file: the new mapping goes on where the old one ended.
-            if ring.resident_bytes > 0 && let Ok(consumer) = Consumer::open(ring.consumer.path()) {
+            if ring.resident_bytes > 0
+                && let Ok(consumer) = Consumer::open(ring.consumer.path())
+            {
                 ring.consumer = consumer;
                 ring.resident_bytes = 0;
             }
@@ -337,12 +427,19 @@ impl Intake {
         if !self.unflushed || self.flushed.elapsed() < FLUSH_INTERVAL {
             return;
         }
-        if !self.report.streams.is_empty() || self.rings.iter().any(|ring| ring.stream.state != State::Waiting) {
+        if !self.report.streams.is_empty()
+            || self
+                .rings
+                .iter()
+                .any(|ring| ring.stream.state != State::Waiting)
+        {
             self.sink.release();
         }
         if let Some(writer) = &mut self.writer {
             match writer.flush() {
-                Ok(()) => self.checkpoints.flushed(writer.bytes_written(), self.sink.written()),
+                Ok(()) => self
+                    .checkpoints
+                    .flushed(writer.bytes_written(), self.sink.written()),
                 Err(error) => self.writing_failed(&error.to_string()),
             }
         }
@@ -355,23 +452,40 @@ impl Intake {
         if self.writer.take().is_none() {
             return;
         }
-        let why = self.sink.failure().map_or_else(|| why.to_owned(), ToString::to_string);
-        (self.notice)(&format!("cannot write the trace any more: {why}; the program goes on, but from here on it is not recorded"));
+        let why = self
+            .sink
+            .failure()
+            .map_or_else(|| why.to_owned(), ToString::to_string);
+        (self.notice)(&format!(
+            "cannot write the trace any more: {why}; the program goes on, but from here on it is not recorded"
+        ));
         self.report.failure = Some(why);
     }
 
     fn finish(mut self, finish: Finish) -> Report {
-        self.report.still_running = self.rings.iter().filter(|ring| !ring.process.is_gone()).count();
+        self.report.still_running = self
+            .rings
+            .iter()
+            .filter(|ring| !ring.process.is_gone())
+            .count();
         while !self.rings.is_empty() {
             self.drain(0);
             self.end_ring(0);
         }
         let began_a_stream = !self.report.streams.is_empty();
         let cpu_ns = |pulse_ns: u64, sink: &SinkState| {
-            if self.setting.own_process { process_cpu_ns() } else { thread_cpu_ns() + pulse_ns + sink.cpu_ns() }
+            if self.setting.own_process {
+                process_cpu_ns()
+            } else {
+                thread_cpu_ns() + pulse_ns + sink.cpu_ns()
+            }
         };
         let pulse_ns = self.pulse.stop();
-        self.report.daemon_peak_bytes = if self.setting.own_process { peak_resident_bytes() } else { 0 };
+        self.report.daemon_peak_bytes = if self.setting.own_process {
+            peak_resident_bytes()
+        } else {
+            0
+        };
         if began_a_stream {
             self.sink.release();
             if let Some(writer) = self.writer.take() {
@@ -387,7 +501,11 @@ impl Intake {
                         sink.close();
                         self.sink.failure().map(ToString::to_string)
                     }
-                    Err(error) => Some(self.sink.failure().map_or_else(|| error.to_string(), ToString::to_string)),
+                    Err(error) => Some(
+                        self.sink
+                            .failure()
+                            .map_or_else(|| error.to_string(), ToString::to_string),
+                    ),
                 };
                 if let Some(why) = failed {
                     (self.notice)(&format!("cannot write the end of the trace: {why}"));
@@ -400,7 +518,9 @@ impl Intake {
             self.report.unwritten_records = self.checkpoints.taken - self.checkpoints.safe;
         }
         self.report.bytes = self.sink.written();
-        self.report.duration = self.began.map_or(Duration::ZERO, |began| began.elapsed());
+        self.report.duration = self
+            .active
+            .map_or(Duration::ZERO, |(began, ended)| ended - began);
         self.report.daemon_cpu_ns = cpu_ns(pulse_ns, &self.sink);
         self.report.streams.sort_by_key(|stream| stream.process_id);
         self.report
@@ -409,7 +529,11 @@ impl Intake {
 
 impl Stream {
     /// Takes one message. Without a writer it is counted only.
-    fn take(&mut self, message: &Message<'_>, mut writer: Option<&mut TraceWriter<BackgroundSink>>) -> Result<(), Fault> {
+    fn take(
+        &mut self,
+        message: &Message<'_>,
+        mut writer: Option<&mut TraceWriter<BackgroundSink>>,
+    ) -> Result<(), Fault> {
         let malformed = |what: &str| Fault::Stream(what.to_owned());
         if message.kind == MessageKind::StreamBegin {
             let info: StreamInfo = codec::decode(encoded(message, &mut self.scratch)?)?.0;
@@ -418,10 +542,14 @@ impl Stream {
             }
             self.report.command.clone_from(&info.command);
             // The number is only used with a writer.
-            self.state = State::Open(writer.map_or(Ok(StreamId(u32::MAX)), |writer| writer.begin_stream(&info))?);
+            self.state = State::Open(
+                writer.map_or(Ok(StreamId(u32::MAX)), |writer| writer.begin_stream(&info))?,
+            );
             return Ok(());
         }
-        let State::Open(id) = self.state else { return Err(malformed("a record before the beginning")) };
+        let State::Open(id) = self.state else {
+            return Err(malformed("a record before the beginning"));
+        };
         match message.kind {
             MessageKind::StreamBegin => {}
             MessageKind::Definition => {
@@ -430,13 +558,16 @@ impl Stream {
                     writer.define(id, &definition)?;
                 }
                 match &definition {
-                    Definition::Signature(id, def) => self.note_signature(id.index(), def.flags & call_flags::UNATTRIBUTED != 0),
+                    Definition::Signature(id, def) => {
+                        self.note_signature(id.index(), def.flags & call_flags::UNATTRIBUTED != 0)
+                    }
                     Definition::Thread(..) => self.has_threads = true,
                     _ => {}
                 }
             }
             MessageKind::OpCall => {
-                let call = OpCallMessage::parse(message.words).ok_or_else(|| malformed("an op call that is too short"))?;
+                let call = OpCallMessage::parse(message.words)
+                    .ok_or_else(|| malformed("an op call that is too short"))?;
                 if let Some(writer) = &mut writer {
                     let call = OpCallRef {
                         signature: SignatureId(call.signature),
@@ -454,8 +585,12 @@ impl Stream {
                 }
                 self.report.records += 1;
                 self.report.op_calls += 1;
-                self.report.unattributed += u64::from(self.unattributed.get(call.signature as usize) == Some(&true));
-                self.saw(call.start_ns, call.start_ns.saturating_add(call.duration_ns));
+                self.report.unattributed +=
+                    u64::from(self.unattributed.get(call.signature as usize) == Some(&true));
+                self.saw(
+                    call.start_ns,
+                    call.start_ns.saturating_add(call.duration_ns),
+                );
             }
             MessageKind::Moment => {
                 let moment: Moment = codec::decode(encoded(message, &mut self.scratch)?)?.0;
@@ -494,13 +629,29 @@ impl Stream {
     }
 
     /// Writes a record of the daemon's own, on the process's first thread.
-    fn note(&mut self, id: StreamId, time_ns: u64, event: Event, writer: &mut TraceWriter<BackgroundSink>) -> Result<(), Fault> {
+    fn note(
+        &mut self,
+        id: StreamId,
+        time_ns: u64,
+        event: Event,
+        writer: &mut TraceWriter<BackgroundSink>,
+    ) -> Result<(), Fault> {
         if !self.has_threads {
-            let thread = ThreadDef { native_id: u64::from(self.report.process_id), name: String::new() };
+            let thread = ThreadDef {
+                native_id: u64::from(self.report.process_id),
+                name: String::new(),
+            };
             writer.define(id, &Definition::Thread(ThreadId(0), thread))?;
             self.has_threads = true;
         }
-        writer.moment(id, &Moment { time_ns, thread: ThreadId(0), event })?;
+        writer.moment(
+            id,
+            &Moment {
+                time_ns,
+                thread: ThreadId(0),
+                event,
+            },
+        )?;
         self.report.records += 1;
         Ok(())
     }
@@ -511,13 +662,31 @@ impl Stream {
     }
 
     /// Ends the stream in the process's place.
-    fn end_unclean(&mut self, id: StreamId, untold: Option<(u64, u64, u64)>, silent: bool, writer: Option<&mut TraceWriter<BackgroundSink>>) -> Result<(), Fault> {
+    fn end_unclean(
+        &mut self,
+        id: StreamId,
+        untold: Option<(u64, u64, u64)>,
+        silent: bool,
+        writer: Option<&mut TraceWriter<BackgroundSink>>,
+    ) -> Result<(), Fault> {
         self.state = State::Ended;
         let drop = untold.map(|(records, from_ns, until_ns)| {
             self.report.dropped_records += records;
             self.last_ns = self.last_ns.max(until_ns);
-            let reason = if silent { DropReason::DaemonGone } else { DropReason::RingFull };
-            (until_ns, Event::Drop { records, from_ns, until_ns, reason })
+            let reason = if silent {
+                DropReason::DaemonGone
+            } else {
+                DropReason::RingFull
+            };
+            (
+                until_ns,
+                Event::Drop {
+                    records,
+                    from_ns,
+                    until_ns,
+                    reason,
+                },
+            )
         });
         let Some(writer) = writer else { return Ok(()) };
         if let Some((time_ns, event)) = drop {
@@ -542,5 +711,8 @@ fn encoded<'a>(message: &Message<'_>, scratch: &'a mut Vec<u8>) -> Result<&'a [u
     for word in words {
         scratch.extend_from_slice(&word.to_le_bytes());
     }
-    usize::try_from(length).ok().and_then(|length| scratch.get(..length)).ok_or_else(wrong)
+    usize::try_from(length)
+        .ok()
+        .and_then(|length| scratch.get(..length))
+        .ok_or_else(wrong)
 }

@@ -39,7 +39,9 @@ impl Exit {
     }
 
     fn of(status: ExitStatus) -> Self {
-        status.code().map_or_else(|| Self::Signal(status.signal().unwrap_or(0)), Self::Code)
+        status
+            .code()
+            .map_or_else(|| Self::Signal(status.signal().unwrap_or(0)), Self::Code)
     }
 }
 
@@ -50,20 +52,30 @@ pub(super) fn find(program: &OsStr, path_variable: Option<&OsStr>) -> Result<Pat
         vec![PathBuf::from(program)]
     } else {
         let path = path_variable.unwrap_or(OsStr::new("/bin:/usr/bin"));
-        std::env::split_paths(path).map(|directory| directory.join(program)).collect()
+        std::env::split_paths(path)
+            .map(|directory| directory.join(program))
+            .collect()
     };
     let mut refused = None;
     for candidate in candidates {
         match check(&candidate) {
             Ok(()) if !program.is_empty() => return Ok(candidate),
-            Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Err(error)
+                if !matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
                 refused.get_or_insert(error);
             }
             _ => {}
         }
     }
     Err(match refused {
-        Some(source) if !program.is_empty() => RecordError::CommandNotExecutable { command: name(), source },
+        Some(source) if !program.is_empty() => RecordError::CommandNotExecutable {
+            command: name(),
+            source,
+        },
         _ => RecordError::CommandNotFound { command: name() },
     })
 }
@@ -79,13 +91,23 @@ fn check(candidate: &Path) -> io::Result<()> {
 pub(super) fn capture_library() -> Result<PathBuf, RecordError> {
     if let Some(given) = std::env::var_os("OPTAPE_CAPTURE_LIB").filter(|v| !v.is_empty()) {
         let path = PathBuf::from(given);
-        return if path.is_file() { Ok(path) } else { Err(RecordError::CaptureLibraryMissing { looked: vec![path] }) };
+        return if path.is_file() {
+            Ok(path)
+        } else {
+            Err(RecordError::CaptureLibraryMissing { looked: vec![path] })
+        };
     }
-    let executable = std::env::current_exe().map_err(|source| RecordError::System { what: "find the optape executable", source })?;
+    let executable = std::env::current_exe().map_err(|source| RecordError::System {
+        what: "find the optape executable",
+        source,
+    })?;
     let beside = executable.parent().unwrap_or(Path::new("/"));
     let mut looked = vec![beside.join(LIBRARY), beside.join("deps").join(LIBRARY)];
     // Of a build folder, the newer one: cargo refreshes one of the two, depending on what was built.
-    let newest = looked.iter().filter_map(|path| Some((std::fs::metadata(path).ok()?.modified().ok()?, path))).max();
+    let newest = looked
+        .iter()
+        .filter_map(|path| Some((std::fs::metadata(path).ok()?.modified().ok()?, path)))
+        .max();
     if let Some((_, path)) = newest {
         return Ok(path.clone());
     }
@@ -98,18 +120,33 @@ pub(super) fn capture_library() -> Result<PathBuf, RecordError> {
 }
 
 /// What the command's environment has beyond ours.
-pub(super) fn environment(directory: &RunDirectory, library: &Path, settings: &Settings) -> BTreeMap<&'static str, OsString> {
+pub(super) fn environment(
+    directory: &RunDirectory,
+    library: &Path,
+    settings: &Settings,
+) -> BTreeMap<&'static str, OsString> {
     let mut attach = vec![directory.attach_path()];
     if std::env::var_os(AUTOLOAD).is_some_and(|v| v != "1") {
         attach.push(directory.site_path());
     }
     let mut variables = BTreeMap::from([
-        ("PYTHONPATH", with_python_path(&attach, std::env::var_os("PYTHONPATH").as_deref())),
+        (
+            "PYTHONPATH",
+            with_python_path(&attach, std::env::var_os("PYTHONPATH").as_deref()),
+        ),
         ("OPTAPE_RUN", directory.path().into()),
         ("OPTAPE_CAPTURE_LIB", library.into()),
         ("OPTAPE_HOOK_SOURCE", directory.hook_source().into()),
         ("OPTAPE_STATS", settings.statistics.name().into()),
-        ("OPTAPE_ON_FULL", if settings.on_full == OnFull::Drop { "drop" } else { "wait" }.into()),
+        (
+            "OPTAPE_ON_FULL",
+            if settings.on_full == OnFull::Drop {
+                "drop"
+            } else {
+                "wait"
+            }
+            .into(),
+        ),
         ("OPTAPE_RING_BYTES", settings.ring_bytes.to_string().into()),
         ("OPTAPE_TORCH_VERSIONS", SUPPORTED_TORCH.join(",").into()),
     ]);
@@ -123,7 +160,12 @@ pub(super) fn environment(directory: &RunDirectory, library: &Path, settings: &S
 fn with_python_path(first: &[PathBuf], before: Option<&OsStr>) -> OsString {
     let mut all = OsString::new();
     let before = before.filter(|b| !b.is_empty());
-    for (i, part) in first.iter().map(|p| p.as_os_str()).chain(before).enumerate() {
+    for (i, part) in first
+        .iter()
+        .map(|p| p.as_os_str())
+        .chain(before)
+        .enumerate()
+    {
         if i > 0 {
             all.push(":");
         }
@@ -133,31 +175,60 @@ fn with_python_path(first: &[PathBuf], before: Option<&OsStr>) -> OsString {
 }
 
 /// Starts the command with our stdin, stdout, stderr and process group.
-pub(super) fn start(command: &[OsString], found: &Path, variables: &BTreeMap<&'static str, OsString>) -> Result<Child, RecordError> {
-    let (program, arguments) = command.split_first().ok_or_else(|| RecordError::CommandNotFound { command: String::new() })?;
+pub(super) fn start(
+    command: &[OsString],
+    found: &Path,
+    variables: &BTreeMap<&'static str, OsString>,
+) -> Result<Child, RecordError> {
+    let (program, arguments) =
+        command
+            .split_first()
+            .ok_or_else(|| RecordError::CommandNotFound {
+                command: String::new(),
+            })?;
     let name = || program.to_string_lossy().into_owned();
-    let result = match Command::new(program).args(arguments).envs(variables).spawn() {
+    let result = match Command::new(program)
+        .args(arguments)
+        .envs(variables)
+        .spawn()
+    {
         // No `#!`: a shell takes it for a script of its own, and so do `env` and `timeout`.
-        Err(error) if error.raw_os_error() == Some(libc::ENOEXEC) => {
-            Command::new("/bin/sh").arg(found).args(arguments).envs(variables).spawn()
-        }
+        Err(error) if error.raw_os_error() == Some(libc::ENOEXEC) => Command::new("/bin/sh")
+            .arg(found)
+            .args(arguments)
+            .envs(variables)
+            .spawn(),
         result => result,
     };
     result.map_err(|source| match source.kind() {
         // The file was found before, so its interpreter is missing.
-        io::ErrorKind::NotFound if found.exists() => RecordError::CommandNotFound { command: format!("{} (its interpreter is missing)", name()) },
+        io::ErrorKind::NotFound if found.exists() => RecordError::CommandNotFound {
+            command: format!("{} (its interpreter is missing)", name()),
+        },
         io::ErrorKind::NotFound => RecordError::CommandNotFound { command: name() },
-        _ => RecordError::CommandNotExecutable { command: name(), source },
+        _ => RecordError::CommandNotExecutable {
+            command: name(),
+            source,
+        },
     })
 }
 
 /// Waits for the command, passing on signals meanwhile.
 pub(super) fn wait(mut child: Child) -> Result<Exit, RecordError> {
-    let failed = |source| RecordError::System { what: "wait for the command", source };
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))?;
+    let failed = |source| RecordError::System {
+        what: "wait for the command",
+        source,
+    };
+    let pid = i32::try_from(child.id())
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))?;
     signals::command_started(child.id());
     let dead = loop {
-        match waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT) {
+        match waitid(
+            WaitId::Pid(pid),
+            WaitIdOptions::EXITED | WaitIdOptions::NOWAIT,
+        ) {
             Err(rustix::io::Errno::INTR) => {}
             result => break result,
         }
@@ -176,29 +247,63 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let plain = directory.path().join("plain");
         std::fs::write(&plain, "data").unwrap();
-        let path = std::env::join_paths([directory.path(), Path::new("/usr/bin"), Path::new("/bin")]).unwrap();
+        let path =
+            std::env::join_paths([directory.path(), Path::new("/usr/bin"), Path::new("/bin")])
+                .unwrap();
         assert!(find(OsStr::new("sh"), Some(&path)).unwrap().ends_with("sh"));
-        assert_eq!(find(OsStr::new("no-such-command"), Some(&path)).unwrap_err().exit_code(), 127);
-        assert_eq!(find(OsStr::new(""), Some(&path)).unwrap_err().exit_code(), 127);
-        assert_eq!(find(OsStr::new("/no/such/command"), None).unwrap_err().exit_code(), 127);
-        assert_eq!(find(OsStr::new("plain"), Some(&path)).unwrap_err().exit_code(), 126);
+        assert_eq!(
+            find(OsStr::new("no-such-command"), Some(&path))
+                .unwrap_err()
+                .exit_code(),
+            127
+        );
+        assert_eq!(
+            find(OsStr::new(""), Some(&path)).unwrap_err().exit_code(),
+            127
+        );
+        assert_eq!(
+            find(OsStr::new("/no/such/command"), None)
+                .unwrap_err()
+                .exit_code(),
+            127
+        );
+        assert_eq!(
+            find(OsStr::new("plain"), Some(&path))
+                .unwrap_err()
+                .exit_code(),
+            126
+        );
         assert_eq!(find(plain.as_os_str(), None).unwrap_err().exit_code(), 126);
-        assert_eq!(find(directory.path().as_os_str(), None).unwrap_err().exit_code(), 126);
+        assert_eq!(
+            find(directory.path().as_os_str(), None)
+                .unwrap_err()
+                .exit_code(),
+            126
+        );
     }
 
     #[test]
     fn python_path_gets_no_empty_entry() {
         let first = [PathBuf::from("/run/attach")];
         assert_eq!(with_python_path(&first, None), "/run/attach");
-        assert_eq!(with_python_path(&first, Some(OsStr::new(""))), "/run/attach");
-        assert_eq!(with_python_path(&first, Some(OsStr::new("/a:/b"))), "/run/attach:/a:/b");
+        assert_eq!(
+            with_python_path(&first, Some(OsStr::new(""))),
+            "/run/attach"
+        );
+        assert_eq!(
+            with_python_path(&first, Some(OsStr::new("/a:/b"))),
+            "/run/attach:/a:/b"
+        );
     }
 
     #[test]
     fn exit_codes_follow_the_shell() {
         assert_eq!(Exit::Code(3).code(), 3);
         assert_eq!(Exit::Signal(libc::SIGKILL).code(), 137);
-        let status = Command::new("sh").args(["-c", "kill -TERM $$"]).status().unwrap();
+        let status = Command::new("sh")
+            .args(["-c", "kill -TERM $$"])
+            .status()
+            .unwrap();
         assert_eq!(Exit::of(status), Exit::Signal(libc::SIGTERM));
     }
 }

@@ -23,6 +23,7 @@ mod sink;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -104,7 +105,12 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { statistics: Statistics::default(), on_full: OnFull::Wait, ring_bytes: DEFAULT_CAPACITY, force_torch: false }
+        Self {
+            statistics: Statistics::default(),
+            on_full: OnFull::Wait,
+            ring_bytes: DEFAULT_CAPACITY,
+            force_torch: false,
+        }
     }
 }
 
@@ -112,7 +118,12 @@ impl Settings {
     /// With a ring size that rings have.
     fn sound(&self) -> Self {
         let ring_bytes = self.ring_bytes.max(SMALLEST_RING_BYTES);
-        Self { ring_bytes: ring_bytes.checked_next_power_of_two().unwrap_or(1 << (usize::BITS - 1)), ..self.clone() }
+        Self {
+            ring_bytes: ring_bytes
+                .checked_next_power_of_two()
+                .unwrap_or(1 << (usize::BITS - 1)),
+            ..self.clone()
+        }
     }
 }
 
@@ -139,7 +150,11 @@ pub struct InProcess {
 
 impl Default for InProcess {
     fn default() -> Self {
-        Self { settings: Settings::default(), force: false, notice: notice_on_stderr() }
+        Self {
+            settings: Settings::default(),
+            force: false,
+            notice: notice_on_stderr(),
+        }
     }
 }
 
@@ -173,33 +188,69 @@ impl Recording {
         let command: Vec<OsString> = std::env::args_os().collect();
         let run = provenance::run_info(&command, &settings);
         let file = TraceFile::create(path, options.force)?;
-        Self::start(directory, file, &run, Setting { ring_bytes: settings.ring_bytes, own_process: false }, options.notice)
+        Self::start(
+            directory,
+            file,
+            &run,
+            Setting {
+                ring_bytes: settings.ring_bytes,
+                own_process: false,
+            },
+            options.notice,
+        )
     }
 
-    fn start(directory: RunDirectory, file: TraceFile, run: &RunInfo, setting: Setting, notice: Notice) -> Result<Self, RecordError> {
+    fn start(
+        directory: RunDirectory,
+        file: TraceFile,
+        run: &RunInfo,
+        setting: Setting,
+        notice: Notice,
+    ) -> Result<Self, RecordError> {
         let claim = file.claim();
-        let mut recording = Self::start_with(directory, file, run, setting, notice).inspect_err(|_| claim.give_up())?;
+        let mut recording = Self::start_with(directory, file, run, setting, notice)
+            .inspect_err(|_| claim.give_up())?;
         recording.claim = Some(claim);
         Ok(recording)
     }
 
     /// Records into any sink.
-    fn start_with(directory: RunDirectory, sink: impl Write + Send + 'static, run: &RunInfo, setting: Setting, notice: Notice) -> Result<Self, RecordError> {
-        let thread = |source| RecordError::System { what: "start a thread", source };
+    fn start_with(
+        directory: RunDirectory,
+        sink: impl Write + Send + 'static,
+        run: &RunInfo,
+        setting: Setting,
+        notice: Notice,
+    ) -> Result<Self, RecordError> {
+        let thread = |source| RecordError::System {
+            what: "start a thread",
+            source,
+        };
         let sink = BackgroundSink::start(sink).map_err(thread)?;
         let state = sink.state();
         let writer = TraceWriter::create(sink, run)?;
         let pulse = Pulse::start().map_err(thread)?;
         let intake = Intake::new(directory.path(), writer, state, pulse, setting, notice);
         let (finish, finished) = bounded(1);
-        let thread = std::thread::Builder::new().name("optape-drain".into()).spawn(move || intake.run(&finished)).map_err(thread)?;
-        Ok(Self { directory: Some(directory), finish: Some(finish), thread: Some(thread), claim: None, process_id: std::process::id() })
+        let thread = std::thread::Builder::new()
+            .name("optape-drain".into())
+            .spawn(move || intake.run(&finished))
+            .map_err(thread)?;
+        Ok(Self {
+            directory: Some(directory),
+            finish: Some(finish),
+            thread: Some(thread),
+            claim: None,
+            process_id: std::process::id(),
+        })
     }
 
     /// Where rings are to be made: what `OPTAPE_RUN` names.
     #[must_use]
     pub fn directory(&self) -> &Path {
-        self.directory.as_ref().map_or(Path::new(""), RunDirectory::path)
+        self.directory
+            .as_ref()
+            .map_or(Path::new(""), RunDirectory::path)
     }
 
     /// Ends the recording: drains what is left and completes the file. Where no stream began, no file is left behind.
@@ -219,11 +270,14 @@ impl Recording {
         let result = self.thread.take().map(JoinHandle::join);
         let mut report = match result {
             Some(Ok(report)) => report,
-            Some(Err(_)) => Report { failure: Some("optape itself failed (see above); please report it".into()), ..Report::default() },
+            Some(Err(_)) => Report {
+                failure: Some("optape itself failed (see above); please report it".into()),
+                ..Report::default()
+            },
             None => return Report::default(),
         };
         if let Some(directory) = self.directory.take() {
-            report.attach_errors = attach_errors(directory.path());
+            (report.attached, report.attach_errors) = notes(directory.path());
         }
         if let Some(claim) = self.claim.take() {
             if report.streams.is_empty() && report.failure.is_none() {
@@ -242,22 +296,35 @@ impl Drop for Recording {
             let _ = self.end(Finish::default());
         } else {
             // Ours is a copy in a forked process: the threads are not here, and the directory is the parent's.
-            std::mem::forget((self.directory.take(), self.finish.take(), self.thread.take()));
+            std::mem::forget((
+                self.directory.take(),
+                self.finish.take(),
+                self.thread.take(),
+            ));
         }
     }
 }
 
-/// What `attach-error-PID.txt` files say, each text once.
-fn attach_errors(directory: &Path) -> std::collections::BTreeMap<String, usize> {
-    let mut errors = std::collections::BTreeMap::new();
+/// The glue's notes in the run directory: how many processes attached (`attached-PID`), and what those say that could not
+/// (`attach-error-PID.txt`), each text once, with their number.
+fn notes(directory: &Path) -> (usize, BTreeMap<String, usize>) {
+    let mut attached = 0;
+    let mut errors = BTreeMap::new();
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-        let is_error = entry.file_name().to_str().is_some_and(|name| name.starts_with("attach-error-"));
-        if let (true, Ok(bytes)) = (is_error, std::fs::read(entry.path())) {
-            let text = String::from_utf8_lossy(bytes.get(..ATTACH_ERROR_BYTES).unwrap_or(&bytes)).trim().to_owned();
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        attached += usize::from(name.starts_with("attached-"));
+        if let (true, Ok(bytes)) = (
+            name.starts_with("attach-error-"),
+            std::fs::read(entry.path()),
+        ) {
+            let text = String::from_utf8_lossy(bytes.get(..ATTACH_ERROR_BYTES).unwrap_or(&bytes))
+                .trim()
+                .to_owned();
             *errors.entry(text).or_default() += 1;
         }
     }
-    errors
+    (attached, errors)
 }
 
 /// What `optape record` is asked to do.
@@ -270,7 +337,9 @@ pub struct Request {
     pub force: bool,
     /// How to record.
     pub settings: Settings,
-    /// Whom to tell what goes wrong. Called from several threads' places, one at a time.
+    /// Have the recorded processes say what they do to attach.
+    pub verbose: bool,
+    /// Whom to tell what goes wrong.
     pub notice: fn(&str),
 }
 
@@ -292,34 +361,78 @@ pub struct Outcome {
 /// # Errors
 /// Only where the command could not be started; nothing is left behind then.
 pub fn record(request: Request) -> Result<Outcome, RecordError> {
-    let Request { command, output, force, settings, notice } = request;
+    let Request {
+        command,
+        output,
+        force,
+        settings,
+        verbose,
+        notice,
+    } = request;
     let settings = settings.sound();
-    signals::install().map_err(|source| RecordError::System { what: "handle signals", source })?;
+    signals::install().map_err(|source| RecordError::System {
+        what: "handle signals",
+        source,
+    })?;
     let program = command.first().cloned().unwrap_or_default();
     let found = launch::find(&program, std::env::var_os("PATH").as_deref())?;
     let library = launch::capture_library()?;
     let directory = RunDirectory::create(&notice)?;
     directory.write_attach_files()?;
     directory.try_ring(settings.ring_bytes)?;
-    let run = provenance::run_info(&command, &settings);
-    let variables = launch::environment(&directory, &library, &settings);
+    let mut run = provenance::run_info(&command, &settings);
+    run.facts
+        .insert("command.path".into(), found.to_string_lossy().into_owned());
+    let mut variables = launch::environment(&directory, &library, &settings);
+    if verbose {
+        variables.insert("OPTAPE_VERBOSE", "1".into());
+    }
     let path = output.unwrap_or_else(|| provenance::default_file_name(&program).into());
     let file = TraceFile::create(&path, force)?;
-    tracing::info!("recording into {}; rings in {}", path.display(), directory.path().display());
-    let recording = Recording::start(directory, file, &run, Setting { ring_bytes: settings.ring_bytes, own_process: true }, Box::new(notice))?;
+    tracing::info!(
+        "recording into {}; rings in {}",
+        path.display(),
+        directory.path().display()
+    );
+    let recording = Recording::start(
+        directory,
+        file,
+        &run,
+        Setting {
+            ring_bytes: settings.ring_bytes,
+            own_process: true,
+        },
+        Box::new(notice),
+    )?;
     // From here on, leaving drops the recording, which removes the empty file.
     if let Some(signal) = signals::early() {
         return Err(RecordError::Interrupted { signal });
     }
     let child = launch::start(&command, &found, &variables)?;
-    tracing::info!("started {} as process {}", program.to_string_lossy(), child.id());
+    tracing::info!(
+        "started {} as process {}",
+        program.to_string_lossy(),
+        child.id()
+    );
     let exit = launch::wait(child)?;
     tracing::info!("the command ended: {exit:?}");
     let (exit_code, signal) = match exit {
         Exit::Code(code) => (Some(code), None),
         Exit::Signal(signal) => (None, Some(signal)),
     };
-    let report = recording.finish_with(Finish { exit_code, signal, grace: GRACE });
-    let explanation = if report.path.is_none() { explain::explain(&command, &report) } else { Vec::new() };
-    Ok(Outcome { exit, report, explanation })
+    let report = recording.finish_with(Finish {
+        exit_code,
+        signal,
+        grace: GRACE,
+    });
+    let explanation = if report.path.is_none() {
+        explain::explain(&command, &report)
+    } else {
+        Vec::new()
+    };
+    Ok(Outcome {
+        exit,
+        report,
+        explanation,
+    })
 }

@@ -70,22 +70,41 @@ fn started_after(pid: Pid, path: &Path) -> bool {
 fn process_age(pid: Pid) -> Option<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
     // The name may hold anything, also blanks and parentheses: count from its end. Field 22 is the start.
-    let ticks: u64 = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()?;
-    let started = Duration::from_millis(ticks.saturating_mul(1000) / rustix::param::clock_ticks_per_second());
+    let ticks: u64 = stat
+        .rsplit_once(')')?
+        .1
+        .split_ascii_whitespace()
+        .nth(19)?
+        .parse()
+        .ok()?;
+    let started =
+        Duration::from_millis(ticks.saturating_mul(1000) / rustix::param::clock_ticks_per_second());
     let uptime = std::fs::read_to_string("/proc/uptime").ok()?;
     let uptime: f64 = uptime.split_ascii_whitespace().next()?.parse().ok()?;
-    Duration::try_from_secs_f64(uptime).ok()?.checked_sub(started)
+    Duration::try_from_secs_f64(uptime)
+        .ok()?
+        .checked_sub(started)
 }
 
 /// The process that is called `inner` in a pid namespace below ours.
 fn outer_process_id(inner: u32) -> Option<Pid> {
-    std::fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
-        let outer: i32 = entry.file_name().to_str()?.parse().ok()?;
-        let status = std::fs::read_to_string(entry.path().join("status")).ok()?;
-        let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
-        let ids: Vec<u32> = ids.split_ascii_whitespace().filter_map(|id| id.parse().ok()).collect();
-        (ids.len() > 1 && ids.last() == Some(&inner)).then(|| Pid::from_raw(outer)).flatten()
-    })
+    std::fs::read_dir("/proc")
+        .ok()?
+        .flatten()
+        .find_map(|entry| {
+            let outer: i32 = entry.file_name().to_str()?.parse().ok()?;
+            let status = std::fs::read_to_string(entry.path().join("status")).ok()?;
+            let ids = status
+                .lines()
+                .find_map(|line| line.strip_prefix("NSpid:"))?;
+            let ids: Vec<u32> = ids
+                .split_ascii_whitespace()
+                .filter_map(|id| id.parse().ok())
+                .collect();
+            (ids.len() > 1 && ids.last() == Some(&inner))
+                .then(|| Pid::from_raw(outer))
+                .flatten()
+        })
 }
 
 #[cfg(test)]
@@ -95,7 +114,10 @@ mod tests {
     #[test]
     fn a_process_is_gone_once_it_is_dead_not_before() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("100")
+            .spawn()
+            .unwrap();
         let process = Process::of_ring(file.path(), child.id());
         assert!(matches!(process, Process::Watched(_) | Process::Asked(_)));
         assert!(!process.is_gone());
@@ -109,7 +131,10 @@ mod tests {
     fn a_younger_process_of_the_same_number_is_not_the_one() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::thread::sleep(Duration::from_millis(1200));
-        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("100")
+            .spawn()
+            .unwrap();
         let found = Process::of_ring(file.path(), child.id()).is_gone();
         child.kill().unwrap();
         child.wait().unwrap();

@@ -45,12 +45,26 @@ pub(super) fn run_info(command: &[OsString], settings: &Settings) -> RunInfo {
     let directory = std::env::current_dir().unwrap_or_default();
     git(&directory, &mut facts);
     facts.insert("capture.ring_bytes".into(), settings.ring_bytes.to_string());
-    facts.insert("capture.on_full".into(), if settings.on_full == OnFull::Drop { "drop" } else { "wait" }.into());
-    facts.insert("capture.force_torch".into(), settings.force_torch.to_string());
+    facts.insert(
+        "capture.on_full".into(),
+        if settings.on_full == OnFull::Drop {
+            "drop"
+        } else {
+            "wait"
+        }
+        .into(),
+    );
+    facts.insert(
+        "capture.force_torch".into(),
+        settings.force_torch.to_string(),
+    );
     RunInfo {
         run_uuid: uuid::Uuid::new_v4().into_bytes(),
         optape_version: env!("CARGO_PKG_VERSION").to_owned(),
-        command: command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+        command: command
+            .iter()
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect(),
         working_directory: directory.to_string_lossy().into_owned(),
         host: read("/proc/sys/kernel/hostname").unwrap_or_default(),
         started_unix_ns: unix_ns(),
@@ -60,10 +74,17 @@ pub(super) fn run_info(command: &[OsString], settings: &Settings) -> RunInfo {
     }
 }
 
-fn environment(variables: impl Iterator<Item = (OsString, OsString)>, facts: &mut BTreeMap<String, String>) {
+fn environment(
+    variables: impl Iterator<Item = (OsString, OsString)>,
+    facts: &mut BTreeMap<String, String>,
+) {
     for (name, value) in variables {
         let Some(name) = name.to_str() else { continue };
-        if VARIABLES.contains(&name) || VARIABLE_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
+        if VARIABLES.contains(&name)
+            || VARIABLE_PREFIXES
+                .iter()
+                .any(|prefix| name.starts_with(prefix))
+        {
             facts.insert(format!("env.{name}"), value.to_string_lossy().into_owned());
         }
     }
@@ -77,23 +98,59 @@ fn host(facts: &mut BTreeMap<String, String>) {
     };
     fact("host.kernel", read("/proc/sys/kernel/osrelease"));
     fact("host.architecture", Some(std::env::consts::ARCH.to_owned()));
-    fact("host.cpu", read("/proc/cpuinfo").and_then(|text| value_of(&text, "model name")));
-    fact("host.cpus", std::thread::available_parallelism().ok().map(|n| n.to_string()));
-    let kilobytes = read("/proc/meminfo").and_then(|text| value_of(&text, "MemTotal")?.strip_suffix("kB")?.trim().parse::<u64>().ok());
-    fact("host.memory_bytes", kilobytes.map(|kb| (kb * 1024).to_string()));
-    fact("host.os", read("/etc/os-release").and_then(|text| os_name(&text)));
+    fact(
+        "host.cpu",
+        read("/proc/cpuinfo").and_then(|text| value_of(&text, "model name")),
+    );
+    fact(
+        "host.cpus",
+        std::thread::available_parallelism()
+            .ok()
+            .map(|n| n.to_string()),
+    );
+    let kilobytes = read("/proc/meminfo").and_then(|text| {
+        value_of(&text, "MemTotal")?
+            .strip_suffix("kB")?
+            .trim()
+            .parse::<u64>()
+            .ok()
+    });
+    fact(
+        "host.memory_bytes",
+        kilobytes.map(|kb| (kb * 1024).to_string()),
+    );
+    fact(
+        "host.os",
+        read("/etc/os-release").and_then(|text| os_name(&text)),
+    );
 }
 
 fn read(path: &str) -> Option<String> {
-    std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+    std::fs::read_to_string(path)
+        .ok()
+        .map(|text| text.trim().to_owned())
 }
 
 fn value_of(text: &str, key: &str) -> Option<String> {
-    text.lines().find_map(|line| Some(line.strip_prefix(key)?.trim_start().strip_prefix(':')?.trim().to_owned()))
+    text.lines().find_map(|line| {
+        Some(
+            line.strip_prefix(key)?
+                .trim_start()
+                .strip_prefix(':')?
+                .trim()
+                .to_owned(),
+        )
+    })
 }
 
 fn os_name(text: &str) -> Option<String> {
-    text.lines().find_map(|line| Some(line.strip_prefix("PRETTY_NAME=")?.trim_matches('"').to_owned()))
+    text.lines().find_map(|line| {
+        Some(
+            line.strip_prefix("PRETTY_NAME=")?
+                .trim_matches('"')
+                .to_owned(),
+        )
+    })
 }
 
 fn git(directory: &Path, facts: &mut BTreeMap<String, String>) {
@@ -101,10 +158,15 @@ fn git(directory: &Path, facts: &mut BTreeMap<String, String>) {
     let ask = |arguments: &[&str]| {
         let mut command = Command::new("git");
         // Without the lock, `status` leaves the index file alone.
-        command.current_dir(directory).args(arguments).env("GIT_OPTIONAL_LOCKS", "0");
+        command
+            .current_dir(directory)
+            .args(arguments)
+            .env("GIT_OPTIONAL_LOCKS", "0");
         output_before(command, deadline)
     };
-    let Some(commit) = ask(&["rev-parse", "HEAD"]) else { return };
+    let Some(commit) = ask(&["rev-parse", "HEAD"]) else {
+        return;
+    };
     facts.insert("git.commit".into(), commit.trim().to_owned());
     if let Some(changes) = ask(&["status", "--porcelain", "--untracked-files=no"]) {
         facts.insert("git.dirty".into(), (!changes.trim().is_empty()).to_string());
@@ -113,7 +175,12 @@ fn git(directory: &Path, facts: &mut BTreeMap<String, String>) {
 
 /// What a command prints, if it succeeds in time.
 pub(super) fn output_before(mut command: Command, deadline: Instant) -> Option<String> {
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .ok()?;
     let stdout = child.stdout.take()?;
     let (sent, received) = crossbeam::channel::bounded(1);
     std::thread::spawn(move || {
@@ -132,13 +199,18 @@ pub(super) fn output_before(mut command: Command, deadline: Instant) -> Option<S
         }
     };
     // Not `join`: a grandchild may hold the pipe open.
-    let text = received.recv_timeout(Duration::from_millis(200)).ok()?.ok()?;
+    let text = received
+        .recv_timeout(Duration::from_millis(200))
+        .ok()?
+        .ok()?;
     status.success().then_some(text)
 }
 
 /// The name that a trace gets where the user gave none: `optape-PROGRAM-PID.optape`.
 pub(super) fn default_file_name(program: &OsStr) -> String {
-    let program = Path::new(program).file_name().map_or_else(|| "program".into(), OsStr::to_string_lossy);
+    let program = Path::new(program)
+        .file_name()
+        .map_or_else(|| "program".into(), OsStr::to_string_lossy);
     format!("optape-{program}-{}.optape", std::process::id())
 }
 
@@ -149,9 +221,20 @@ mod tests {
     #[test]
     fn secrets_stay_out() {
         let mut facts = BTreeMap::new();
-        let variables = [("AWS_SECRET_ACCESS_KEY", "x"), ("OMP_NUM_THREADS", "2"), ("PYTORCH_CUDA_ALLOC_CONF", "y"), ("WANDB_API_KEY", "z")];
-        environment(variables.into_iter().map(|(k, v)| (k.into(), v.into())), &mut facts);
-        assert_eq!(facts.keys().collect::<Vec<_>>(), ["env.OMP_NUM_THREADS", "env.PYTORCH_CUDA_ALLOC_CONF"]);
+        let variables = [
+            ("AWS_SECRET_ACCESS_KEY", "x"),
+            ("OMP_NUM_THREADS", "2"),
+            ("PYTORCH_CUDA_ALLOC_CONF", "y"),
+            ("WANDB_API_KEY", "z"),
+        ];
+        environment(
+            variables.into_iter().map(|(k, v)| (k.into(), v.into())),
+            &mut facts,
+        );
+        assert_eq!(
+            facts.keys().collect::<Vec<_>>(),
+            ["env.OMP_NUM_THREADS", "env.PYTORCH_CUDA_ALLOC_CONF"]
+        );
     }
 
     #[test]
@@ -159,7 +242,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let run = |arguments: &[&str]| {
             let identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"];
-            let status = Command::new("git").current_dir(directory.path()).args(identity).args(arguments).stdout(Stdio::null()).status();
+            let status = Command::new("git")
+                .current_dir(directory.path())
+                .args(identity)
+                .args(arguments)
+                .stdout(Stdio::null())
+                .status();
             assert!(status.unwrap().success());
         };
         let mut facts = BTreeMap::new();
@@ -182,7 +270,10 @@ mod tests {
         let mut sleep = Command::new("sleep");
         sleep.arg("60");
         let began = Instant::now();
-        assert_eq!(output_before(sleep, Instant::now() + Duration::from_millis(50)), None);
+        assert_eq!(
+            output_before(sleep, Instant::now() + Duration::from_millis(50)),
+            None
+        );
         assert!(began.elapsed() < Duration::from_secs(5));
     }
 
@@ -197,6 +288,9 @@ mod tests {
     #[test]
     fn names_of_files() {
         let name = default_file_name(OsStr::new("/usr/bin/python3"));
-        assert_eq!(name, format!("optape-python3-{}.optape", std::process::id()));
+        assert_eq!(
+            name,
+            format!("optape-python3-{}.optape", std::process::id())
+        );
     }
 }

@@ -36,7 +36,10 @@ impl Pulse {
             let shared = Arc::clone(&shared);
             move || shared.beat()
         })?;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+        })
     }
 
     /// Begins to beat for a ring.

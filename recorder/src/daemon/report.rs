@@ -11,7 +11,7 @@ pub struct Report {
     pub path: Option<PathBuf>,
     /// Its size.
     pub bytes: u64,
-    /// From the first ring's discovery until the end.
+    /// From the first process's beginning until the last one's end.
     pub duration: Duration,
     /// One per recorded process.
     pub streams: Vec<StreamReport>,
@@ -23,6 +23,8 @@ pub struct Report {
     pub bad_rings: Vec<String>,
     /// What processes said that could not attach, and how many said so.
     pub attach_errors: BTreeMap<String, usize>,
+    /// Processes that attached; those that ran no op have no stream.
+    pub attached: usize,
     /// Recorded processes that still ran when the recording ended.
     pub still_running: usize,
     /// The daemon's own processor time.
@@ -85,14 +87,28 @@ impl Report {
                 grouped(calls),
                 grouped(rate(calls, seconds))
             ));
-            let per_call = if calls == 0 { String::new() } else { format!(", {:.2} bytes per op call", self.bytes as f64 / calls as f64) };
-            lines.push(format!("{}: {}{per_call}", path.display(), bytes(self.bytes)));
+            let per_call = if calls == 0 {
+                String::new()
+            } else {
+                format!(
+                    ", {:.2} bytes per op call",
+                    self.bytes as f64 / calls as f64
+                )
+            };
+            lines.push(format!(
+                "{}: {}{per_call}",
+                path.display(),
+                bytes(self.bytes)
+            ));
             lines.push(self.cost_line());
             lines.push(self.losses_line());
         }
         lines.extend(self.complaints());
         if let Some(path) = &self.path {
-            lines.push(format!("next: optape replay {}", quoted(&path.to_string_lossy())));
+            lines.push(format!(
+                "next: optape replay {}",
+                quoted(&path.to_string_lossy())
+            ));
         }
         lines
     }
@@ -104,22 +120,53 @@ impl Report {
         }
         let daemon = format!("{} in the daemon", time(self.daemon_cpu_ns));
         let Some(capture) = costs.get("capture.time_ns") else {
-            return format!("own cost: {daemon}; the program told none of its own (it was killed, or still ran)");
+            return format!(
+                "own cost: {daemon}; the program told none of its own (it was killed, or still ran)"
+            );
         };
-        let active: f64 = self.streams.iter().filter(|s| s.costs.contains_key("capture.time_ns")).map(|s| s.active.as_secs_f64()).sum();
-        let share = if active > 0.0 { format!(" ({:.1} %)", 100.0 * *capture as f64 / 1e9 / active) } else { String::new() };
-        let statistics = costs.get("capture.statistics_ns").map_or_else(String::new, |ns| format!(", of it {} for statistics", time(*ns)));
-        format!("own cost: {}{share} in the program{statistics}; {daemon}", time(*capture))
+        let active: f64 = self
+            .streams
+            .iter()
+            .filter(|s| s.costs.contains_key("capture.time_ns"))
+            .map(|s| s.active.as_secs_f64())
+            .sum();
+        let share = if active > 0.0 {
+            format!(" ({:.1} %)", 100.0 * *capture as f64 / 1e9 / active)
+        } else {
+            String::new()
+        };
+        let statistics = costs
+            .get("capture.statistics_ns")
+            .map_or_else(String::new, |ns| {
+                format!(", of it {} for statistics", time(*ns))
+            });
+        format!(
+            "own cost: {}{share} in the program{statistics}; {daemon}",
+            time(*capture)
+        )
     }
 
     fn losses_line(&self) -> String {
         let dropped = match self.dropped_records() {
             0 => "nothing dropped".to_owned(),
-            n => format!("{} records DROPPED (a ring was full; a larger --ring-size helps)", grouped(n)),
+            n => format!(
+                "{} records DROPPED (a ring was full; a larger --ring-size helps)",
+                grouped(n)
+            ),
         };
-        let (calls, unattributed) = (self.op_calls(), self.streams.iter().map(|s| s.unattributed).sum::<u64>());
-        let share = if calls == 0 { 0.0 } else { 100.0 * unattributed as f64 / calls as f64 };
-        format!("{dropped}; {} op calls ({share:.1} %) of unknown module", grouped(unattributed))
+        let (calls, unattributed) = (
+            self.op_calls(),
+            self.streams.iter().map(|s| s.unattributed).sum::<u64>(),
+        );
+        let share = if calls == 0 {
+            0.0
+        } else {
+            100.0 * unattributed as f64 / calls as f64
+        };
+        format!(
+            "{dropped}; {} op calls ({share:.1} %) of unknown module",
+            grouped(unattributed)
+        )
     }
 
     /// What went wrong, line by line.
@@ -128,15 +175,26 @@ impl Report {
         let mut lines = Vec::new();
         for stream in &self.streams {
             if let Some(why) = &stream.disabled {
-                lines.push(format!("recording of process {} ended early: {why}", stream.process_id));
+                lines.push(format!(
+                    "recording of process {} ended early: {why}",
+                    stream.process_id
+                ));
             }
         }
-        let unclean = self.streams.iter().filter(|s| !s.clean && s.disabled.is_none()).count().saturating_sub(self.still_running);
+        let unclean = self
+            .streams
+            .iter()
+            .filter(|s| !s.clean && s.disabled.is_none())
+            .count()
+            .saturating_sub(self.still_running);
         if unclean > 0 {
             lines.push(format!("{unclean} recorded process(es) ended without a goodbye (killed, or forked workers); what they committed is in the file"));
         }
         if self.still_running > 0 {
-            lines.push(format!("{} recorded process(es) still run; their recording ended with the command", self.still_running));
+            lines.push(format!(
+                "{} recorded process(es) still run; their recording ended with the command",
+                self.still_running
+            ));
         }
         if let Some(failure) = &self.failure {
             lines.push(format!(
@@ -154,16 +212,23 @@ impl Report {
     /// What processes said that could not attach.
     #[must_use]
     pub fn attach_error_lines(&self) -> Vec<String> {
-        let lines = self.attach_errors.iter().map(|(text, &processes)| match processes {
-            1 => format!("a process could not be recorded: {text}"),
-            n => format!("{n} processes could not be recorded: {text}"),
-        });
+        let lines = self
+            .attach_errors
+            .iter()
+            .map(|(text, &processes)| match processes {
+                1 => format!("a process could not be recorded: {text}"),
+                n => format!("{n} processes could not be recorded: {text}"),
+            });
         lines.collect()
     }
 }
 
 fn rate(count: u64, seconds: f64) -> u64 {
-    if seconds > 0.0 { (count as f64 / seconds) as u64 } else { 0 }
+    if seconds > 0.0 {
+        (count as f64 / seconds) as u64
+    } else {
+        0
+    }
 }
 
 /// `1 234 567`.
@@ -171,7 +236,7 @@ pub(super) fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::with_capacity(digits.len() * 4 / 3);
     for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             out.push(' ');
         }
         out.push(digit);
@@ -189,13 +254,21 @@ fn bytes(n: u64) -> String {
 }
 
 fn time(ns: u64) -> String {
-    if ns < 1_000_000_000 { format!("{:.1} ms", ns as f64 / 1e6) } else { format!("{:.2} s", ns as f64 / 1e9) }
+    if ns < 1_000_000_000 {
+        format!("{:.1} ms", ns as f64 / 1e6)
+    } else {
+        format!("{:.2} s", ns as f64 / 1e9)
+    }
 }
 
 /// As a shell wants it.
 pub(super) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-./+:=@%,".contains(c);
-    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
 }
 
 #[cfg(test)]
@@ -203,8 +276,19 @@ mod tests {
     use super::*;
 
     fn report() -> Report {
-        let costs = BTreeMap::from([("capture.time_ns".to_owned(), 500_000_000), ("capture.statistics_ns".to_owned(), 200_000_000)]);
-        let stream = StreamReport { process_id: 7, op_calls: 1_000_000, records: 1_100_000, active: Duration::from_secs(10), clean: true, costs, ..Default::default() };
+        let costs = BTreeMap::from([
+            ("capture.time_ns".to_owned(), 500_000_000),
+            ("capture.statistics_ns".to_owned(), 200_000_000),
+        ]);
+        let stream = StreamReport {
+            process_id: 7,
+            op_calls: 1_000_000,
+            records: 1_100_000,
+            active: Duration::from_secs(10),
+            clean: true,
+            costs,
+            ..Default::default()
+        };
         Report {
             path: Some("my run.optape".into()),
             bytes: 6_400_000,
@@ -238,9 +322,18 @@ mod tests {
         report.streams[0].clean = false;
         report.failure = Some("No space left on device".into());
         report.unwritten_records = 99;
-        report.attach_errors.insert("torch 1.0 is not supported".into(), 2);
+        report
+            .attach_errors
+            .insert("torch 1.0 is not supported".into(), 2);
         let text = report.summary().join("\n");
-        for part in ["12 345 records DROPPED", "10 000 op calls (1.0 %)", "process 7 ended early: the ring is corrupt", "No space left", "99 records are lost", "2 processes could not be recorded: torch 1.0"] {
+        for part in [
+            "12 345 records DROPPED",
+            "10 000 op calls (1.0 %)",
+            "process 7 ended early: the ring is corrupt",
+            "No space left",
+            "99 records are lost",
+            "2 processes could not be recorded: torch 1.0",
+        ] {
             assert!(text.contains(part), "{part} is missing in:\n{text}");
         }
     }

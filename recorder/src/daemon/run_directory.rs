@@ -17,12 +17,30 @@ use crate::ring::{OnFull, Producer};
 
 /// What a recorded process reads: name within the run directory, content.
 const ATTACH_FILES: [(&str, &str); 6] = [
-    ("attach/_optape_attach.py", include_str!("../../python/_optape_attach.py")),
-    ("attach/optape_attach-0.1.0.dist-info/entry_points.txt", include_str!("../../python/entry_points.txt")),
-    ("attach/optape_attach-0.1.0.dist-info/METADATA", include_str!("../../python/METADATA")),
-    ("site/sitecustomize.py", include_str!("../../python/sitecustomize.py")),
-    ("hook/optape_hook.cpp", include_str!("../../hook/optape_hook.cpp")),
-    ("hook/optape_hook.h", include_str!("../../hook/optape_hook.h")),
+    (
+        "attach/_optape_attach.py",
+        include_str!("../../python/_optape_attach.py"),
+    ),
+    (
+        "attach/optape_attach-0.1.0.dist-info/entry_points.txt",
+        include_str!("../../python/entry_points.txt"),
+    ),
+    (
+        "attach/optape_attach-0.1.0.dist-info/METADATA",
+        include_str!("../../python/METADATA"),
+    ),
+    (
+        "site/sitecustomize.py",
+        include_str!("../../python/sitecustomize.py"),
+    ),
+    (
+        "hook/optape_hook.cpp",
+        include_str!("../../hook/optape_hook.cpp"),
+    ),
+    (
+        "hook/optape_hook.h",
+        include_str!("../../hook/optape_hook.h"),
+    ),
 ];
 
 /// Held locked by a living daemon; names it.
@@ -41,7 +59,11 @@ impl RunDirectory {
     /// Makes it on the first memory file system that can be written; a note says where that is no memory.
     pub(super) fn create(notice: &dyn Fn(&str)) -> Result<Self, RecordError> {
         let mut places = vec![PathBuf::from("/dev/shm")];
-        places.extend(std::env::var_os("XDG_RUNTIME_DIR").filter(|d| !d.is_empty()).map(PathBuf::from));
+        places.extend(
+            std::env::var_os("XDG_RUNTIME_DIR")
+                .filter(|d| !d.is_empty())
+                .map(PathBuf::from),
+        );
         let on_disk = std::env::temp_dir();
         let mut tried = Vec::new();
         for place in places {
@@ -53,7 +75,10 @@ impl RunDirectory {
         }
         match Self::create_in(&on_disk) {
             Ok(directory) => {
-                let why: Vec<_> = tried.iter().map(|(path, error)| format!("{}: {error}", path.display())).collect();
+                let why: Vec<_> = tried
+                    .iter()
+                    .map(|(path, error)| format!("{}: {error}", path.display()))
+                    .collect();
                 notice(&format!(
                     "the rings are in {}, which may be a disk and cost time: no memory file system can be used ({})",
                     on_disk.display(),
@@ -72,11 +97,15 @@ impl RunDirectory {
         let name = format!("{}{}", prefix(), uuid::Uuid::new_v4().simple());
         let path = place.join(name);
         DirBuilder::new().mode(0o700).create(&path)?;
-        let lock = OpenOptions::new().write(true).create_new(true).open(path.join(LOCK)).and_then(|mut lock| {
-            flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-            writeln!(lock, "{}", std::process::id())?;
-            Ok(lock)
-        });
+        let lock = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(path.join(LOCK))
+            .and_then(|mut lock| {
+                flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+                writeln!(lock, "{}", std::process::id())?;
+                Ok(lock)
+            });
         match lock {
             Ok(lock) => Ok(Self { path, _lock: lock }),
             Err(error) => {
@@ -95,7 +124,8 @@ impl RunDirectory {
         for (name, content) in ATTACH_FILES {
             let path = self.path.join(name);
             let made = path.parent().map_or(Ok(()), std::fs::create_dir_all);
-            made.and_then(|()| std::fs::write(&path, content)).map_err(|source| RecordError::RunDirectory { path, source })?;
+            made.and_then(|()| std::fs::write(&path, content))
+                .map_err(|source| RecordError::RunDirectory { path, source })?;
         }
         Ok(())
     }
@@ -125,7 +155,8 @@ impl RunDirectory {
             Err(source) => Err(RecordError::MemoryTooSmall {
                 directory: self.path.parent().unwrap_or(&self.path).to_owned(),
                 ring_bytes: ring_bytes as u64,
-                free_bytes: rustix::fs::statvfs(&self.path).map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize)),
+                free_bytes: rustix::fs::statvfs(&self.path)
+                    .map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize)),
                 source,
             }),
         }
@@ -145,19 +176,35 @@ fn prefix() -> String {
 /// Removes what daemons that were killed left behind, once nobody can want it any more.
 fn sweep(place: &Path) {
     let prefix = prefix();
-    let Ok(entries) = std::fs::read_dir(place) else { return };
+    let Ok(entries) = std::fs::read_dir(place) else {
+        return;
+    };
     for entry in entries.flatten() {
         let path = entry.path();
-        if entry.file_name().to_str().is_some_and(|name| name.starts_with(&prefix)) && is_stale(&path) {
-            tracing::info!("removing {}, left behind by a recording that was killed", path.display());
+        if entry
+            .file_name()
+            .to_str()
+            .is_some_and(|name| name.starts_with(&prefix))
+            && is_stale(&path)
+        {
+            tracing::info!(
+                "removing {}, left behind by a recording that was killed",
+                path.display()
+            );
             let _ = std::fs::remove_dir_all(&path);
         }
     }
 }
 
 fn is_stale(path: &Path) -> bool {
-    let Ok(metadata) = std::fs::symlink_metadata(path) else { return false };
-    let old = metadata.modified().ok().and_then(|t| t.elapsed().ok()).is_some_and(|age| age > STALE_AFTER);
+    let Ok(metadata) = std::fs::symlink_metadata(path) else {
+        return false;
+    };
+    let old = metadata
+        .modified()
+        .ok()
+        .and_then(|t| t.elapsed().ok())
+        .is_some_and(|age| age > STALE_AFTER);
     if !metadata.is_dir() || metadata.uid() != rustix::process::getuid().as_raw() || !old {
         return false;
     }
@@ -176,10 +223,16 @@ mod tests {
     fn it_is_private_and_goes_away() {
         let directory = RunDirectory::create(&|_| {}).unwrap();
         let path = directory.path().to_owned();
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o700
+        );
         directory.write_attach_files().unwrap();
         assert!(directory.attach_path().join("_optape_attach.py").is_file());
-        assert!(!directory.attach_path().join("sitecustomize.py").exists(), "would shadow the user's own");
+        assert!(
+            !directory.attach_path().join("sitecustomize.py").exists(),
+            "would shadow the user's own"
+        );
         assert!(directory.site_path().join("sitecustomize.py").is_file());
         assert!(directory.hook_source().join("optape_hook.cpp").is_file());
         drop(directory);
@@ -193,7 +246,10 @@ mod tests {
         let error = directory.try_ring(1 << 45).unwrap_err();
         assert!(error.to_string().contains("--ring-size"), "{error}");
         assert_eq!(error.exit_code(), 125);
-        let left: Vec<_> = std::fs::read_dir(directory.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let left: Vec<_> = std::fs::read_dir(directory.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
         assert_eq!(left, [LOCK], "the trial leaves nothing behind");
     }
 

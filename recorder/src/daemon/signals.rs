@@ -41,7 +41,9 @@ pub(super) fn early() -> Option<i32> {
 
 /// From now on the command gets what is sent to us.
 pub(super) fn command_started(process_id: u32) {
-    let Ok(process_id) = i32::try_from(process_id) else { return };
+    let Ok(process_id) = i32::try_from(process_id) else {
+        return;
+    };
     COMMAND.store(process_id, Ordering::SeqCst);
     let early = EARLY.swap(0, Ordering::SeqCst);
     if early != 0 {
@@ -84,7 +86,11 @@ extern "C" fn note(signal: libc::c_int, _info: *mut libc::siginfo_t, _context: *
     }
 }
 
-extern "C" fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+extern "C" fn pass_on(
+    signal: libc::c_int,
+    info: *mut libc::siginfo_t,
+    _context: *mut libc::c_void,
+) {
     // SAFETY: the kernel passes a valid siginfo to handlers installed with SA_SIGINFO.
     let code = unsafe { info.as_ref() }.map_or(0, |info| info.si_code);
     let command = COMMAND.load(Ordering::SeqCst);

@@ -40,19 +40,32 @@ impl TraceFile {
     /// # Errors
     /// Where the file exists and `force` is not set, and where it cannot be written.
     pub fn create(path: &Path, force: bool) -> Result<Self, RecordError> {
-        let output = |source| RecordError::Output { path: path.to_owned(), source };
+        let output = |source| RecordError::Output {
+            path: path.to_owned(),
+            source,
+        };
         let (file, created) = match OpenOptions::new().write(true).create_new(true).open(path) {
             Ok(file) => (file, true),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && force => {
-                (OpenOptions::new().write(true).open(path).map_err(output)?, false)
-            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && force => (
+                OpenOptions::new().write(true).open(path).map_err(output)?,
+                false,
+            ),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(RecordError::OutputExists { path: path.to_owned() });
+                return Err(RecordError::OutputExists {
+                    path: path.to_owned(),
+                });
             }
             Err(error) => return Err(output(error)),
         };
         let regular = file.metadata().map_err(output)?.is_file();
-        Ok(Self { path: path.to_owned(), file, created, regular, begun: false, looked: Instant::now() })
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            created,
+            regular,
+            begun: false,
+            looked: Instant::now(),
+        })
     }
 
     /// Its name.
@@ -63,14 +76,20 @@ impl TraceFile {
 
     /// A note of it that outlives the writing.
     pub(super) fn claim(&self) -> Claim {
-        Claim { path: self.path.clone(), created: self.created }
+        Claim {
+            path: self.path.clone(),
+            created: self.created,
+        }
     }
 
     fn still_there(&mut self) -> io::Result<()> {
         if self.regular && self.looked.elapsed() >= LOOK_INTERVAL {
             self.looked = Instant::now();
             if self.file.metadata()?.nlink() == 0 {
-                return Err(io::Error::new(io::ErrorKind::NotFound, "the file was removed while it was written"));
+                return Err(io::Error::new(
+                    io::ErrorKind::NotFound,
+                    "the file was removed while it was written",
+                ));
             }
         }
         Ok(())
@@ -104,7 +123,8 @@ pub(super) struct Claim {
 impl Claim {
     /// Nothing was recorded: what was not there before is not left behind.
     pub(super) fn give_up(&self) {
-        let ours = self.created && std::fs::metadata(&self.path).is_ok_and(|m| m.is_file() && !m.file_type().is_fifo());
+        let ours = self.created
+            && std::fs::metadata(&self.path).is_ok_and(|m| m.is_file() && !m.file_type().is_fifo());
         if ours {
             let _ = std::fs::remove_file(&self.path);
         }
@@ -140,7 +160,12 @@ impl BackgroundSink {
             let state = state.clone();
             move || state.write_all(sink, &received)
         })?;
-        Ok(Self { pending: Vec::new(), chunks: Some(chunks), thread: Some(thread), state })
+        Ok(Self {
+            pending: Vec::new(),
+            chunks: Some(chunks),
+            thread: Some(thread),
+            state,
+        })
     }
 
     pub(super) fn state(&self) -> SinkState {
@@ -163,7 +188,11 @@ impl BackgroundSink {
         }
         let chunk = std::mem::take(&mut self.pending);
         let gone = || io::Error::other("the writing thread is gone");
-        self.chunks.as_ref().ok_or_else(gone)?.send(chunk).map_err(|_| gone())
+        self.chunks
+            .as_ref()
+            .ok_or_else(gone)?
+            .send(chunk)
+            .map_err(|_| gone())
     }
 }
 
@@ -203,7 +232,8 @@ impl SinkState {
     }
 
     fn check(&self) -> io::Result<()> {
-        self.failure().map_or(Ok(()), |e| Err(io::Error::new(e.kind(), e.to_string())))
+        self.failure()
+            .map_or(Ok(()), |e| Err(io::Error::new(e.kind(), e.to_string())))
     }
 
     fn write_all(&self, mut sink: impl Write, chunks: &Receiver<Vec<u8>>) {
@@ -270,7 +300,12 @@ mod tests {
     #[test]
     fn a_missing_directory_is_named() {
         let error = TraceFile::create(Path::new("/no/such/place/t.optape"), false).unwrap_err();
-        assert!(error.to_string().contains("there is no directory /no/such/place"), "{error}");
+        assert!(
+            error
+                .to_string()
+                .contains("there is no directory /no/such/place"),
+            "{error}"
+        );
         assert_eq!(error.exit_code(), 125);
     }
 
@@ -282,7 +317,12 @@ mod tests {
         file.write_all(b"x").unwrap();
         std::fs::remove_file(&path).unwrap();
         file.looked = file.looked.checked_sub(LOOK_INTERVAL).unwrap();
-        assert!(file.write_all(b"y").unwrap_err().to_string().contains("removed"));
+        assert!(
+            file.write_all(b"y")
+                .unwrap_err()
+                .to_string()
+                .contains("removed")
+        );
     }
 
     /// Takes `left` bytes, then the disk is full.
@@ -309,7 +349,11 @@ mod tests {
     #[test]
     fn a_full_disk_is_told_and_holds_up_nobody() {
         let got = Arc::default();
-        let mut sink = BackgroundSink::start(Full { left: 1000, got: Arc::clone(&got) }).unwrap();
+        let mut sink = BackgroundSink::start(Full {
+            left: 1000,
+            got: Arc::clone(&got),
+        })
+        .unwrap();
         let state = sink.state();
         state.release();
         let mut failed = None;
@@ -323,6 +367,9 @@ mod tests {
         sink.close();
         assert_eq!(state.written(), 1000);
         assert_eq!(got.lock().unwrap().len(), 1000);
-        assert_eq!(state.failure().map(io::Error::kind), Some(io::ErrorKind::StorageFull));
+        assert_eq!(
+            state.failure().map(io::Error::kind),
+            Some(io::ErrorKind::StorageFull)
+        );
     }
 }

@@ -5,8 +5,8 @@
 use std::path::Path;
 
 use optape_trace::{
-    Definition, Event, Moment, OpDef, OpId, Pattern, PatternId, ScopeDef, ScopeId, SignatureDef, SignatureId, Stage, StreamEnd, StreamInfo, ThreadDef,
-    ThreadId, call_flags, codec,
+    Definition, Event, Moment, OpDef, OpId, Pattern, PatternId, ScopeDef, ScopeId, SignatureDef,
+    SignatureId, Stage, StreamEnd, StreamInfo, ThreadDef, ThreadId, call_flags, codec,
 };
 
 use super::ring::{MessageKind, OnFull, OpCallMessage, Producer};
@@ -20,11 +20,33 @@ pub(crate) struct Fake {
 impl Fake {
     /// Begins a stream with two signatures: 0, and 1, which is unattributed.
     pub(crate) fn begin(directory: &Path, ring_bytes: usize, on_full: OnFull) -> Self {
-        let mut fake = Self { ring: Producer::create(directory, ring_bytes, on_full).expect("a ring"), calls: 0 };
-        let info = StreamInfo { process_id: std::process::id(), command: vec!["fake".into()], ..StreamInfo::default() };
-        fake.send(MessageKind::StreamBegin, &codec::encode(&info).expect("encodes"));
-        fake.define(&Definition::Op(OpId(0), OpDef { name: "aten::relu".into(), ..OpDef::default() }));
-        fake.define(&Definition::Scope(ScopeId(0), ScopeDef { name: "Global".into(), ..ScopeDef::default() }));
+        let mut fake = Self {
+            ring: Producer::create(directory, ring_bytes, on_full).expect("a ring"),
+            calls: 0,
+        };
+        let info = StreamInfo {
+            process_id: std::process::id(),
+            command: vec!["fake".into()],
+            ..StreamInfo::default()
+        };
+        fake.send(
+            MessageKind::StreamBegin,
+            &codec::encode(&info).expect("encodes"),
+        );
+        fake.define(&Definition::Op(
+            OpId(0),
+            OpDef {
+                name: "aten::relu".into(),
+                ..OpDef::default()
+            },
+        ));
+        fake.define(&Definition::Scope(
+            ScopeId(0),
+            ScopeDef {
+                name: "Global".into(),
+                ..ScopeDef::default()
+            },
+        ));
         fake.define(&Definition::Thread(ThreadId(0), ThreadDef::default()));
         fake.define(&Definition::Pattern(PatternId(0), Pattern::default()));
         for (id, flags) in [(0, 0), (1, call_flags::UNATTRIBUTED)] {
@@ -45,7 +67,10 @@ impl Fake {
     }
 
     pub(crate) fn define(&mut self, definition: &Definition) {
-        self.send(MessageKind::Definition, &codec::encode(definition).expect("encodes"));
+        self.send(
+            MessageKind::Definition,
+            &codec::encode(definition).expect("encodes"),
+        );
     }
 
     fn send(&mut self, kind: MessageKind, bytes: &[u8]) {
@@ -76,15 +101,34 @@ impl Fake {
     }
 
     pub(crate) fn step(&mut self, step: u64) {
-        let event = Event::StepMark { step, source: optape_trace::StepSource::Program };
-        let moment = Moment { time_ns: 1000 * self.calls, thread: ThreadId(0), event };
-        self.send(MessageKind::Moment, &codec::encode(&moment).expect("encodes"));
+        let event = Event::StepMark {
+            step,
+            source: optape_trace::StepSource::Program,
+        };
+        let moment = Moment {
+            time_ns: 1000 * self.calls,
+            thread: ThreadId(0),
+            event,
+        };
+        self.send(
+            MessageKind::Moment,
+            &codec::encode(&moment).expect("encodes"),
+        );
     }
 
     /// Says goodbye.
     pub(crate) fn end(mut self) {
         let costs = [("capture.time_ns".to_owned(), 300 * self.calls)].into();
-        let end = StreamEnd { records: self.calls, dropped_records: 0, ended_ns: 1000 * self.calls, clean: true, costs };
-        self.send(MessageKind::StreamEnd, &codec::encode(&end).expect("encodes"));
+        let end = StreamEnd {
+            records: self.calls,
+            dropped_records: 0,
+            ended_ns: 1000 * self.calls,
+            clean: true,
+            costs,
+        };
+        self.send(
+            MessageKind::StreamEnd,
+            &codec::encode(&end).expect("encodes"),
+        );
     }
 }

@@ -28,34 +28,59 @@ fn quiet() -> Notice {
 fn heard() -> (Notice, Arc<Mutex<Vec<String>>>) {
     let heard = Arc::new(Mutex::new(Vec::new()));
     let notice = Arc::clone(&heard);
-    (Box::new(move |text: &str| notice.lock().unwrap().push(text.to_owned())), heard)
+    (
+        Box::new(move |text: &str| notice.lock().unwrap().push(text.to_owned())),
+        heard,
+    )
 }
 
 fn options(notice: Notice) -> InProcess {
-    InProcess { settings: Settings { ring_bytes: RING, ..Settings::default() }, force: false, notice }
+    InProcess {
+        settings: Settings {
+            ring_bytes: RING,
+            ..Settings::default()
+        },
+        force: false,
+        notice,
+    }
 }
 
 fn recording(directory: &Path) -> (Recording, PathBuf) {
     let path = directory.join("t.optape");
-    (Recording::in_process(&path, options(quiet())).unwrap(), path)
+    (
+        Recording::in_process(&path, options(quiet())).unwrap(),
+        path,
+    )
 }
 
 fn calls(trace: &Trace, stream: &Stream) -> Vec<u64> {
-    let starts = trace.records(stream.id()).filter_map(|record| match record.unwrap().1 {
-        Record::OpCall(call) => Some(call.start_ns),
-        _ => None,
-    });
+    let starts = trace
+        .records(stream.id())
+        .filter_map(|record| match record.unwrap().1 {
+            Record::OpCall(call) => Some(call.start_ns),
+            _ => None,
+        });
     starts.collect()
 }
 
 fn events(trace: &Trace, stream: &Stream) -> Vec<Event> {
-    trace.moments(stream.id()).unwrap().into_iter().map(|(_, moment)| moment.event).collect()
+    trace
+        .moments(stream.id())
+        .unwrap()
+        .into_iter()
+        .map(|(_, moment)| moment.event)
+        .collect()
 }
 
 /// Starts `function` of this test binary in a process of its own, with the run directory and one more path.
 fn child(function: &str, run: &Path, extra: &Path) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", &format!("daemon::tests::{function}"), "--nocapture", "--test-threads=1"])
+        .args([
+            "--exact",
+            &format!("daemon::tests::{function}"),
+            "--nocapture",
+            "--test-threads=1",
+        ])
         .env("OPTAPE_TEST_RUN", run)
         .env("OPTAPE_TEST_EXTRA", extra)
         .stdout(Stdio::null())
@@ -65,7 +90,10 @@ fn child(function: &str, run: &Path, extra: &Path) -> Child {
 
 /// Where a child is to work; `None` in the test run itself.
 fn child_paths() -> Option<(PathBuf, PathBuf)> {
-    Some((std::env::var_os("OPTAPE_TEST_RUN")?.into(), std::env::var_os("OPTAPE_TEST_EXTRA")?.into()))
+    Some((
+        std::env::var_os("OPTAPE_TEST_RUN")?.into(),
+        std::env::var_os("OPTAPE_TEST_EXTRA")?.into(),
+    ))
 }
 
 fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
@@ -93,19 +121,38 @@ fn a_thread_records_its_own_process() {
     assert!(!run_directory.exists());
     assert_eq!(report.path.as_deref(), Some(path.as_path()));
     assert_eq!(report.failure, None);
-    assert_eq!((report.op_calls(), report.dropped_records(), report.streams.len()), (50_000, 0, 1));
+    assert_eq!(
+        (
+            report.op_calls(),
+            report.dropped_records(),
+            report.streams.len()
+        ),
+        (50_000, 0, 1)
+    );
     let stream = &report.streams[0];
-    assert_eq!((stream.records, stream.unattributed, stream.clean), (50_050, 5000, true));
+    assert_eq!(
+        (stream.records, stream.unattributed, stream.clean),
+        (50_050, 5000, true)
+    );
     assert_eq!(stream.costs["capture.time_ns"], 300 * 50_000);
     assert_eq!(report.bytes, std::fs::metadata(&path).unwrap().len());
     assert!(report.daemon_cpu_ns > 0);
 
     let trace = Trace::open(&path).unwrap();
-    assert!(matches!(trace.end(), TraceEnd::Clean(_)), "{:?}", trace.end());
+    assert!(
+        matches!(trace.end(), TraceEnd::Clean(_)),
+        "{:?}",
+        trace.end()
+    );
     assert_eq!(trace.run().statistics, "rules");
     assert_eq!(trace.run().facts["capture.ring_bytes"], RING.to_string());
-    let [stream] = trace.streams() else { panic!("{} streams", trace.streams().len()) };
-    assert_eq!(calls(&trace, stream), (0..50_000).map(|n| 1000 * n).collect::<Vec<_>>());
+    let [stream] = trace.streams() else {
+        panic!("{} streams", trace.streams().len())
+    };
+    assert_eq!(
+        calls(&trace, stream),
+        (0..50_000).map(|n| 1000 * n).collect::<Vec<_>>()
+    );
     assert_eq!(events(&trace, stream).len(), 50);
     assert!(stream.end().unwrap().clean);
 }
@@ -120,8 +167,18 @@ fn what_arrived_is_in_the_file_soon() {
             assert!(fake.call(0));
         }
         let sent = Instant::now();
-        wait_until("the file has the calls", || Trace::open(&path).is_ok_and(|t| t.streams().first().is_some_and(|s| s.records() >= 100 * round)));
-        assert!(sent.elapsed() < Duration::from_secs(1), "took {:?}", sent.elapsed());
+        wait_until("the file has the calls", || {
+            Trace::open(&path).is_ok_and(|t| {
+                t.streams()
+                    .first()
+                    .is_some_and(|s| s.records() >= 100 * round)
+            })
+        });
+        assert!(
+            sent.elapsed() < Duration::from_secs(1),
+            "took {:?}",
+            sent.elapsed()
+        );
     }
     fake.end();
     assert_eq!(recording.finish().op_calls(), 300);
@@ -131,14 +188,32 @@ fn what_arrived_is_in_the_file_soon() {
 fn nothing_recorded_leaves_no_file() {
     let directory = tempfile::tempdir().unwrap();
     let (recording, path) = recording(directory.path());
-    std::fs::write(recording.directory().join("attach-error-7.txt"), "no torch\n").unwrap();
-    std::fs::write(recording.directory().join("attach-error-8.txt"), "no torch\n").unwrap();
+    std::fs::write(
+        recording.directory().join("attach-error-7.txt"),
+        "no torch\n",
+    )
+    .unwrap();
+    std::fs::write(
+        recording.directory().join("attach-error-8.txt"),
+        "no torch\n",
+    )
+    .unwrap();
+    std::fs::write(recording.directory().join("attached-9"), "").unwrap();
     let report = recording.finish();
-    assert_eq!(report.path, None);
+    assert_eq!((report.path.as_ref(), report.attached), (None, 1));
     assert_eq!(report.attach_errors, [("no torch".to_owned(), 2)].into());
     assert!(!path.exists());
     std::fs::write(&path, "precious").unwrap();
-    drop(Recording::in_process(&path, InProcess { force: true, ..options(quiet()) }).unwrap());
+    drop(
+        Recording::in_process(
+            &path,
+            InProcess {
+                force: true,
+                ..options(quiet())
+            },
+        )
+        .unwrap(),
+    );
     assert_eq!(std::fs::read(&path).unwrap(), b"precious");
 }
 
@@ -151,14 +226,23 @@ fn a_dropped_recording_completes_its_file() {
     drop(recording);
     let trace = Trace::open(&path).unwrap();
     assert!(matches!(trace.end(), TraceEnd::Clean(_)));
-    assert!(!trace.streams()[0].end().unwrap().clean, "the process had not said goodbye");
+    assert!(
+        !trace.streams()[0].end().unwrap().clean,
+        "the process had not said goodbye"
+    );
 }
 
 /// In a process of its own: records until it is killed, and notes after each call how many there were.
 #[test]
 fn child_that_records_until_it_is_killed() {
-    let Some((run, noted)) = child_paths() else { return };
-    let file = OpenOptions::new().read(true).write(true).open(noted).unwrap();
+    let Some((run, noted)) = child_paths() else {
+        return;
+    };
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(noted)
+        .unwrap();
     // SAFETY: a file of this test, which nobody cuts while it is mapped.
     let mut map = unsafe { memmap2::MmapMut::map_mut(&file) }.unwrap();
     let mut fake = Fake::begin(&run, RING, OnFull::Wait);
@@ -179,7 +263,11 @@ fn killed_processes_lose_no_committed_record() {
         let note = directory.path().join(format!("note-{round}"));
         std::fs::write(&note, [0; 8]).unwrap();
         let read = || u64::from_le_bytes(std::fs::read(&note).unwrap().try_into().unwrap());
-        let mut child = child("child_that_records_until_it_is_killed", recording.directory(), &note);
+        let mut child = child(
+            "child_that_records_until_it_is_killed",
+            recording.directory(),
+            &note,
+        );
         wait_until("the child records", || read() > 0);
         // Different moments of the ring's, the daemon's and the flush's cycles.
         thread::sleep(Duration::from_micros((round * 7919) % 40_000));
@@ -193,8 +281,18 @@ fn killed_processes_lose_no_committed_record() {
     for stream in trace.streams() {
         let starts = calls(&trace, stream);
         let least = noted[&stream.info().process_id];
-        assert!(starts.len() as u64 >= least, "{} of {least} calls", starts.len());
-        assert!(starts.iter().enumerate().all(|(n, &start)| start == 1000 * n as u64), "in order, none missing");
+        assert!(
+            starts.len() as u64 >= least,
+            "{} of {least} calls",
+            starts.len()
+        );
+        assert!(
+            starts
+                .iter()
+                .enumerate()
+                .all(|(n, &start)| start == 1000 * n as u64),
+            "in order, none missing"
+        );
         assert!(!stream.end().unwrap().clean);
     }
 }
@@ -202,9 +300,15 @@ fn killed_processes_lose_no_committed_record() {
 /// In a process of its own: a daemon, which says where its rings go.
 #[test]
 fn child_that_is_a_daemon() {
-    let Some((path, said)) = child_paths() else { return };
+    let Some((path, said)) = child_paths() else {
+        return;
+    };
     let recording = Recording::in_process(&path, options(quiet())).unwrap();
-    std::fs::write(said.with_extension("new"), recording.directory().to_str().unwrap()).unwrap();
+    std::fs::write(
+        said.with_extension("new"),
+        recording.directory().to_str().unwrap(),
+    )
+    .unwrap();
     std::fs::rename(said.with_extension("new"), &said).unwrap();
     wait_until("somebody kills this", || false);
 }
@@ -217,7 +321,9 @@ fn a_stopped_or_killed_daemon_holds_up_nobody() {
     let mut daemon = child("child_that_is_a_daemon", &path, &said);
     wait_until("the daemon says where", || said.exists());
     let run = PathBuf::from(std::fs::read_to_string(&said).unwrap());
-    let signal = |signal| rustix::process::kill_process(rustix::process::Pid::from_child(&daemon), signal).unwrap();
+    let signal = |signal| {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&daemon), signal).unwrap()
+    };
 
     let mut fake = Fake::begin(&run, RING, OnFull::Wait);
     let fill = |fake: &mut Fake| {
@@ -229,7 +335,9 @@ fn a_stopped_or_killed_daemon_holds_up_nobody() {
         began.elapsed()
     };
     assert!(fake.call(0));
-    wait_until("the daemon follows", || Trace::open(&path).is_ok_and(|t| t.streams().first().is_some_and(|s| s.records() > 0)));
+    wait_until("the daemon follows", || {
+        Trace::open(&path).is_ok_and(|t| t.streams().first().is_some_and(|s| s.records() > 0))
+    });
     signal(rustix::process::Signal::STOP);
     // 100 ms until the silence is noticed, and what a busy machine adds.
     let stopped = fill(&mut fake);
@@ -242,7 +350,10 @@ fn a_stopped_or_killed_daemon_holds_up_nobody() {
     assert!(killed < Duration::from_millis(400), "killed: {killed:?}");
     std::fs::remove_dir_all(run).unwrap();
     // What the daemon wrote is whole.
-    assert!(matches!(Trace::open(&path).unwrap().end(), TraceEnd::Unfinished { .. }));
+    assert!(matches!(
+        Trace::open(&path).unwrap().end(),
+        TraceEnd::Unfinished { .. }
+    ));
 }
 
 /// A disk that is full after some bytes, and slow.
@@ -271,7 +382,10 @@ impl Write for Disk {
 
 fn recording_on(disk: Disk, notice: Notice) -> Recording {
     let directory = RunDirectory::create(&|_| {}).unwrap();
-    let setting = Setting { ring_bytes: RING, own_process: false };
+    let setting = Setting {
+        ring_bytes: RING,
+        own_process: false,
+    };
     Recording::start_with(directory, disk, &RunInfo::default(), setting, notice).unwrap()
 }
 
@@ -279,7 +393,14 @@ fn recording_on(disk: Disk, notice: Notice) -> Recording {
 fn a_full_disk_is_told_once_and_the_program_goes_on() {
     let got = Arc::default();
     let (notice, heard) = heard();
-    let recording = recording_on(Disk { left: 20_000, delay: Duration::ZERO, got: Arc::clone(&got) }, notice);
+    let recording = recording_on(
+        Disk {
+            left: 20_000,
+            delay: Duration::ZERO,
+            got: Arc::clone(&got),
+        },
+        notice,
+    );
     let mut fake = Fake::begin(recording.directory(), RING, OnFull::Wait);
     let mut longest = Duration::ZERO;
     for _ in 0..40 {
@@ -294,7 +415,10 @@ fn a_full_disk_is_told_once_and_the_program_goes_on() {
     let report = recording.finish();
     assert!(longest < Duration::from_millis(500), "{longest:?}");
     assert_eq!(report.op_calls(), 200_000);
-    assert!(report.failure.as_ref().unwrap().contains("No space left"), "{report:?}");
+    assert!(
+        report.failure.as_ref().unwrap().contains("No space left"),
+        "{report:?}"
+    );
     let heard = heard.lock().unwrap();
     assert_eq!(heard.len(), 1, "{heard:?}");
     assert!(heard[0].contains("No space left") && heard[0].contains("goes on"));
@@ -303,14 +427,31 @@ fn a_full_disk_is_told_once_and_the_program_goes_on() {
     let starts = calls(&trace, &trace.streams()[0]);
     assert!(!starts.is_empty());
     let safe = 200_000 - report.unwritten_records;
-    assert!(starts.len() as u64 >= safe, "{} in the file, {safe} promised", starts.len());
-    assert!(safe > 0 && report.complaints().iter().any(|line| line.contains("records are lost")));
+    assert!(
+        starts.len() as u64 >= safe,
+        "{} in the file, {safe} promised",
+        starts.len()
+    );
+    assert!(
+        safe > 0
+            && report
+                .complaints()
+                .iter()
+                .any(|line| line.contains("records are lost"))
+    );
 }
 
 #[test]
 fn a_slow_disk_does_not_look_like_death() {
     let got = Arc::default();
-    let recording = recording_on(Disk { left: usize::MAX, delay: Duration::from_millis(300), got: Arc::clone(&got) }, quiet());
+    let recording = recording_on(
+        Disk {
+            left: usize::MAX,
+            delay: Duration::from_millis(300),
+            got: Arc::clone(&got),
+        },
+        quiet(),
+    );
     let mut fake = Fake::begin(recording.directory(), RING, OnFull::Wait);
     for _ in 0..20 {
         for _ in 0..2000 {
@@ -321,7 +462,10 @@ fn a_slow_disk_does_not_look_like_death() {
     }
     fake.end();
     let report = recording.finish();
-    assert_eq!((report.op_calls(), report.dropped_records(), report.failure), (40_000, 0, None));
+    assert_eq!(
+        (report.op_calls(), report.dropped_records(), report.failure),
+        (40_000, 0, None)
+    );
     let trace = Trace::from_bytes(got.lock().unwrap().clone()).unwrap();
     assert_eq!(trace.streams()[0].records(), 40_000);
 }
@@ -340,7 +484,9 @@ fn nonsense_ends_its_own_stream_only() {
         assert!(good.call(0));
         undefined.call(if n == 10 { 99 } else { 0 });
         if n == 20 {
-            garbled.ring.push_bytes(ring::MessageKind::Definition, &[0xff; 40]);
+            garbled
+                .ring
+                .push_bytes(ring::MessageKind::Definition, &[0xff; 40]);
         }
         garbled.call(0);
     }
@@ -348,21 +494,46 @@ fn nonsense_ends_its_own_stream_only() {
     wait_until("both are told", || heard.lock().unwrap().len() >= 3);
     let report = recording.finish();
     assert_eq!(report.bad_rings.len(), 1, "{:?}", report.bad_rings);
-    assert_eq!(report.streams.iter().filter(|s| s.disabled.is_some()).count(), 2);
+    assert_eq!(
+        report
+            .streams
+            .iter()
+            .filter(|s| s.disabled.is_some())
+            .count(),
+        2
+    );
 
     let trace = Trace::open(&path).unwrap();
     assert!(matches!(trace.end(), TraceEnd::Clean(_)));
-    let mut ends: Vec<_> = trace.streams().iter().map(|s| (calls(&trace, s).len(), events(&trace, s))).collect();
+    let mut ends: Vec<_> = trace
+        .streams()
+        .iter()
+        .map(|s| (calls(&trace, s).len(), events(&trace, s)))
+        .collect();
     ends.sort_by_key(|(calls, _)| *calls);
-    let reasons: Vec<_> = ends.iter().map(|(calls, events)| (*calls, matches!(events.last(), Some(Event::Disabled { .. })))).collect();
+    let reasons: Vec<_> = ends
+        .iter()
+        .map(|(calls, events)| {
+            (
+                *calls,
+                matches!(events.last(), Some(Event::Disabled { .. })),
+            )
+        })
+        .collect();
     assert_eq!(reasons, [(10, true), (20, true), (1000, false)]);
-    assert!(matches!(&ends[0].1[0], Event::Disabled { reason } if reason.contains("signature 99")), "{:?}", ends[0].1);
+    assert!(
+        matches!(&ends[0].1[0], Event::Disabled { reason } if reason.contains("signature 99")),
+        "{:?}",
+        ends[0].1
+    );
 }
 
 /// In a process of its own: fills a ring that is not waited for, and dies without a word.
 #[test]
 fn child_that_drops_records() {
-    let Some((run, done)) = child_paths() else { return };
+    let Some((run, done)) = child_paths() else {
+        return;
+    };
     let mut fake = Fake::begin(&run, 1 << 16, OnFull::Drop);
     // More than the daemon can drain meanwhile; then it is killed before a `Drop` record can be written.
     for _ in 0..200_000 {
@@ -372,7 +543,8 @@ fn child_that_drops_records() {
         fake.call(0);
     }
     std::fs::write(done, fake.calls.to_string()).unwrap();
-    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
+    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)
+        .unwrap();
 }
 
 #[test]
@@ -385,14 +557,37 @@ fn drops_of_the_dead_are_told_in_their_place() {
     let made: u64 = std::fs::read_to_string(done).unwrap().parse().unwrap();
     let report = recording.finish();
     let trace = Trace::open(&path).unwrap();
-    let [stream] = trace.streams() else { panic!("{} streams", trace.streams().len()) };
+    let [stream] = trace.streams() else {
+        panic!("{} streams", trace.streams().len())
+    };
     let there = calls(&trace, stream).len() as u64;
     let events = events(&trace, stream);
-    let Some(Event::Drop { records, from_ns, until_ns, reason }) = events.last() else { panic!("{events:?}") };
-    assert_eq!(there + records, made, "every call is in the file or counted as lost");
+    let Some(Event::Drop {
+        records,
+        from_ns,
+        until_ns,
+        reason,
+    }) = events.last()
+    else {
+        panic!("{events:?}")
+    };
+    assert_eq!(
+        there + records,
+        made,
+        "every call is in the file or counted as lost"
+    );
     assert!(*records > 0 && from_ns < until_ns && *until_ns == 1000 * (made - 1));
-    assert!(matches!(reason, DropReason::RingFull | DropReason::DaemonGone));
-    assert_eq!((report.dropped_records(), stream.end().unwrap().dropped_records), (*records, *records));
+    assert!(matches!(
+        reason,
+        DropReason::RingFull | DropReason::DaemonGone
+    ));
+    assert_eq!(
+        (
+            report.dropped_records(),
+            stream.end().unwrap().dropped_records
+        ),
+        (*records, *records)
+    );
 }
 
 #[test]
@@ -402,7 +597,10 @@ fn definitions_may_come_at_any_time_but_not_twice_different() {
     let mut fake = Fake::begin(recording.directory(), RING, OnFull::Wait);
     assert!(fake.call(0));
     for n in 0..100 {
-        fake.define(&Definition::Text(optape_trace::TextId(n), format!("text {n}")));
+        fake.define(&Definition::Text(
+            optape_trace::TextId(n),
+            format!("text {n}"),
+        ));
         assert!(fake.call(0));
     }
     fake.end();
@@ -419,7 +617,9 @@ fn a_run_directory_that_vanishes_is_told_and_survived() {
     let (notice, heard) = heard();
     let recording = Recording::in_process(&path, options(notice)).unwrap();
     let mut fake = Fake::begin(recording.directory(), RING, OnFull::Wait);
-    wait_until("the ring is found", || path.metadata().is_ok_and(|m| m.len() > 0));
+    wait_until("the ring is found", || {
+        path.metadata().is_ok_and(|m| m.len() > 0)
+    });
     std::fs::remove_dir_all(recording.directory()).unwrap();
     for _ in 0..1000 {
         assert!(fake.call(0));
@@ -440,7 +640,11 @@ fn a_forked_owner_does_not_end_its_parents_recording() {
     assert!(fake.call(0));
     // As in a fork, whose process has another number.
     recording.process_id += 1;
-    let (finish, thread, claim) = (recording.finish.clone(), recording.thread.take(), recording.claim.clone());
+    let (finish, thread, claim) = (
+        recording.finish.clone(),
+        recording.thread.take(),
+        recording.claim.clone(),
+    );
     drop(recording);
     assert!(run.exists());
     assert!(fake.call(0));
@@ -454,7 +658,12 @@ fn a_forked_owner_does_not_end_its_parents_recording() {
 #[test]
 fn the_sink_thread_can_be_started_alone() {
     let got = Arc::default();
-    let mut sink = BackgroundSink::start(Disk { left: 10, delay: Duration::ZERO, got: Arc::clone(&got) }).unwrap();
+    let mut sink = BackgroundSink::start(Disk {
+        left: 10,
+        delay: Duration::ZERO,
+        got: Arc::clone(&got),
+    })
+    .unwrap();
     sink.state().release();
     sink.write_all(b"123").unwrap();
     sink.close();
