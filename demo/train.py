@@ -34,7 +34,7 @@ class SpikingDigits(nn.Module):
         self.lif1 = leaky()
         self.conv2 = nn.Conv2d(channels, 2 * channels, 3, padding=1)
         self.lif2 = leaky()
-        self.pool = nn.MaxPool2d(2)
+        self.pool = nn.AvgPool2d(2)
         self.flatten = nn.Flatten()
         self.fc1 = nn.Linear(2 * channels * 4 * 4, hidden)
         self.lif3 = leaky()
@@ -97,14 +97,24 @@ def save(path: Path, network: nn.Module, images: torch.Tensor, labels: torch.Ten
     (path / "index.json").write_text(json.dumps(index, indent=1) + "\n")
 
 
+def load(path: Path) -> dict[str, torch.Tensor]:
+    """What `save` wrote."""
+    index = json.loads((path / "index.json").read_text())
+    return {
+        name: torch.from_numpy(numpy.fromfile(path / entry["file"], entry["dtype"]).reshape(entry["shape"]))
+        for name, entry in index.items()
+        if isinstance(entry, dict)
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--one-batch", action="store_true", help="run one batch of the test images forward, and nothing else")
-    parser.add_argument("--save-weights", type=Path, metavar="DIR", help="write weights, digits and one batch for other programs")
+    parser.add_argument("--save", type=Path, metavar="DIR", help="write weights, digits and one batch for other programs")
+    parser.add_argument("--one-batch", type=Path, metavar="DIR", help="run the saved batch forward with the saved weights, and nothing else")
     options = parser.parse_args()
 
     torch.manual_seed(options.seed)
@@ -115,12 +125,11 @@ def main() -> None:
     network = SpikingDigits()
 
     if options.one_batch:
+        saved = load(options.one_batch)
+        network.load_state_dict({name: saved[name] for name in network.state_dict()})
         network.eval()
-        spikes = encode(test_images[: options.batch_size], generator)
-        if options.save_weights:
-            save(options.save_weights, network, images, labels, spikes)
         with torch.no_grad(), torch.profiler.record_function("batch"):
-            outputs = answer(network, spikes)
+            outputs = answer(network, saved["batch"])
         print(json.dumps({"images": len(outputs), "sum": outputs.sum(dtype=torch.float64).item()}))
         return
 
@@ -140,8 +149,8 @@ def main() -> None:
         print(f"epoch {epoch + 1}/{options.epochs}: loss {total / len(order):.4f}", flush=True)
     seconds = time.monotonic() - started
     reached = accuracy(network, test_images, test_labels, options.batch_size, generator)
-    if options.save_weights:
-        save(options.save_weights, network, images, labels, encode(test_images[: options.batch_size], generator))
+    if options.save:
+        save(options.save, network, images, labels, encode(test_images[: options.batch_size], generator))
     print(
         json.dumps(
             {

@@ -21,8 +21,8 @@ pub(crate) struct Options {
     epochs: u32,
 }
 
-/// The cost configurations under which the trace is replayed.
-const COSTS: [&str; 3] = ["compute_fp32", "compute_fp16", "compute_int8"];
+/// The cost configurations under which the trace is replayed, side by side.
+const COSTS: &str = "compute_fp32,compute_fp16,compute_int8";
 
 /// Test accuracy that the network has to reach.
 const ACCURACY: f64 = 0.80;
@@ -75,28 +75,29 @@ pub(crate) fn run(options: &Options, workspace: &Workspace) -> anyhow::Result<Ex
         &trace,
         &[],
     )?;
-    for costs in COSTS {
-        let energy = ["--energy", costs];
-        let per_image = ["--range", "test", "--per", "sample"];
-        replay(
-            &optape,
-            &format!("{costs}: per module"),
-            &trace,
-            &[&energy[..], &["--by", "module"]].concat(),
-        )?;
-        replay(
-            &optape,
-            &format!("{costs}: per stage"),
-            &trace,
-            &[&energy[..], &["--by", "stage"]].concat(),
-        )?;
-        replay(
-            &optape,
-            &format!("{costs}: per test image"),
-            &trace,
-            &[&energy[..], &per_image].concat(),
-        )?;
-    }
+    let energy = ["--energy", COSTS];
+    let test = ["--range", "test"];
+    let images = trained.test_images.to_string();
+    let per_image = ["--per", "sample", "--samples", &images];
+    let by = |what| ["--by", what];
+    replay(
+        &optape,
+        "The whole run, per module",
+        &trace,
+        &[&energy[..], &by("module")].concat(),
+    )?;
+    replay(
+        &optape,
+        "The whole run, per stage",
+        &trace,
+        &[&energy[..], &by("stage")].concat(),
+    )?;
+    replay(
+        &optape,
+        "One image of the test set, per module",
+        &trace,
+        &[&energy[..], &test, &per_image, &by("module")].concat(),
+    )?;
     println!(
         "\nAll of this came from {} in {:.0} s, training included. Ask it something else:\n  {} replay --help",
         trace.display(),

@@ -1,4 +1,4 @@
-//! Digits, weights and one encoded batch, as files that the Rust example reads.
+//! Digits, weights after one epoch and one encoded batch, as files that the Rust example reads.
 
 use std::path::PathBuf;
 
@@ -25,7 +25,7 @@ pub(crate) fn export(workspace: &Workspace, python: &Python) -> anyhow::Result<P
     let mut command = python.command();
     command
         .arg(&program)
-        .args(["--one-batch", "--save-weights"])
+        .args(["--epochs", "1", "--save"])
         .arg(&directory);
     process::run_behind(&mut command, &progress)
         .context("cannot export the digits for the Rust example")?;

@@ -37,6 +37,8 @@ enum Task {
     Bench(bench::Options),
     /// Make the Python environment that the other tasks run in, and print its interpreter
     Python,
+    /// Write digits and weights for the Rust example, and print the directory
+    Digits,
 }
 
 fn main() -> ExitCode {
@@ -57,6 +59,13 @@ fn run(options: &Options) -> anyhow::Result<ExitCode> {
         Task::Bench(options) => bench::run(options, &workspace),
         Task::Python => {
             println!("{}", python::prepare(&workspace)?.interpreter.display());
+            Ok(ExitCode::SUCCESS)
+        }
+        Task::Digits => {
+            println!(
+                "{}",
+                digits::export(&workspace, &python::prepare(&workspace)?)?.display()
+            );
             Ok(ExitCode::SUCCESS)
         }
     }

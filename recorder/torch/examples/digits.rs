@@ -1,7 +1,6 @@
 //! The network of `demo/train.py` in Rust: a small spiking convolutional network that learns handwritten digits.
 //!
-//! Reads digits and weights from files that `demo/train.py --one-batch --save-weights DIR` writes (`cargo xtask test` does it, to
-//! `target/digits`). Records itself into the file that `--record` names, or to the daemon where it runs under
+//! Reads digits and weights from files that `demo/train.py --save DIR` writes (`cargo xtask digits` does it, to `target/digits`). Records itself into the file that `--record` names, or to the daemon where it runs under
 //! `optape record -- ...`; without either it just trains.
 
 use std::collections::HashMap;
@@ -106,13 +105,13 @@ impl SpikingDigits {
 
     /// One time step. Scopes are named as Python's modules are, so that the two recordings can be compared.
     fn step(&mut self, x: &Tensor, train: bool, tape: Option<&Tape>) -> Tensor {
-        let _network = tape.map(|tape| tape.scope("SpikingDigits"));
+        let _network = tape.map(|tape| tape.scope_t("SpikingDigits", train));
         let [lif1, lif2, lif3] = &mut self.neurons;
         let x = layer(tape, "conv1", &self.conv1, x, train);
         let x = spiking(tape, "lif1", lif1, &x);
         let x = layer(tape, "conv2", &self.conv2, &x, train);
         let x = spiking(tape, "lif2", lif2, &x);
-        let x = layer(tape, "pool", &nn::func(|x| x.max_pool2d_default(2)), &x, train);
+        let x = layer(tape, "pool", &nn::func(|x| x.avg_pool2d_default(2)), &x, train);
         let x = layer(tape, "flatten", &nn::func(|x| x.flat_view()), &x, train);
         let x = layer(tape, "fc1", &self.fc1, &x, train);
         let x = spiking(tape, "lif3", lif3, &x);
@@ -220,7 +219,7 @@ fn encode(images: &Tensor) -> Tensor {
     Tensor::rand(size, (Kind::Float, Device::Cpu)).lt_tensor(images).to_kind(Kind::Float)
 }
 
-/// The files of `demo/train.py --save-weights`.
+/// The files of `demo/train.py --save`.
 struct Data {
     tensors: HashMap<String, Tensor>,
     test_images: i64,
@@ -231,7 +230,7 @@ impl Data {
     fn read(directory: &Path) -> anyhow::Result<Self> {
         let path = directory.join("index.json");
         let text = fs::read_to_string(&path).with_context(|| {
-            format!("cannot read {}; `python demo/train.py --one-batch --save-weights {}` writes it", path.display(), directory.display())
+            format!("cannot read {}; `python demo/train.py --save {}` writes it", path.display(), directory.display())
         })?;
         let index: HashMap<String, Value> = serde_json::from_str(&text)?;
         let mut tensors = HashMap::new();

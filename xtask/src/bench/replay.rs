@@ -33,12 +33,12 @@ const QUESTIONS: [(&str, &[&str], bool); 4] = [
     ),
     (
         "flop alone, from events",
-        &["--counter", "flop", "--format", "json", "--from-events"],
+        &["--counters", "flop", "--format", "json", "--from-events"],
         true,
     ),
     (
         "mac alone, from events",
-        &["--counter", "mac", "--format", "json", "--from-events"],
+        &["--counters", "mac", "--format", "json", "--from-events"],
         true,
     ),
 ];
