@@ -137,6 +137,8 @@ impl Report {
         };
         let statistics = costs
             .get("capture.statistics_ns")
+            // Capture measures samples: of a few calls, the parts may exceed the whole.
+            .filter(|statistics| *statistics <= capture)
             .map_or_else(String::new, |ns| {
                 format!(", of it {} for statistics", time(*ns))
             });
