@@ -23,6 +23,7 @@
 #include <sstream>
 #include <string>
 #include <typeinfo>
+#include <unordered_map>
 #include <vector>
 
 #include <ATen/SequenceNumber.h>
@@ -102,10 +103,12 @@ uint64_t now_ns() {
 
 // ---- Python, if there is one ----------------------------------------------------------------------------------------
 
-// The few functions of CPython's stable ABI that are needed, found in the process that loaded us: libtorch programs have none.
+// The few functions of CPython's interface that are needed, found in the process that loaded us: programs on libtorch alone
+// have none.
 struct Python {
   using Object = void;
   using Fast = Object* (*)(Object*, Object* const*, intptr_t);
+  using Vectorcall = Object* (*)(Object*, Object* const*, size_t, Object*);
   struct Method {
     const char* name;
     void* function;
@@ -113,12 +116,26 @@ struct Python {
     const char* documentation;
   };
   Object* (*new_function)(Method*, Object*, Object*) = nullptr;
+  Object* (*call)(Object*, ...) = nullptr;
+  Object* (*attribute)(Object*, Object*) = nullptr;
+  Object* (*intern)(const char*) = nullptr;
+  Object* (*item)(Object*, intptr_t) = nullptr;
+  Object* (*type)(Object*) = nullptr;
+  Object* (*boolean)(long) = nullptr;
+  int (*is_true)(Object*) = nullptr;
   long (*as_long)(Object*) = nullptr;
   void* (*as_pointer)(Object*) = nullptr;
   void (*increment)(Object*) = nullptr;
+  void (*decrement)(Object*) = nullptr;
+  void (*clear_error)() = nullptr;
   void (*set_string)(Object*, const char*) = nullptr;
   Object** type_error = nullptr;
   Object* none = nullptr;
+  Object* tuple_type = nullptr;
+  Object* list_type = nullptr;
+  // Not in every version:
+  Vectorcall function_call = nullptr;
+  void (*set_function_call)(Object*, Vectorcall) = nullptr;
   bool present = false;
 
   template <typename T>
@@ -127,9 +144,15 @@ struct Python {
     return out != nullptr;
   }
   bool load() {
-    return present = find(new_function, "PyCFunction_NewEx") && find(as_long, "PyLong_AsLong") && find(as_pointer, "PyLong_AsVoidPtr") &&
-        find(increment, "Py_IncRef") && find(set_string, "PyErr_SetString") && find(type_error, "PyExc_TypeError") &&
-        find(none, "_Py_NoneStruct");
+    find(function_call, "_PyFunction_Vectorcall");
+    find(set_function_call, "PyFunction_SetVectorcall");
+    return present = find(new_function, "PyCFunction_NewEx") && find(call, "PyObject_CallFunctionObjArgs") &&
+        find(attribute, "PyObject_GetAttr") && find(intern, "PyUnicode_InternFromString") && find(item, "PySequence_GetItem") &&
+        find(type, "PyObject_Type") && find(boolean, "PyBool_FromLong") && find(is_true, "PyObject_IsTrue") &&
+        find(as_long, "PyLong_AsLong") && find(as_pointer, "PyLong_AsVoidPtr") && find(increment, "Py_IncRef") &&
+        find(decrement, "Py_DecRef") && find(clear_error, "PyErr_Clear") && find(set_string, "PyErr_SetString") &&
+        find(type_error, "PyExc_TypeError") && find(none, "_Py_NoneStruct") && find(tuple_type, "PyTuple_Type") &&
+        find(list_type, "PyList_Type");
   }
   Object* nothing() const {
     increment(none);
@@ -158,6 +181,7 @@ struct Operator {
   uint32_t return_count = 0;
   const uint8_t* wild = nullptr;
   bool pass = false;                       // not recorded as an op call
+  bool range = false;                      // opens or closes a profiler range
   bool may_accumulate = false;             // aten::add_.Tensor
   bool refresh = false;                    // writes arguments that it does not return
   std::vector<Kind> kinds;                 // arguments, then returns
@@ -324,6 +348,7 @@ void describe(const c10::OperatorHandle& handle, Operator& op) {
   }
   op.refresh = !op.hidden_writes.empty();
   op.may_accumulate = name.name == "aten::add_" && name.overload_name == "Tensor";
+  op.range = name.name == "profiler::_record_function_enter_new" || name.name == "profiler::_record_function_exit";
   op.pass = name.name == "optape::watch" || (above_autograd && is_composite(handle));
 
   optape_operator told{};
@@ -411,6 +436,7 @@ struct Thread {
   bool on = false;
   Frame first[frames_at_once];
   std::vector<std::unique_ptr<Frame>> deeper;
+  std::vector<const void*> optimizer_ranges;  // open ones
   struct Text {
     uint32_t id = 0;
     uint8_t length = 0;
@@ -1359,6 +1385,39 @@ class Running {
   bool finished = false;
 };
 
+// torch.optim.Optimizer runs every step inside a profiler range of this name. Its own global step hooks would say the same, but
+// having any changes what torch.compile does.
+constexpr char optimizer_range[] = "Optimizer.step#";
+std::atomic<void (*)()> optimizer_enter{nullptr};
+std::atomic<void (*)()> optimizer_exit{nullptr};
+
+COLD void range_opened(Thread& thread, const std::string& name, const IValue& range) {
+  const auto enter = optimizer_enter.load(std::memory_order_acquire);
+  if (enter == nullptr || name.compare(0, sizeof optimizer_range - 1, optimizer_range) != 0 || !range.isObject()) {
+    return;
+  }
+  thread.optimizer_ranges.push_back(range.internalToPointer());
+  enter();
+}
+
+COLD std::string range_name(const Operator& op, const Stack& stack) {
+  const IValue& name = stack[stack.size() - op.argument_count];
+  return name.isString() ? name.toStringRef() : std::string();
+}
+
+COLD void range_closes(Thread& thread, const IValue& range) {
+  auto& open = thread.optimizer_ranges;
+  const auto leave = optimizer_exit.load(std::memory_order_acquire);
+  if (leave == nullptr || !range.isObject()) {
+    return;
+  }
+  const auto found = std::find(open.begin(), open.end(), range.internalToPointer());
+  if (found != open.end()) {
+    open.erase(found);
+    leave();
+  }
+}
+
 // While nothing is recorded, what kernels call inside themselves need not come by here either.
 struct Hidden {
   c10::impl::PODLocalDispatchKeySet& keys = c10::impl::raw_local_dispatch_key_set;
@@ -1390,6 +1449,9 @@ void fallback(const c10::OperatorHandle& handle, DispatchKeySet keys, Stack* sta
     if (UNLIKELY(op == nullptr)) {
       op = define(handle);
     }
+    if (UNLIKELY(op->range && op->return_count == 0)) {
+      range_closes(*thread, stack->back());
+    }
     if (LIKELY(!op->pass)) {
       frame = &thread->frame(thread->depth);
       before(*frame, *thread, *op, stack->data() + (stack->size() - op->argument_count));
@@ -1402,11 +1464,18 @@ void fallback(const c10::OperatorHandle& handle, DispatchKeySet keys, Stack* sta
     handle.redispatchBoxed(below, stack);
     return;
   }
+  std::string range;
+  if (UNLIKELY(op->range && op->return_count == 1)) {
+    range = range_name(*op, *stack);
+  }
   Running running(*thread, *frame);
   handle.redispatchBoxed(below, stack);
   running.done();
   try {
     after(*frame, *thread, *op, stack->data() + (stack->size() - op->return_count));
+    if (UNLIKELY(!range.empty())) {
+      range_opened(*thread, range, stack->back());
+    }
   } catch (...) {
     give_up_with_current_exception();
     drop(*frame);
@@ -1746,6 +1815,199 @@ bool switch_thread(Thread& t, bool on) {
 
 // ---- builtins for Python ------------------------------------------------------------------------------------------
 
+// nn.Module.__call__ is a Python function, and every Python function carries the C function that calls it (PEP 590). Ours
+// tells capture, and calls the one that was there. Unlike global module hooks that changes nothing that the program can see: no
+// warning and no other path in torch.compile, no frame in tracebacks; and it costs a tenth.
+//
+// CPython 3.11 leaves that C function out where Python code calls the Python function itself; a module is called through its
+// type's slot, which never does.
+struct Modules {
+  struct Known {
+    int64_t number = -1;  // -1: not recorded
+    int64_t watch = -1;   // of its output
+  };
+  std::unordered_map<const void*, Known> known;  // by the module's address
+  std::atomic_flag lock = ATOMIC_FLAG_INIT;      // the GIL would do, where there is one
+  Python::Vectorcall call = nullptr;
+  void* meet = nullptr;  // Python function that makes a module known
+  void* tensor_type = nullptr;
+  void* parameter_type = nullptr;
+  void* training = nullptr;  // the interned names
+  void* cdata = nullptr;
+
+  bool find(const void* module, Known& out) {
+    const Guard guard(lock);
+    const auto found = known.find(module);
+    if (found == known.end()) {
+      return false;
+    }
+    out = found->second;
+    return true;
+  }
+  void set(const void* module, Known value) {
+    const Guard guard(lock);
+    known[module] = value;
+  }
+  void forget(const void* module) {
+    const Guard guard(lock);
+    known.erase(module);
+  }
+
+ private:
+  struct Guard {
+    std::atomic_flag& flag;
+    explicit Guard(std::atomic_flag& f) : flag(f) {
+      while (flag.test_and_set(std::memory_order_acquire)) {
+      }
+    }
+    ~Guard() {
+      flag.clear(std::memory_order_release);
+    }
+  };
+};
+Modules& modules = *new Modules();  // Never destroyed: modules are called while the process ends.
+
+bool is_training(void* module) {
+  void* value = python.attribute(module, modules.training);
+  if (value == nullptr) {
+    python.clear_error();
+    return false;
+  }
+  const int training = python.is_true(value);
+  python.decrement(value);
+  if (training < 0) {
+    python.clear_error();
+  }
+  return training > 0;
+}
+
+bool has_type(void* object, const void* one, const void* other) {
+  void* type = python.type(object);
+  python.decrement(type);
+  return type == one || type == other;
+}
+
+// The output, or the first of several. Subclasses of Tensor answer for their attributes in Python: they are left alone.
+COLD void watch_output(void* output, int64_t id) {
+  void* first = nullptr;
+  if (has_type(output, python.tuple_type, python.list_type)) {
+    output = first = python.item(output, 0);
+    if (first == nullptr) {
+      python.clear_error();
+      return;
+    }
+  }
+  if (has_type(output, modules.tensor_type, modules.parameter_type)) {
+    if (void* address = python.attribute(output, modules.cdata)) {
+      optape_hook_watch(python.as_pointer(address), id);
+      python.decrement(address);
+    } else {
+      python.clear_error();
+    }
+  }
+  if (first != nullptr) {
+    python.decrement(first);
+  }
+}
+
+COLD bool meet(void* module, Modules::Known& known) {
+  void* done = python.call(modules.meet, module, nullptr);
+  if (done == nullptr) {
+    python.clear_error();
+    return false;
+  }
+  python.decrement(done);
+  return modules.find(module, known);
+}
+
+void* call_module(void* function, void* const* arguments, size_t count, void* keywords) {
+  constexpr size_t offset_flag = size_t{1} << (8 * sizeof(size_t) - 1);
+  if (UNLIKELY((count & ~offset_flag) == 0)) {
+    return modules.call(function, arguments, count, keywords);
+  }
+  void* module = arguments[0];
+  Modules::Known known;
+  if ((UNLIKELY(!modules.find(module, known)) && !meet(module, known)) || known.number < 0) {
+    return modules.call(function, arguments, count, keywords);
+  }
+  optape_hook_module_enter(static_cast<uint32_t>(known.number), is_training(module) ? 1 : 0);
+  void* result = modules.call(function, arguments, count, keywords);
+  if (known.watch >= 0 && result != nullptr) {
+    watch_output(result, known.watch);
+  }
+  optape_hook_module_exit(static_cast<uint32_t>(known.number));
+  return result;
+}
+
+// Puts `ours` in the place of the C function behind a Python function. `size`: of the function object.
+bool replace_call(void* function, size_t size, Python::Vectorcall ours) {
+  if (python.function_call == nullptr) {
+    return false;
+  }
+  auto* words = static_cast<void**>(function);
+  size_t at = 0;
+  for (size_t i = 2; i < size / sizeof(void*); ++i) {  // after reference count and type
+    if (words[i] == reinterpret_cast<void*>(python.function_call)) {
+      if (at != 0) {
+        return false;
+      }
+      at = i;
+    }
+  }
+  if (at == 0) {
+    return false;  // Somebody else has replaced it, or this is not CPython.
+  }
+  if (python.set_function_call != nullptr) {
+    python.set_function_call(function, ours);
+  } else {
+    words[at] = reinterpret_cast<void*>(ours);
+  }
+  return true;
+}
+
+void* python_hook_modules(void*, void* const* arguments, intptr_t count) {
+  if (UNLIKELY(count != 5)) {
+    return python.refuse("hook_modules(nn.Module.__call__, its size, meet, Tensor, Parameter)");
+  }
+  if (modules.call != nullptr) {
+    return python.boolean(0);
+  }
+  modules.meet = arguments[2];
+  modules.tensor_type = arguments[3];
+  modules.parameter_type = arguments[4];
+  for (int i = 0; i < 5; ++i) {
+    python.increment(arguments[i]);  // kept for good
+  }
+  modules.training = python.intern("training");
+  modules.cdata = python.intern("_cdata");
+  modules.call = python.function_call;
+  const bool done = replace_call(arguments[0], static_cast<size_t>(python.as_long(arguments[1])), &call_module);
+  if (!done) {
+    modules.call = nullptr;
+  }
+  return python.boolean(done ? 1 : 0);
+}
+
+void* python_know(void*, void* const* arguments, intptr_t count) {
+  if (UNLIKELY(count != 3)) {
+    return python.refuse("know(id(module), number, watch or -1)");
+  }
+  try {
+    modules.set(python.as_pointer(arguments[0]), {python.as_long(arguments[1]), python.as_long(arguments[2])});
+  } catch (...) {
+    give_up_with_current_exception();
+  }
+  return python.nothing();
+}
+
+void* python_forget(void*, void* const* arguments, intptr_t count) {
+  if (UNLIKELY(count != 1)) {
+    return python.refuse("forget(id(module))");
+  }
+  modules.forget(python.as_pointer(arguments[0]));
+  return python.nothing();
+}
+
 void* python_enter(void*, void* const* arguments, intptr_t count) {
   if (UNLIKELY(count != 2)) {
     return python.refuse("enter(module, training)");
@@ -1783,6 +2045,9 @@ Python::Method methods[] = {
     {"enter", reinterpret_cast<void*>(&python_enter), method_fastcall, "A module is entered."},
     {"exit", reinterpret_cast<void*>(&python_exit), method_fastcall, "A module is left."},
     {"watch", reinterpret_cast<void*>(&python_watch), method_fastcall, "A tensor is watched."},
+    {"hook_modules", reinterpret_cast<void*>(&python_hook_modules), method_fastcall, "Has module calls reported."},
+    {"know", reinterpret_cast<void*>(&python_know), method_fastcall, "A module has a number."},
+    {"forget", reinterpret_cast<void*>(&python_forget), method_fastcall, "A module has none any more."},
     {"thread", reinterpret_cast<void*>(&python_thread), method_fastcall, "The hook is switched on or off for this thread."},
 };
 
@@ -1859,7 +2124,13 @@ EXPORT void optape_hook_watch(const void* tensor_impl, int64_t id) {
   }
 }
 
-// A builtin function for Python (a new reference to `enter`, `exit`, `watch` or `thread`), or NULL where the process exports no
+// What to call when an optimizer step begins and ends (capture's optape_optimizer_enter and optape_optimizer_exit).
+EXPORT void optape_hook_optimizer(void (*enter)(void), void (*leave)(void)) {
+  optimizer_enter.store(enter, std::memory_order_release);
+  optimizer_exit.store(leave, std::memory_order_release);
+}
+
+// A builtin function for Python, by name (a new reference), or NULL where the process exports no
 // CPython. To be called with the GIL held.
 EXPORT void* optape_hook_python(const char* name) {
   if (!python.present || name == nullptr) {

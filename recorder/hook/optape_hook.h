@@ -195,6 +195,13 @@ void optape_hook_module_exit(uint32_t module);
 /* A watched tensor by its TensorImpl* (Python: Tensor._cdata). */
 void optape_hook_watch(const void* tensor_impl, int64_t id);
 
+/* What to call when an optimizer step of torch.optim begins and ends on a thread (known by its profiler range). */
+void optape_hook_optimizer(void (*enter)(void), void (*leave)(void));
+
+/* A builtin function for the attach glue (PyObject*, new reference): enter, exit, watch, thread, hook_modules, know, forget. NULL for
+ * other names and where the process exports no CPython. Needs the GIL. */
+void* optape_hook_python(const char* name);
+
 #ifdef __cplusplus
 }
 #endif

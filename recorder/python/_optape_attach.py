@@ -1,7 +1,7 @@
 """Attaches optape's recorder to this process, at the end of `import torch`.
 
 torch calls `attach` through the entry point group `torch.backends` (torch/__init__.py, _import_device_backends). It builds
-or finds the hook library, loads it together with capture, and tells capture about modules, optimizers and threads. An
+or finds the hook library, loads it together with capture, and tells capture about modules and threads. An
 exception here would fail `import torch`, so nothing leaves `attach`: whatever goes wrong is one line on stderr and a file
 in the run directory, and the program runs on, unrecorded.
 
@@ -60,6 +60,7 @@ HOOK = {
     "optape_hook_module_enter": (None, [ctypes.c_uint32, ctypes.c_int32]),
     "optape_hook_module_exit": (None, [ctypes.c_uint32]),
     "optape_hook_watch": (None, [ctypes.c_void_p, ctypes.c_int64]),
+    "optape_hook_optimizer": (None, [ctypes.c_void_p, ctypes.c_void_p]),
 }
 
 
@@ -271,8 +272,10 @@ class Modules:
     # anew for every call.
     MAX_SEARCHES = 32
 
-    def __init__(self, torch, capture, watch_outputs):
+    def __init__(self, torch, capture, calls, watch_outputs):
         self.capture = capture
+        self.know = calls.get("know", _nothing)
+        self.forget = calls.get("forget", _nothing)
         self.watch_outputs = watch_outputs
         self.without_torch_function = torch._C.DisableTorchFunctionSubclass
         self.call_code = torch.nn.Module._call_impl.__code__
@@ -321,6 +324,7 @@ class Modules:
     def _release(self, key):
         number = self.numbers.pop(key, None)
         if number is not None:
+            self.forget(key)
             self.left.setdefault(self.told[number][0], []).append(number)
 
     def _define(self, module):
@@ -347,6 +351,7 @@ class Modules:
                 self.watches[number] = self.capture.optape_define_watch(number, b"output")
         self.told[number] = ((name, kind), addresses)
         self.numbers[key] = number
+        self.know(key, number, self.watches.get(number, -1))
 
     def _define_tree(self, module, seen):
         if id(module) in seen or id(module) not in self.names:
@@ -365,14 +370,18 @@ class Modules:
         self.capture.optape_module_parameters(number, (ctypes.c_void_p * len(addresses))(*addresses), len(addresses))
 
     def meet(self, module):
-        """The number of a module that is called and has none."""
-        with self.lock:
-            key = id(module)
-            if key not in self.names:
-                self._name(module, self._name_below_running(module) or type(module).__name__)
-            self._name_children(module)
-            self._define_tree(module, set())
-            return self.numbers[key]
+        """The number of a module that is called and has none. -1 where something is wrong with it."""
+        key = id(module)
+        try:
+            with self.lock:
+                if key not in self.names:
+                    self._name(module, self._name_below_running(module) or type(module).__name__)
+                self._name_children(module)
+                self._define_tree(module, set())
+                return self.numbers[key]
+        except Exception:  # whatever the program's own module classes do here
+            self.know(key, -1, -1)
+            return -1
 
     def _name_below_running(self, module):
         """The name of a module that was put below a running one after that had been called first."""
@@ -392,25 +401,30 @@ class Modules:
         self.searches[kind] = self.searches.get(kind, 0) + 1
         return None
 
-    def registered(self, module, name, child):
+    def child_registered(self, module, name, child):
         """A module got a child after its children had got their names."""
         if child is not None and id(module) in self.children_named:
             with self.lock:
                 self._name(child, f"{self.names[id(module)]}.{name}")
 
-    def check_parameters(self):
-        """Tells capture about parameters that were replaced."""
+    def parameter_registered(self, module, name, parameter):
+        """A module got another parameter after capture had been told its parameters."""
+        number = self.numbers.get(id(module))
+        if number is None:
+            return
         with self.lock:
-            for key, number in list(self.numbers.items()):
-                reference = self.references.get(key)
-                module = reference() if reference is not None else None
-                if module is None:
-                    continue
-                addresses = self._addresses(module)
-                known, before = self.told[number]
-                if addresses != before:
-                    self.told[number] = (known, addresses)
-                    self._tell_parameters(number, addresses)
+            current = dict(module._parameters)
+            current[name] = parameter
+            with self.without_torch_function():
+                addresses = [p._cdata for p in current.values() if p is not None]
+            known, before = self.told[number]
+            if addresses != before:
+                self.told[number] = (known, addresses)
+                self._tell_parameters(number, addresses)
+
+
+def _nothing(*_arguments):
+    pass
 
 
 def _first_tensor(output, tensor_types):
@@ -422,15 +436,40 @@ def _first_tensor(output, tensor_types):
 
 
 def hook_modules(torch, modules, calls):
-    """Has every module call reported. Called for each module call of the program: every line costs."""
+    """Has every module call reported."""
     from torch.nn.modules.module import (
-        register_module_forward_hook,
-        register_module_forward_pre_hook,
         register_module_module_registration_hook,
+        register_module_parameter_registration_hook,
     )
 
-    # Compiled code must not know of us: dynamo takes this for a constant and drops the rest. (`is_compiling` would do as
-    # well; it costs two calls more.)
+    call = torch.nn.Module.__call__
+    types = (torch.Tensor, torch.nn.Parameter)
+    hook = calls.get("hook_modules")
+    if hook is None or type(call) is not type(_nothing) or not hook(call, type(call).__basicsize__, modules.meet, *types):
+        _hook_modules_by_torch(torch, modules, calls, frozenset(types))
+
+    def child_registered(module, name, child):
+        try:
+            modules.child_registered(module, name, child)
+        except Exception:
+            pass  # the name is looked for when the child is called
+
+    def parameter_registered(module, name, parameter):
+        try:
+            modules.parameter_registered(module, name, parameter)
+        except Exception:
+            pass  # its gradients are not attributed
+
+    register_module_module_registration_hook(child_registered)
+    register_module_parameter_registration_hook(parameter_registered)
+
+
+def _hook_modules_by_torch(torch, modules, calls, tensor_types):
+    """With torch's global module hooks, where the hook library cannot do it: other Pythons than CPython. It costs 3 us per
+    module call, and torch.compile says that there are such hooks."""
+    from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+    # Compiled code must not know of us: dynamo takes this for a constant and drops the rest.
     compiling = torch.compiler.is_dynamo_compiling
     numbers = modules.numbers
     watches = modules.watches
@@ -438,13 +477,15 @@ def hook_modules(torch, modules, calls):
     enter = calls["enter"]
     leave = calls["exit"]
     watch = calls["watch"]
-    tensor_types = frozenset((torch.Tensor, torch.nn.Parameter))
 
     def before(module, _inputs):
         if compiling():
             return
-        key = id(module)
-        enter(numbers[key] if key in numbers else meet(module), module.training)
+        number = numbers.get(id(module))
+        if number is None:
+            number = meet(module)
+        if number >= 0:
+            enter(number, module.training)
 
     def after(module, _inputs, output):
         if compiling():
@@ -462,36 +503,18 @@ def hook_modules(torch, modules, calls):
     register_module_forward_pre_hook(before)
     register_module_forward_hook(after, always_call=True)
 
-    def child_registered(module, name, child):
-        if not compiling():
-            modules.registered(module, name, child)
 
-    register_module_module_registration_hook(child_registered)
-
-
-def hook_optimizers(torch, modules, capture):
-    """Has every optimizer step reported."""
-    from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-
-    compiling = torch.compiler.is_dynamo_compiling
-    enter = capture.optape_optimizer_enter
-    leave = capture.optape_optimizer_exit
-    known = weakref.WeakSet()
-
-    def before(optimizer, _arguments, _keywords):
-        if compiling():
-            return
-        if optimizer not in known:
-            known.add(optimizer)
-            modules.check_parameters()
-        enter()
-
-    def after(_optimizer, _arguments, _keywords):
-        if not compiling():
-            leave()
-
-    register_optimizer_step_pre_hook(before)
-    register_optimizer_step_post_hook(after)
+def leave_to_eager(torch):
+    """Has dynamo never compile a function of this file: it looks at every Python frame below compiled code."""
+    skip = getattr(getattr(torch._C._dynamo, "eval_frame", None), "skip_code", None)
+    if skip is None:
+        return
+    pending = [value.__code__ for value in globals().values() if type(value) is type(leave_to_eager)]
+    pending += [value.__code__ for value in vars(Modules).values() if type(value) is type(leave_to_eager)]
+    while pending:
+        code = pending.pop()
+        skip(code)
+        pending.extend(constant for constant in code.co_consts if type(constant) is type(code))
 
 
 def hook_threads(switch):
@@ -573,7 +596,7 @@ def _builtins(library, path):
         make = ctypes.PyDLL(path).optape_hook_python
         make.restype = ctypes.py_object
         make.argtypes = [ctypes.c_char_p]
-        return {name: make(name.encode()) for name in calls}
+        return {name: make(name.encode()) for name in (*calls, "hook_modules", "know", "forget")}
     except (AttributeError, OSError, ValueError):
         return calls
 
@@ -616,9 +639,13 @@ def _attach(run):
         raise AttachError(error.value.decode(errors="replace"))
 
     calls = _builtins(hook, path)
-    modules = Modules(torch, capture, watch_outputs=settings.get("stats") != "none")
+    modules = Modules(torch, capture, calls, watch_outputs=settings.get("stats") != "none")
+    leave_to_eager(torch)
     hook_modules(torch, modules, calls)
-    hook_optimizers(torch, modules, capture)
+    hook.optape_hook_optimizer(
+        ctypes.cast(capture.optape_optimizer_enter, ctypes.c_void_p),
+        ctypes.cast(capture.optape_optimizer_exit, ctypes.c_void_p),
+    )
     hook_threads(calls["thread"])
     _pass_higher_order_operators(torch, start["hook_key"])
     _let_compiled_code_keep_watches(torch)
