@@ -560,19 +560,6 @@ def _versions(torch):
     return versions
 
 
-def _settings():
-    text = os.environ.get("OPTAPE_SETTINGS")
-    if not text:
-        return {}
-    try:
-        settings = json.loads(text)
-    except ValueError as error:
-        raise AttachError(f"OPTAPE_SETTINGS is not JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise AttachError("OPTAPE_SETTINGS is not a JSON object")
-    return settings
-
-
 def _check_torch(torch):
     supported = [text for text in os.environ.get("OPTAPE_TORCH_VERSIONS", "").split(",") if text]
     version = torch.__version__.split("+")[0]
@@ -611,7 +598,6 @@ def _required(name):
 def _attach(run):
     import torch
 
-    settings = _settings()
     _check_torch(torch)
 
     def announce(text):
@@ -632,14 +618,13 @@ def _attach(run):
         "hook_key": hook.optape_hook_key().decode(),
         "versions": _versions(torch),
         "command": list(getattr(sys, "orig_argv", None) or sys.argv),
-        "settings": settings,
         "rank": _rank(),
     }
     if capture.optape_capture_start(json.dumps(start).encode(), error, len(error)) != 0:
         raise AttachError(error.value.decode(errors="replace"))
 
     calls = _builtins(hook, path)
-    modules = Modules(torch, capture, calls, watch_outputs=settings.get("stats") != "none")
+    modules = Modules(torch, capture, calls, watch_outputs=os.environ.get("OPTAPE_STATS") not in ("none", "hook"))
     leave_to_eager(torch)
     hook_modules(torch, modules, calls)
     hook.optape_hook_optimizer(

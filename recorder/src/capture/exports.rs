@@ -195,8 +195,6 @@ struct StartRequest {
     #[serde(default)]
     command: Vec<String>,
     #[serde(default)]
-    settings: BTreeMap<String, serde_json::Value>,
-    #[serde(default)]
     rank: Option<u32>,
 }
 
@@ -208,7 +206,6 @@ fn parse_request(json: &str) -> Result<Settings, CaptureError> {
     if !request.hook_key.is_empty() {
         versions.insert("dispatch key".to_owned(), request.hook_key);
     }
-    versions.extend(request.settings.into_iter().map(|(key, value)| (key, value.to_string())));
     settings.versions = versions;
     settings.command = request.command;
     settings.rank = request.rank;

@@ -107,7 +107,8 @@ impl Tape {
         self.recording.take().map(Recording::finish)
     }
 
-    /// Ops belong to the module `name` until the guard is dropped. Scopes nest: `fc1` inside `Net` is `Net.fc1`.
+    /// Ops belong to the module `name` until the guard is dropped. Scopes nest: `fc1` inside `Net` is `Net.fc1`. Whether it trains is
+    /// taken from the scope around it; [`Tape::scope_t`] says it.
     pub fn scope(&self, name: &str) -> Scope {
         Scope::enter(name, None)
     }
@@ -204,7 +205,7 @@ impl Scope {
         OPEN.with_borrow_mut(|open| {
             let (full, inherited) = match open.last() {
                 Some(outer) => (format!("{}.{name}", outer.name), outer.training),
-                None => (name.to_owned(), tch::Tensor::grad_enabled()),
+                None => (name.to_owned(), false),
             };
             let training = training.unwrap_or(inherited);
             let module = module(&full, false);
