@@ -39,6 +39,8 @@ pub(crate) struct Rows {
     pub by_step: BTreeMap<Option<u64>, Divisors>,
     /// Calls of modules in the selection, by name.
     pub module_calls: BTreeMap<String, u64>,
+    /// Regions in the selection that ran outside of the dispatcher.
+    pub opaque_regions: u64,
 }
 
 /// How rows are made.
@@ -64,6 +66,7 @@ pub(crate) fn rows(traces: &Traces, selection: &Selection, reading: Reading) -> 
     for at in traces.streams().filter(|at| selection.takes(*at)) {
         let pieces = selection.pieces(traces, at, reading.by_step)?;
         all.divisors.add(pieces.divisors);
+        all.opaque_regions += pieces.opaque_regions;
         for (step, divisors) in &pieces.by_step {
             all.by_step.entry(*step).or_default().add(*divisors);
         }

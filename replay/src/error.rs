@@ -104,8 +104,14 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
     let lower = name.to_lowercase();
     known
         .into_iter()
-        .map(|k| (strsim::jaro_winkler(&lower, &k.to_lowercase()), k))
-        .filter(|(similarity, _)| *similarity > 0.7)
+        .map(|k| {
+            let other = k.to_lowercase();
+            // Whole names that were mistyped, and beginnings of names.
+            let (typed, begun) = (strsim::normalized_damerau_levenshtein(&lower, &other), strsim::jaro_winkler(&lower, &other));
+            (typed, begun, k)
+        })
+        .filter(|(typed, begun, _)| *typed > 0.6 || *begun > 0.8)
+        .map(|(typed, begun, k)| (typed + begun / 10.0, k))
         .max_by(|a, b| a.0.total_cmp(&b.0).then_with(|| b.1.cmp(a.1)))
         .map(|(_, k)| k)
 }

@@ -374,7 +374,7 @@ pub fn evaluate(traces: &Traces, rules: &RuleSet, request: &Request) -> Result<R
     let groups = request.by.map(|by| grouper.groups(by)).transpose()?;
     let per = grouper.normalised_total(&reports, &energy)?;
 
-    let mut notes = traces.incompleteness();
+    let mut notes = traces.incompleteness()?;
     if let Some(range) = unfinished_steps(request, &rows) {
         notes.push(range);
     }
@@ -390,7 +390,7 @@ pub fn evaluate(traces: &Traces, rules: &RuleSet, request: &Request) -> Result<R
         },
         selection: SelectionInfo::of(&request.selection),
         by: request.by.map(|by| by.name().to_owned()),
-        coverage: coverage(traces, &seen, results.iter().map(|(r, _)| r)),
+        coverage: coverage(traces, &rows, &seen, results.iter().map(|(r, _)| r)),
         counters: reports.into_iter().collect(),
         energy: energy.into_iter().collect(),
         firing_rates: firing::rates(traces, &seen)?,
@@ -477,6 +477,7 @@ fn unfinished_steps(request: &Request, rows: &Rows) -> Option<String> {
 
 fn coverage<'r, 'a: 'r>(
     traces: &Traces,
+    rows: &Rows,
     seen: &[Seen<'_>],
     results: impl Iterator<Item = &'r Outcome<'a>>,
 ) -> Coverage {
@@ -485,6 +486,7 @@ fn coverage<'r, 'a: 'r>(
         op_calls: calls(|f| f.kind == Kind::Op),
         not_executed: calls(|f| f.kind == Kind::NotExecuted),
         unattributed: calls(|f| f.kind == Kind::Op && f.unattributed),
+        opaque_regions: rows.opaque_regions,
         dropped_records: traces.streams().map(|at| at.stream.dropped_records()).sum(),
         counters: results.map(|r| (r.counter.name().to_owned(), r.coverage(seen))).collect(),
     }

@@ -25,6 +25,8 @@ mod load;
 pub mod report;
 pub mod rules;
 mod selection;
+#[cfg(test)]
+mod tests;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 

@@ -68,9 +68,11 @@ impl Traces {
         ReplayError::Trace { path, source: error }
     }
 
-    /// What a reader has to know about how complete the files are: truncation, damage, drops.
-    #[must_use]
-    pub fn incompleteness(&self) -> Vec<String> {
+    /// What a reader has to know about how complete the files are: truncation, damage, drops, a recorder that gave up.
+    ///
+    /// # Errors
+    /// Where a file cannot be read.
+    pub fn incompleteness(&self) -> Result<Vec<String>, ReplayError> {
         let mut notes = Vec::new();
         for source in &self.sources {
             let path = source.path.display();
@@ -93,7 +95,17 @@ impl Traces {
                 }
             }
         }
-        notes
+        for at in self.streams() {
+            for (_, moment) in at.trace.moments(at.stream.id()).map_err(|e| self.error(at.source, e))? {
+                if let Event::Disabled { reason } = moment.event {
+                    notes.push(format!(
+                        "process {}: the recorder switched itself off, what ran afterwards is in no count: {reason}",
+                        at.stream.info().process_id
+                    ));
+                }
+            }
+        }
+        Ok(notes)
     }
 
     /// Names of all ranges that the program marked.

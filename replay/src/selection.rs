@@ -152,6 +152,8 @@ pub(crate) struct Pieces {
     pub(crate) by_step: BTreeMap<Option<u64>, Divisors>,
     /// Calls by module name.
     pub(crate) module_calls: BTreeMap<String, u64>,
+    /// Regions that ran outside of the dispatcher.
+    pub(crate) opaque_regions: u64,
 }
 
 /// What totals can be divided by.
@@ -299,7 +301,7 @@ impl Selection {
         for piece in &pieces {
             by_step.entry(piece.step).or_default().steps = u64::from(piece.step.is_some());
         }
-        let mut selected = Pieces { pieces, divisors, by_step, module_calls: BTreeMap::new() };
+        let mut selected = Pieces { pieces, divisors, by_step, module_calls: BTreeMap::new(), opaque_regions: 0 };
         selected.count(&moments, dictionary);
         Ok(selected)
     }
@@ -333,6 +335,7 @@ impl Pieces {
                     *depth = depth.saturating_sub(1);
                 }
                 Event::Samples { count } => found.samples = Some(*count),
+                Event::Opaque { .. } => self.opaque_regions += u64::from(inside.is_some()),
                 _ => {}
             }
             if let Some(step) = inside {

@@ -300,6 +300,8 @@ pub struct Coverage {
     pub not_executed: u64,
     /// Calls that ran and whose module could not be found; they are counted, under `Global` alone.
     pub unattributed: u64,
+    /// Selected regions that ran outside of the dispatcher (compiled code, CUDA graphs): work that no figure holds.
+    pub opaque_regions: u64,
     /// Records that were lost while recording, in the whole streams.
     pub dropped_records: u64,
     /// Each counter's.

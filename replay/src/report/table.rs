@@ -1,5 +1,6 @@
 //! The report for people: a few tables, in the order of the questions that they answer.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, presets};
@@ -24,7 +25,6 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> Result<(), ReplayEr
 /// A titled table with remarks below it.
 pub(super) struct Section {
     pub(super) title: String,
-    /// The first row is the head; columns from the second on are numbers unless they say otherwise.
     pub(super) rows: Option<Rows>,
     pub(super) lines: Vec<String>,
 }
@@ -32,8 +32,8 @@ pub(super) struct Section {
 pub(super) struct Rows {
     pub(super) head: Vec<String>,
     pub(super) body: Vec<Vec<String>>,
-    /// How many columns from the left are text.
-    pub(super) texts: usize,
+    /// Which columns are text, and stand at the left; the others are numbers.
+    pub(super) texts: &'static [usize],
 }
 
 fn layout(rows: &Rows) -> String {
@@ -46,7 +46,7 @@ fn layout(rows: &Rows) -> String {
         table.add_row(row);
     }
     for (at, column) in table.column_iter_mut().enumerate() {
-        if at >= rows.texts {
+        if !rows.texts.contains(&at) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
@@ -128,12 +128,23 @@ fn coverage(report: &Report) -> Section {
         calls(coverage.not_executed),
         calls(coverage.dropped_records)
     )];
-    for (name, c) in coverage.counters.iter() {
-        if !c.unknown_ops.is_empty() {
-            lines.push(format!("{name} has no rule for {}", list(&c.unknown_ops)));
+    let mut unknown: Vec<(Vec<&str>, &BTreeMap<String, u64>)> = Vec::new();
+    for (name, c) in coverage.counters.iter().filter(|(_, c)| !c.unknown_ops.is_empty()) {
+        match unknown.iter_mut().find(|(_, ops)| **ops == c.unknown_ops) {
+            Some((names, _)) => names.push(name),
+            None => unknown.push((vec![name], &c.unknown_ops)),
         }
     }
-    let rows = (!coverage.counters.is_empty()).then_some(Rows { head, body, texts: 1 });
+    for (names, ops) in unknown {
+        lines.push(format!("no rule in {} for {}", names.join(", "), list(ops)));
+    }
+    if coverage.opaque_regions > 0 {
+        lines.push(format!(
+            "{} regions ran outside of the dispatcher (compiled code, CUDA graphs): their work is in no figure",
+            calls(coverage.opaque_regions)
+        ));
+    }
+    let rows = (!coverage.counters.is_empty()).then_some(Rows { head, body, texts: &[0] });
     Section { title: "Coverage, in op calls".to_owned(), rows, lines }
 }
 
@@ -144,7 +155,7 @@ fn percent(share: f64) -> String {
 }
 
 /// The most frequent first, ten at most.
-fn list(ops: &std::collections::BTreeMap<String, u64>) -> String {
+fn list(ops: &BTreeMap<String, u64>) -> String {
     let mut ops: Vec<(&String, &u64)> = ops.iter().collect();
     ops.sort_by(|a, b| b.1.cmp(a.1).then_with(|| a.0.cmp(b.0)));
     let mut parts: Vec<String> = ops.iter().take(10).map(|(op, calls)| format!("{op} ({calls})")).collect();
@@ -173,7 +184,7 @@ fn counters(report: &Report) -> Section {
             row
         })
         .collect();
-    Section { title: "Counters".to_owned(), rows: Some(Rows { head, body, texts: 1 }), lines: Vec::new() }
+    Section { title: "Counters".to_owned(), rows: Some(Rows { head, body, texts: &[0, 2] }), lines: Vec::new() }
 }
 
 fn energy(report: &Report) -> Section {
@@ -204,7 +215,8 @@ fn energy(report: &Report) -> Section {
     if let Some(first) = report.energy.values().next() {
         lines.insert(0, format!("modelled, not measured; {}", first.boundary));
     }
-    Section { title: "Energy".to_owned(), rows: Some(Rows { head, body, texts: 1 }), lines }
+    let texts: &[usize] = if report.per.is_some() { &[0, 5] } else { &[0, 4] };
+    Section { title: "Energy".to_owned(), rows: Some(Rows { head, body, texts }), lines }
 }
 
 fn groups(report: &Report) -> Section {
@@ -214,7 +226,7 @@ fn groups(report: &Report) -> Section {
     let mut head = vec![by.to_owned(), "calls".to_owned()];
     head.extend(report.counters.iter().map(|(name, c)| format!("{name} [{}]", c.unit)));
     head.extend(report.energy.iter().map(|(name, _)| name.to_owned()));
-    let body = groups
+    let mut body: Vec<Vec<String>> = groups
         .iter()
         .map(|group| {
             let mut row = vec![group.key.clone(), numbers::grouped(i128::from(group.calls))];
@@ -234,12 +246,30 @@ fn groups(report: &Report) -> Section {
     let mut lines = Vec::new();
     if by == "scope" {
         lines.push("a call counts in every module on its stack; the rows do not add up".to_owned());
+    } else {
+        body.push(total(report));
     }
     if !report.energy.is_empty() {
         lines.push("energies are modelled, not measured".to_owned());
     }
     let unit = report.per.as_ref().filter(|_| divided).map(|per| format!(", per {}", per.unit)).unwrap_or_default();
-    Section { title: format!("By {by}{unit}"), rows: Some(Rows { head, body, texts: 1 }), lines }
+    Section { title: format!("By {by}{unit}"), rows: Some(Rows { head, body, texts: &[0] }), lines }
+}
+
+/// The last row of groups that add up.
+fn total(report: &Report) -> Vec<String> {
+    let mut row = vec!["total".to_owned(), numbers::grouped(i128::from(report.coverage.op_calls))];
+    match &report.per {
+        Some(per) => {
+            row.extend(per.counters.values().map(|v| numbers::mean(*v)));
+            row.extend(per.energy_total_pj.values().map(|v| numbers::energy(*v)));
+        }
+        None => {
+            row.extend(report.counters.values().map(|c| numbers::grouped(c.total)));
+            row.extend(report.energy.values().map(|e| numbers::energy(e.energy_total_pj)));
+        }
+    }
+    row
 }
 
 fn firing(report: &Report) -> Section {
@@ -269,7 +299,7 @@ fn firing(report: &Report) -> Section {
         .collect();
     Section {
         title: "Firing rates (spikes per neuron and time step)".to_owned(),
-        rows: Some(Rows { head, body, texts: 3 }),
+        rows: Some(Rows { head, body, texts: &[0, 1, 2] }),
         lines: Vec::new(),
     }
 }

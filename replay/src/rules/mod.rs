@@ -32,9 +32,13 @@
 //! ```
 
 mod call;
+#[cfg(test)]
+mod containment;
 pub mod optape;
 mod product;
 pub mod spikingjelly;
+#[cfg(test)]
+mod tests;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

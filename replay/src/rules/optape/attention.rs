@@ -2,7 +2,7 @@
 //! which kernels skip them.
 
 use super::{NO_SYNAPSES, Tables, Work, per_call, traffic, zero};
-use crate::rules::{CallRow, RuleError};
+use crate::rules::{CallRow, RuleError, TensorView};
 
 pub(super) fn fill(tables: &mut Tables) {
     for op in [
@@ -25,6 +25,8 @@ pub(super) fn fill(tables: &mut Tables) {
     ] {
         tables.insert(op, backward());
     }
+    tables.insert("aten::_transformer_encoder_layer_fwd", encoder_layer());
+    tables.insert("aten::_native_multi_head_attention", multi_head());
 }
 
 /// Scores (batch * heads * queries * keys), rows of scores, features of queries and of values.
@@ -81,6 +83,101 @@ fn backward() -> Work {
             Ok(s.scores * (3 * s.d_q + 2 * s.d_v) + s.scores)
         }),
         ac: per_call("2 * scores", |row| Ok(2 * sizes(row)?.scores)),
+        synop: zero(NO_SYNAPSES),
+    }
+}
+
+/// Self-attention with its projections, as the fused inference path runs it: n = batch * length tokens of e features.
+struct MultiHead {
+    /// Tokens times features.
+    tokens_features: i128,
+    /// Multiplications of the projections and of the two attention products.
+    products: i128,
+    /// Scores of all heads, and rows of them.
+    scores: i128,
+    rows: i128,
+    /// Elements of biases that are added.
+    biases: i128,
+}
+
+fn multi_head_sizes(row: &CallRow<'_>, tokens: TensorView<'_>, heads: &str) -> Result<MultiHead, RuleError> {
+    let features = row.integer("embed_dim")?;
+    let tokens_features = row.note("elements(tokens)", tokens.elements());
+    let n = if features == 0 { 0 } else { tokens_features / features };
+    let length = row.note("length", tokens.size(-2)?);
+    let heads = row.note("heads", row.integer(heads)?);
+    let rows = n * heads;
+    let scores = row.note("scores", rows * length);
+    // Queries, keys and values; the projection back; scores and weighted values, each `length` long per token.
+    let products = n * row.tensor("qkv_weight")?.elements() + n * row.tensor("proj_weight")?.elements() + 2 * tokens_features * length;
+    let biases = n * (row.tensor("qkv_bias")?.elements() + row.tensor("proj_bias")?.elements());
+    Ok(MultiHead { tokens_features, products: row.note("products", products), scores, rows, biases })
+}
+
+impl MultiHead {
+    /// Products, biases, scaling and softmax.
+    fn flops(&self) -> i128 {
+        2 * self.products + self.biases + 6 * self.scores - 2 * self.rows
+    }
+
+    /// Biases, differences and sums of the softmax.
+    fn additions(&self) -> i128 {
+        self.biases + 2 * self.scores - self.rows
+    }
+}
+
+fn multi_head() -> Work {
+    let sizes = |row: &CallRow<'_>| multi_head_sizes(row, row.tensor("query")?, "num_head");
+    Work {
+        flop: per_call("2 * products + biases + 6 * scores - 2 * rows", move |row| Ok(sizes(row)?.flops())),
+        memory_access: traffic(),
+        mac: per_call("products; whether a factor is binary is not looked at", move |row| Ok(sizes(row)?.products)),
+        ac: per_call("biases + 2 * scores - rows", move |row| Ok(sizes(row)?.additions())),
+        synop: zero(NO_SYNAPSES),
+    }
+}
+
+/// Attention, two residual additions, two layer norms, and two linear layers with an activation between them.
+fn encoder_layer() -> Work {
+    struct Layer {
+        attention: MultiHead,
+        tokens: i128,
+        /// Multiplications of the linear layers.
+        products: i128,
+        /// Outputs of the first and the second.
+        hidden: i128,
+        gelu: bool,
+    }
+    fn sizes(row: &CallRow<'_>) -> Result<Layer, RuleError> {
+        let src = row.tensor("src")?;
+        let attention = multi_head_sizes(row, src, "num_heads")?;
+        let (first, second) = (row.tensor("ffn_weight_1")?, row.tensor("ffn_weight_2")?);
+        let tokens = src.elements() / src.size(-1)?.max(1);
+        let products = row.note("products(ffn)", tokens * (first.elements() + second.elements()));
+        Ok(Layer { tokens, products, hidden: tokens * first.size(0)?, gelu: row.boolean("use_gelu")?, attention })
+    }
+    Work {
+        flop: per_call(
+            "attention + 2 * products(ffn) + biases + activation + 2 residual additions + 2 layer norms",
+            |row| {
+                let Layer { attention, tokens, products, hidden, gelu } = sizes(row)?;
+                let n = attention.tokens_features;
+                let activation = if gelu { 5 * hidden } else { hidden };
+                let norms = 2 * (7 * n + 4 * tokens);
+                Ok(attention.flops() + 2 * products + (hidden + n) + activation + 2 * n + norms)
+            },
+        ),
+        memory_access: traffic(),
+        mac: per_call("products of attention and linear layers + 2 * elements(src) of the norms", |row| {
+            let layer = sizes(row)?;
+            Ok(layer.attention.products + layer.products + 2 * layer.attention.tokens_features)
+        }),
+        ac: per_call("attention + biases + activation + 2 residual additions + 2 * 3 * elements(src) of the norms", |row| {
+            let Layer { attention, hidden, gelu, .. } = sizes(row)?;
+            let n = attention.tokens_features;
+            let activation = if gelu { hidden } else { 0 };
+            Ok(attention.additions() + (hidden + n) + activation + 2 * n + 6 * n)
+        }),
         synop: zero(NO_SYNAPSES),
     }
 }

@@ -180,13 +180,13 @@ pub(super) fn fill(tables: &mut Tables) {
 
 /// Additions and subtractions whose operands the trace knows as binary or not.
 const ADD_LIKE: &[&str] = &[
-    "aten::add.Tensor", "aten::add_.Tensor", "aten::add.Scalar", "aten::add_.Scalar", "aten::sub.Tensor", "aten::sub_.Tensor",
-    "aten::sub.Scalar", "aten::sub_.Scalar", "aten::rsub.Tensor", "aten::rsub.Scalar",
+    "aten::add.Tensor", "aten::add_.Tensor", "aten::sub.Tensor", "aten::sub_.Tensor", "aten::rsub.Tensor",
 ];
 
-/// The same under other names; statistics are not taken of them, so every element counts.
+/// The same with a number, or under other names of which statistics are not taken: every element counts.
 const ADD_LIKE_WITHOUT_STATISTICS: &[&str] = &[
-    "aten::add.out", "aten::sub.out", "aten::subtract.Tensor", "aten::subtract_.Tensor", "aten::subtract.Scalar",
+    "aten::add.Scalar", "aten::add_.Scalar", "aten::sub.Scalar", "aten::sub_.Scalar", "aten::rsub.Scalar", "aten::add.out",
+    "aten::sub.out", "aten::subtract.Tensor", "aten::subtract_.Tensor", "aten::subtract.Scalar",
     "aten::subtract_.Scalar",
 ];
 

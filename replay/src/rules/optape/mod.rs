@@ -18,6 +18,7 @@ mod normalisation;
 mod optimizer;
 mod pooling;
 mod products;
+mod recurrent;
 mod reduction;
 
 use std::borrow::Cow;
@@ -79,6 +80,7 @@ pub fn rule_set() -> RuleSet {
     normalisation::fill(&mut tables);
     pooling::fill(&mut tables);
     attention::fill(&mut tables);
+    recurrent::fill(&mut tables);
     loss::fill(&mut tables);
     optimizer::fill(&mut tables);
     data::fill(&mut tables);

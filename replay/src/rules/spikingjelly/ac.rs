@@ -1,7 +1,7 @@
 //! Accumulates: additions without a multiplication, those of spike-driven products among them.
 
 use super::mac::PRODUCTS;
-use super::{ADD_LIKE, Version, add_all, synop};
+use super::{ADD_SCALAR, ADD_TENSOR, Version, add_all, synop};
 use crate::rules::{CallRow, Need, Rule, RuleError, TableCounter};
 
 /// The table; both versions have the same.
@@ -35,11 +35,10 @@ pub(super) fn table(version: Version) -> TableCounter {
         vec![Need::Spikes("self", true), Need::Spikes("other", false)],
         element_wise,
     );
-    add_all(&mut table, &ADD_LIKE, &add);
-    table.insert(
-        "aten::sigmoid_",
-        Rule::per_call("elements(out)", source, |row| Ok(row.note("elements(out)", row.output(0)?.elements()))),
-    );
+    add_all(&mut table, &ADD_TENSOR, &add);
+    let every = Rule::per_call("elements(out)", source, |row| Ok(row.note("elements(out)", row.output(0)?.elements())));
+    add_all(&mut table, &ADD_SCALAR, &every);
+    table.insert("aten::sigmoid_", every);
     table
 }
 

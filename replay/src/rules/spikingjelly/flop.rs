@@ -1,6 +1,6 @@
 //! FLOPs: one for every addition, multiplication, comparison ...
 
-use super::{ADD_LIKE, ATTENTION, ATTENTION_BACKWARD, BINARY, VIEWS, VIEWS_OF_2_0_0, Version, add_all};
+use super::{ADD_SCALAR, ADD_TENSOR, ATTENTION, ATTENTION_BACKWARD, BINARY, VIEWS, VIEWS_OF_2_0_0, Version, add_all};
 use crate::rules::{CallRow, Number, Rule, RuleError, TableCounter, TensorView};
 
 /// The table of a version.
@@ -115,7 +115,8 @@ pub(super) fn table(version: Version) -> TableCounter {
         let other = row.optional_tensor_at(1).map_or(1, |t| t.elements());
         Ok(row.note("elements(other)", other) + out)
     });
-    add_all(&mut table, &ADD_LIKE, &add);
+    add_all(&mut table, &ADD_TENSOR, &add);
+    add_all(&mut table, &ADD_SCALAR, &add);
 
     let one = Rule::per_call("elements(out)", source, |row| Ok(row.note("elements(out)", row.output(0)?.elements())));
     add_all(&mut table, &BINARY, &one);

@@ -1,6 +1,6 @@
 //! Bytes that an op reads and writes at least: its operands once, its results once.
 
-use super::{ADD_LIKE, ATTENTION, ATTENTION_BACKWARD, BINARY, VIEWS, VIEWS_OF_2_0_0, Version, add_all};
+use super::{ADD_SCALAR, ADD_TENSOR, ATTENTION, ATTENTION_BACKWARD, BINARY, VIEWS, VIEWS_OF_2_0_0, Version, add_all};
 use crate::rules::{CallRow, Rule, RuleError, TableCounter, TensorView};
 
 /// The table of a version.
@@ -81,7 +81,8 @@ pub(super) fn table(version: Version) -> TableCounter {
         &unary,
     );
     let binary = Rule::per_call("bytes(self) + bytes(other) + bytes(out)", source, |row| operands(row, &[0, 1]));
-    add_all(&mut table, &ADD_LIKE, &binary);
+    add_all(&mut table, &ADD_TENSOR, &binary);
+    add_all(&mut table, &ADD_SCALAR, &binary);
     add_all(&mut table, &BINARY, &binary);
     table.insert(
         "aten::logical_not",

@@ -64,18 +64,11 @@ fn add_all(table: &mut TableCounter, ops: &[&'static str], rule: &Rule) {
     }
 }
 
-const ADD_LIKE: [&str; 10] = [
-    "aten::add.Tensor",
-    "aten::add_.Tensor",
-    "aten::add.Scalar",
-    "aten::add_.Scalar",
-    "aten::sub.Tensor",
-    "aten::sub_.Tensor",
-    "aten::sub.Scalar",
-    "aten::sub_.Scalar",
-    "aten::rsub.Tensor",
-    "aten::rsub.Scalar",
-];
+const ADD_TENSOR: [&str; 5] =
+    ["aten::add.Tensor", "aten::add_.Tensor", "aten::sub.Tensor", "aten::sub_.Tensor", "aten::rsub.Tensor"];
+
+const ADD_SCALAR: [&str; 5] =
+    ["aten::add.Scalar", "aten::add_.Scalar", "aten::sub.Scalar", "aten::sub_.Scalar", "aten::rsub.Scalar"];
 
 const BINARY: [&str; 23] = [
     "aten::mul.Tensor",
