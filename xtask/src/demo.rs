@@ -17,7 +17,7 @@ use crate::{build, python};
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Epochs of training
-    #[arg(long, default_value_t = 6)]
+    #[arg(long, default_value_t = 4)]
     epochs: u32,
 }
 

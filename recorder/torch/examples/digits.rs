@@ -31,7 +31,7 @@ struct Options {
     /// Run one batch forward, with the weights that were written, and nothing else
     #[arg(long)]
     one_batch: bool,
-    #[arg(long, default_value_t = 6)]
+    #[arg(long, default_value_t = 4)]
     epochs: i64,
     #[arg(long, default_value_t = 64)]
     batch_size: i64,
