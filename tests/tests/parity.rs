@@ -1,0 +1,205 @@
+//! The parity corpus: small programs, and what the tools that watch them live count. A recording of the same program,
+//! replayed, has to give the same numbers.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use optape_tests::{Bench, parity_corpus, workspace};
+use serde_json::Value;
+
+const COUNTERS: [&str; 5] = ["flop", "memory_access", "mac", "ac", "synop"];
+const MODELS: [&str; 3] = ["compute_fp32", "compute_fp16", "compute_int8"];
+const RULES: [&str; 2] = ["spikingjelly-2026-06", "spikingjelly-2.0.0"];
+
+/// For each case, how many values match under each of [`RULES`]: as many as the corpus has. They change only with it.
+macro_rules! cases {
+    ($($case:ident: $first:literal, $second:literal;)*) => {
+        $(
+            #[test]
+            fn $case() {
+                case(stringify!($case), [$first, $second]);
+            }
+        )*
+
+        const CASES: &[&str] = &[$(stringify!($case)),*];
+    };
+}
+
+cases! {
+    p01_mlp_if: 121, 94;
+    p02_conv_lif_single: 140, 113;
+    p03_conv_lif_multi: 181, 154;
+    p04_conv_geometry: 156, 129;
+    p05_grouped_conv: 161, 134;
+    p06_train_sgd_momentum: 65, 38;
+    p07_train_conv_adam: 74, 49;
+    p08_bn_train_eval: 152, 125;
+    p09_sew_add: 186, 159;
+    p10_bool_spikes: 153, 126;
+    p11_attention_bmm: 186, 159;
+    p12_ann: 139, 112;
+    p13_nested_shared: 238, 211;
+    p14_sinabs_iaf: 127, 100;
+    p15_cnn_if_lif: 170, 143;
+    p16_logical_not: 48, 21;
+}
+
+#[test]
+fn every_case_of_the_corpus_is_in_the_table() {
+    let Some(corpus) = parity_corpus() else {
+        return;
+    };
+    let names = std::fs::read_dir(corpus.join("cases"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let stem = |path: &Path| path.file_stem().unwrap().to_string_lossy().into_owned();
+    let there: BTreeSet<String> = names
+        .filter(|path| path.extension().is_some_and(|e| e == "py"))
+        .map(|path| stem(&path))
+        .collect();
+    let known: BTreeSet<String> = CASES.iter().map(|&name| name.to_owned()).collect();
+    assert_eq!(there, known);
+}
+
+fn case(name: &str, wanted: [u64; 2]) {
+    let (Some(corpus), Some(bench)) = (parity_corpus(), Bench::new()) else {
+        return;
+    };
+    let program = corpus.join("cases").join(format!("{name}.py"));
+    bench
+        .run(&mut bench.record("t.optape", bench.words(&program, &[])))
+        .expect_code(0);
+
+    let path = corpus.join("expected").join(format!("{name}.json"));
+    let expected: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let mut faults = Vec::new();
+    for (rules, wanted) in RULES.into_iter().zip(wanted) {
+        let replayed = bench.replay(
+            "t.optape",
+            &["--rules", rules, "--range", "measure", "--all"],
+        );
+        let file = bench.write(&format!("{rules}.json"), replayed.to_string());
+        match compare(&bench, &corpus, &path, &expected, rules, &file) {
+            Ok(matched) if matched == wanted => {}
+            Ok(matched) => faults.push(format!(
+                "{rules}: {matched} values match; the table says {wanted}"
+            )),
+            Err(text) => faults.push(format!("{rules}: {text}")),
+        }
+        refusals(&bench, &expected, rules, &replayed, &mut faults);
+        same_however_it_is_read(&bench, rules, &replayed, &mut faults);
+    }
+    assert!(faults.is_empty(), "{name}:\n{}", faults.join("\n"));
+}
+
+/// How many values match, or what does not.
+fn compare(
+    bench: &Bench,
+    corpus: &Path,
+    path: &Path,
+    expected: &Value,
+    rules: &str,
+    replayed: &Path,
+) -> Result<u64, String> {
+    let of = |section: &str, names: &[&'static str]| {
+        let there = &expected["rules"][rules][section];
+        names
+            .iter()
+            .copied()
+            .filter(|name| !there[*name].is_null())
+            .collect::<Vec<_>>()
+    };
+    let names = [of("counters", &COUNTERS), of("energy", &MODELS)]
+        .concat()
+        .join(",");
+    let mut python = bench.python([&corpus.join("compare.py"), path, replayed]);
+    python.args(["--rules", rules, "--names", &names, "--merge-inplace"]);
+    if expected["kind"] == "inference" {
+        python.arg("--scopes");
+    }
+    let done = bench.run(&mut python);
+    let last = done.stdout.lines().last().unwrap_or_default();
+    let matched = last
+        .split(' ')
+        .next()
+        .and_then(|number| number.parse().ok());
+    match matched {
+        Some(matched) if done.code() == 0 => Ok(matched),
+        _ => Err(format!("{}{}", done.stdout, done.stderr)),
+    }
+}
+
+/// What the live tools refuse is refused, and says so.
+fn refusals(
+    bench: &Bench,
+    expected: &Value,
+    rules: &str,
+    replayed: &Value,
+    faults: &mut Vec<String>,
+) {
+    let Some(skipped) = expected["skipped"].as_object() else {
+        return;
+    };
+    for label in skipped.keys() {
+        let Some(estimator) = label
+            .strip_prefix(rules)
+            .and_then(|rest| rest.strip_prefix('/'))
+        else {
+            continue;
+        };
+        let (section, name) = estimator.split_once('/').unwrap();
+        if !COUNTERS.contains(&name) && !MODELS.contains(&name) {
+            continue;
+        }
+        if !replayed[section][name].is_null() || !replayed["skipped"][estimator].is_string() {
+            faults.push(format!(
+                "{rules}: {estimator} has to be refused, as the live tool does: {}",
+                skipped[label]
+            ));
+        }
+        let flag = if section == "counters" {
+            "--counters"
+        } else {
+            "--energy"
+        };
+        let asked = bench.run(&mut bench.optape([
+            "replay", "t.optape", "--rules", rules, "--range", "measure", flag, name,
+        ]));
+        if asked.code() != 4 {
+            faults.push(format!(
+                "{rules}: asked for {name} by name, replay ends with {} and not 4",
+                asked.code()
+            ));
+        }
+    }
+}
+
+/// The report does not depend on threads, nor on whether events or summaries are read.
+fn same_however_it_is_read(bench: &Bench, rules: &str, replayed: &Value, faults: &mut Vec<String>) {
+    for flags in [
+        &["--threads", "1", "--from-events"][..],
+        &["--threads", "3"],
+    ] {
+        let again = bench.replay(
+            "t.optape",
+            &[&["--rules", rules, "--range", "measure", "--all"], flags].concat(),
+        );
+        if again != *replayed {
+            faults.push(format!(
+                "{rules}: replay gives something else with {flags:?}"
+            ));
+        }
+    }
+}
+
+/// The corpus is for these very versions; others count differently.
+#[test]
+fn the_packages_are_those_of_the_corpus() {
+    let (Some(_), Some(bench)) = (parity_corpus(), Bench::new()) else {
+        return;
+    };
+    let code = "import importlib.metadata as m; print(*(m.version(n).split('+')[0] for n in ('torch', 'spikingjelly', 'sinabs')))";
+    let done = bench.run(&mut bench.python(["-c", code]));
+    assert_eq!(done.expect_code(0).stdout.trim(), "2.13.0 2.0.0 3.1.3");
+    assert!(workspace().join("requirements.txt").is_file());
+}
