@@ -73,5 +73,7 @@ fn cxx11_abi() -> String {
 }
 
 fn variable(name: &str) -> Result<String, String> {
-    env::var(name).map_err(|_| format!("{name} is not set: this build script runs under cargo, after the one of torch-sys"))
+    env::var(name).map_err(|_| {
+        format!("{name} is not set: this build script runs under cargo, after the one of torch-sys")
+    })
 }

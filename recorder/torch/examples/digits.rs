@@ -40,7 +40,10 @@ struct Options {
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     let tape = match &options.record {
-        Some(path) => Some(optape_torch::record(path, optape_torch::Options::default())?),
+        Some(path) => Some(optape_torch::record(
+            path,
+            optape_torch::Options::default(),
+        )?),
         None if std::env::var_os("OPTAPE_RUN").is_some() => Some(optape_torch::attach()?),
         None => None,
     };
@@ -67,7 +70,10 @@ impl Leaky {
     const THRESHOLD: f64 = 0.5;
 
     fn step(&mut self, current: &Tensor) -> Tensor {
-        let before = self.potential.take().unwrap_or_else(|| current.zeros_like());
+        let before = self
+            .potential
+            .take()
+            .unwrap_or_else(|| current.zeros_like());
         let potential = (&before - &before / 2.0) + current;
         let above = &potential - Self::THRESHOLD;
         let hard = above.ge(0.0).to_kind(Kind::Float);
@@ -93,13 +99,25 @@ struct SpikingDigits {
 
 impl SpikingDigits {
     fn new(root: &nn::Path<'_>) -> Self {
-        let same = nn::ConvConfig { padding: 1, ..nn::ConvConfig::default() };
+        let same = nn::ConvConfig {
+            padding: 1,
+            ..nn::ConvConfig::default()
+        };
         Self {
             conv1: nn::conv2d(root / "conv1", 1, CHANNELS, 3, same),
             conv2: nn::conv2d(root / "conv2", CHANNELS, 2 * CHANNELS, 3, same),
-            fc1: nn::linear(root / "fc1", 2 * CHANNELS * 4 * 4, HIDDEN, nn::LinearConfig::default()),
+            fc1: nn::linear(
+                root / "fc1",
+                2 * CHANNELS * 4 * 4,
+                HIDDEN,
+                nn::LinearConfig::default(),
+            ),
             fc2: nn::linear(root / "fc2", HIDDEN, CLASSES, nn::LinearConfig::default()),
-            neurons: [Leaky { potential: None }, Leaky { potential: None }, Leaky { potential: None }],
+            neurons: [
+                Leaky { potential: None },
+                Leaky { potential: None },
+                Leaky { potential: None },
+            ],
         }
     }
 
@@ -111,7 +129,9 @@ impl SpikingDigits {
         let x = spiking(tape, "lif1", lif1, &x);
         let x = layer(tape, "conv2", &self.conv2, &x, train);
         let x = spiking(tape, "lif2", lif2, &x);
-        let x = layer(tape, "pool", &nn::func(|x| x.avg_pool2d_default(2)), &x, train);
+        // `avg_pool2d_default` of tch 0.26 sums instead: it divides by 1.
+        let mean = nn::func(|x| x.avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None::<i64>));
+        let x = layer(tape, "pool", &mean, &x, train);
         let x = layer(tape, "flatten", &nn::func(|x| x.flat_view()), &x, train);
         let x = layer(tape, "fc1", &self.fc1, &x, train);
         let x = spiking(tape, "lif3", lif3, &x);
@@ -173,7 +193,10 @@ fn train(
     let (images, labels) = (data.tensor("images")?, data.tensor("labels")?);
     let all = images.size()[0];
     let test = data.test_images;
-    let (train_images, train_labels) = (images.narrow(0, test, all - test), labels.narrow(0, test, all - test));
+    let (train_images, train_labels) = (
+        images.narrow(0, test, all - test),
+        labels.narrow(0, test, all - test),
+    );
 
     let mut optimizer = nn::Adam::default().build(variables, 2e-3)?;
     let started = Instant::now();
@@ -183,7 +206,9 @@ fn train(
         for batch in order.split(options.batch_size, 0) {
             let spikes = encode(&train_images.index_select(0, &batch));
             let labels = train_labels.index_select(0, &batch);
-            let loss = network.answer(&spikes, true, tape).cross_entropy_for_logits(&labels);
+            let loss = network
+                .answer(&spikes, true, tape)
+                .cross_entropy_for_logits(&labels);
             optimizer.zero_grad();
             loss.backward();
             {
@@ -195,14 +220,22 @@ fn train(
             }
             sum += loss.double_value(&[]) * batch.size()[0] as f64;
         }
-        println!("epoch {epoch}/{}: loss {:.4}", options.epochs, sum / (all - test) as f64);
+        println!(
+            "epoch {epoch}/{}: loss {:.4}",
+            options.epochs,
+            sum / (all - test) as f64
+        );
     }
     let seconds = started.elapsed().as_secs_f64();
 
     let right = tch::no_grad(|| {
         let _range = tape.map(|tape| tape.range("test"));
         let answer = network.answer(&encode(&images.narrow(0, 0, test)), false, tape);
-        answer.argmax(1, false).eq_tensor(&labels.narrow(0, 0, test)).sum(Kind::Int64).int64_value(&[])
+        answer
+            .argmax(1, false)
+            .eq_tensor(&labels.narrow(0, 0, test))
+            .sum(Kind::Int64)
+            .int64_value(&[])
     });
     Ok(json!({
         "accuracy": right as f64 / test as f64,
@@ -216,7 +249,9 @@ fn train(
 /// Brightness to spikes: `[batch, 1, 8, 8]` in 0..1 becomes `[time, batch, 1, 8, 8]` of 0 and 1.
 fn encode(images: &Tensor) -> Tensor {
     let size = [&[TIME_STEPS], images.size().as_slice()].concat();
-    Tensor::rand(size, (Kind::Float, Device::Cpu)).lt_tensor(images).to_kind(Kind::Float)
+    Tensor::rand(size, (Kind::Float, Device::Cpu))
+        .lt_tensor(images)
+        .to_kind(Kind::Float)
 }
 
 /// The files of `demo/train.py --save`.
@@ -230,7 +265,11 @@ impl Data {
     fn read(directory: &Path) -> anyhow::Result<Self> {
         let path = directory.join("index.json");
         let text = fs::read_to_string(&path).with_context(|| {
-            format!("cannot read {}; `python demo/train.py --save {}` writes it", path.display(), directory.display())
+            format!(
+                "cannot read {}; `python demo/train.py --save {}` writes it",
+                path.display(),
+                directory.display()
+            )
         })?;
         let index: HashMap<String, Value> = serde_json::from_str(&text)?;
         let mut tensors = HashMap::new();
@@ -239,16 +278,23 @@ impl Data {
             match entry.as_i64() {
                 Some(number) => test_images = number,
                 None => {
-                    let tensor = read_tensor(directory, &entry).with_context(|| format!("cannot read {name}"))?;
+                    let tensor = read_tensor(directory, &entry)
+                        .with_context(|| format!("cannot read {name}"))?;
                     tensors.insert(name, tensor);
                 }
             }
         }
-        Ok(Self { tensors, test_images, directory: directory.to_owned() })
+        Ok(Self {
+            tensors,
+            test_images,
+            directory: directory.to_owned(),
+        })
     }
 
     fn tensor(&self, name: &str) -> anyhow::Result<&Tensor> {
-        self.tensors.get(name).with_context(|| format!("there is no {name} in {}", self.directory.display()))
+        self.tensors
+            .get(name)
+            .with_context(|| format!("there is no {name} in {}", self.directory.display()))
     }
 }
 
@@ -259,6 +305,15 @@ fn read_tensor(directory: &Path, entry: &Value) -> anyhow::Result<Tensor> {
         Some("int64") => Kind::Int64,
         other => bail!("{other:?} is no element type of ours"),
     };
-    let shape: Vec<i64> = entry["shape"].as_array().context("no shape")?.iter().filter_map(Value::as_i64).collect();
-    Ok(Tensor::f_from_data_size(&fs::read(directory.join(file))?, &shape, kind)?)
+    let shape: Vec<i64> = entry["shape"]
+        .as_array()
+        .context("no shape")?
+        .iter()
+        .filter_map(Value::as_i64)
+        .collect();
+    Ok(Tensor::f_from_data_size(
+        &fs::read(directory.join(file))?,
+        &shape,
+        kind,
+    )?)
 }
