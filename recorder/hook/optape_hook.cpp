@@ -390,6 +390,7 @@ struct Arena {
   T* items = nullptr;
   uint32_t count = 0;
   uint32_t room = 0;
+  uint32_t moves = 0;
 
   COLD void grow(uint32_t needed) {
     uint32_t wanted = std::max(room * 2, 256u);
@@ -402,6 +403,7 @@ struct Arena {
     }
     items = moved;
     room = wanted;
+    ++moves;
   }
   void reserve(uint32_t more) {
     if (UNLIKELY(count + more > room)) {
@@ -421,7 +423,7 @@ struct Frame {
   Arena<uint64_t> payload;
   Arena<optape_tensor> tensors;
   Arena<uint32_t> size_words;  // of each tensor: where its sizes stand in `words`
-  const uint64_t* pointed = nullptr;  // the `words` that the tensors' sizes point into
+  uint32_t words_moved = 0;  // `words.moves` when the tensors' sizes were pointed at `words` last
   // Inputs of which the argument stack holds the last reference: the kernel drops them, capture looks at them afterwards.
   std::vector<c10::intrusive_ptr<TensorImpl, c10::UndefinedTensorImpl>> keep;
 };
@@ -650,7 +652,6 @@ struct Recorder {
     const auto dtype = static_cast<uint8_t>(t->dtype().toScalarType());
 
     frame.tensors.reserve(1);
-    frame.size_words.reserve(1);
     frame.words.reserve(1 + 2 * dim);
     optape_tensor& out = frame.tensors.items[frame.tensors.count];
     out.impl = t;
@@ -677,7 +678,7 @@ struct Recorder {
       last += (sizes[d] - 1) * strides[d];
       empty |= sizes[d] == 0;
     }
-    frame.size_words.items[frame.tensors.count] = frame.words.count + 1;
+    frame.size_words.add(frame.words.count + 1);
     frame.words.count += 1 + 2 * dim;
     out.sizes = reinterpret_cast<const int64_t*>(words + 1);
     out.strides = reinterpret_cast<const int64_t*>(words + 1 + dim);
@@ -821,7 +822,6 @@ struct Recorder {
     const auto& device = Inside::device(t);
 
     frame.tensors.reserve(1);
-    frame.size_words.reserve(1);
     frame.words.reserve(1 + 2 * dim);
     optape_tensor& out = frame.tensors.items[frame.tensors.count];
     out = optape_tensor{};
@@ -857,7 +857,7 @@ struct Recorder {
         words[1 + dim + d] = static_cast<uint64_t>(shape.stride_at_unchecked(d));
       }
     }
-    frame.size_words.items[frame.tensors.count] = frame.words.count + 1;
+    frame.size_words.add(frame.words.count + 1);
     out.sizes = reinterpret_cast<const int64_t*>(words + 1);
     out.strides = no_strides ? nullptr : reinterpret_cast<const int64_t*>(words + 1 + dim);
     frame.words.count += 1 + (no_strides ? dim : 2 * dim);
@@ -1024,7 +1024,7 @@ struct Recorder {
     call.payload_count = frame.payload.count;
     call.tensors = frame.tensors.items;
     call.tensor_count = frame.tensors.count;
-    if (UNLIKELY(frame.pointed != frame.words.items)) {
+    if (UNLIKELY(frame.words_moved != frame.words.moves)) {
       point_again();
     }
   }
@@ -1036,7 +1036,7 @@ struct Recorder {
       t.strides = t.strides != nullptr ? sizes + t.dim : nullptr;
       t.sizes = sizes;
     }
-    frame.pointed = frame.words.items;
+    frame.words_moved = frame.words.moves;
   }
 
   // The same for arguments whose C++ type is known.
@@ -1247,6 +1247,8 @@ void start(Frame& frame, const Thread& thread, const Operator& op) {
   frame.words.count = 0;
   frame.payload.count = 0;
   frame.tensors.count = 0;
+  frame.size_words.count = 0;
+  frame.words_moved = frame.words.moves;
   optape_call& call = frame.call;
   call.op = op.index;
   call.flags = (thread.autograd->get_grad_mode() ? OPTAPE_CALL_GRAD_MODE : 0) |
