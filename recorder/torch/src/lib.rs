@@ -180,7 +180,8 @@ thread_local! {
 /// Modules and watches by full name.
 #[derive(Default)]
 struct Names {
-    modules: HashMap<String, ModuleId>,
+    /// Also by whether it is a layer of neurons: a scope learns of its spikes only after it was opened.
+    modules: HashMap<(String, bool), ModuleId>,
     watches: HashMap<ModuleId, u32>,
 }
 
@@ -191,12 +192,13 @@ fn names() -> &'static Mutex<Names> {
 
 fn module(name: &str, spiking: bool) -> ModuleId {
     let mut names = names().lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(module) = names.modules.get(name) {
+    let key = (name.to_owned(), spiking);
+    if let Some(module) = names.modules.get(&key) {
         return *module;
     }
     let definition = ModuleDef { name: name.to_owned(), classes: Vec::new(), spiking };
     let module = Capture::get().define_module(definition, &[]);
-    names.modules.insert(name.to_owned(), module);
+    names.modules.insert(key, module);
     module
 }
 
