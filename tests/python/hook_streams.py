@@ -8,6 +8,7 @@ import difflib
 import os
 import subprocess
 import sys
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ MODE_TAKES = {
     "aten._reshape_alias.default": "aten.view.default",
     "aten.bitwise_and_.Tensor": "aten.bitwise_and.Tensor",
 }
-UNCOUNTED = {"aten.detach.default", "aten.alias.default"}
+UNCOUNTED = {"aten.detach.default", "aten.detach_.default", "aten.alias.default"}
 
 
 class Seen(TorchDispatchMode):
@@ -383,6 +384,7 @@ def structure(hook):
 
 def main():
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
     hook = Hook()
     if sys.argv[1:] == ["structure"]:
         print("\n".join(structure(hook)))
