@@ -216,9 +216,9 @@ def copies():
     loaded = pickle.loads(pickle.dumps(model))
     saved = io.BytesIO()
     torch.save(net, saved)
-    saved.seek(0)
     with zipfile.ZipFile(saved) as archive:
         contents = {name: archive.read(name) for name in archive.namelist() if not name.endswith("serialization_id")}
+    saved.seek(0)
     net_loaded = torch.load(saved, weights_only=False)
     for m in (model, twin, loaded):
         m.eval()
