@@ -10,6 +10,7 @@
 #include "optape_hook.h"
 
 #include <dlfcn.h>
+#include <pthread.h>
 #include <time.h>
 
 #include <algorithm>
@@ -134,7 +135,7 @@ struct Python {
   Object* tuple_type = nullptr;
   Object* list_type = nullptr;
   // Not in every version:
-  Vectorcall function_call = nullptr;
+  Vectorcall (*function_call)(Object*) = nullptr;
   void (*set_function_call)(Object*, Vectorcall) = nullptr;
   bool present = false;
 
@@ -144,7 +145,7 @@ struct Python {
     return out != nullptr;
   }
   bool load() {
-    find(function_call, "_PyFunction_Vectorcall");
+    find(function_call, "PyVectorcall_Function");
     find(set_function_call, "PyFunction_SetVectorcall");
     return present = find(new_function, "PyCFunction_NewEx") && find(call, "PyObject_CallFunctionObjArgs") &&
         find(attribute, "PyObject_GetAttr") && find(intern, "PyUnicode_InternFromString") && find(item, "PySequence_GetItem") &&
@@ -581,6 +582,18 @@ uint32_t ownership(c10::StorageImpl* storage) {
     flags |= OPTAPE_TENSOR_CACHEABLE;
   }
   return flags;
+}
+
+// A forked child must not find a lock held by a thread that it does not have.
+void before_fork() {
+  define_lock.lock();
+  while (adopting.test_and_set(std::memory_order_acquire)) {
+  }
+}
+
+void after_fork() {
+  adopting.clear(std::memory_order_release);
+  define_lock.unlock();
 }
 
 const char no_elements = 0;
@@ -1768,6 +1781,7 @@ int32_t install(const optape_capture* table, std::string& why) {
     return 1;
   }
   stay_loaded();
+  pthread_atfork(&before_fork, &after_fork, &after_fork);
   python.load();
   for (size_t i = 0; i < static_cast<size_t>(c10::ScalarType::NumOptions); ++i) {
     const auto meta = c10::scalarTypeToTypeMeta(static_cast<c10::ScalarType>(i));
@@ -1941,30 +1955,26 @@ void* call_module(void* function, void* const* arguments, size_t count, void* ke
   return result;
 }
 
-// Puts `ours` in the place of the C function behind a Python function. `size`: of the function object.
-bool replace_call(void* function, size_t size, Python::Vectorcall ours) {
-  if (python.function_call == nullptr) {
-    return false;
-  }
-  auto* words = static_cast<void**>(function);
-  size_t at = 0;
-  for (size_t i = 2; i < size / sizeof(void*); ++i) {  // after reference count and type
-    if (words[i] == reinterpret_cast<void*>(python.function_call)) {
-      if (at != 0) {
-        return false;
-      }
-      at = i;
-    }
-  }
-  if (at == 0) {
-    return false;  // Somebody else has replaced it, or this is not CPython.
+// Puts `ours` in the place of the C function behind a Python function, and gives the one that was there. NULL where that cannot be
+// done. `size`: of the function object. CPython 3.12 and newer have a call for it; before, the pointer is found in the object.
+Python::Vectorcall replace_call(void* function, size_t size, Python::Vectorcall ours) {
+  const Python::Vectorcall before = python.function_call != nullptr ? python.function_call(function) : nullptr;
+  if (before == nullptr) {
+    return nullptr;
   }
   if (python.set_function_call != nullptr) {
     python.set_function_call(function, ours);
-  } else {
-    words[at] = reinterpret_cast<void*>(ours);
+    return before;
   }
-  return true;
+  auto* const words = static_cast<void**>(function);
+  auto* const end = words + size / sizeof(void*);
+  auto* const wanted = reinterpret_cast<void*>(before);
+  auto* const found = std::find(words + 2, end, wanted);  // after reference count and type
+  if (found == end || std::find(found + 1, end, wanted) != end) {
+    return nullptr;
+  }
+  *found = reinterpret_cast<void*>(ours);
+  return before;
 }
 
 void* python_hook_modules(void*, void* const* arguments, intptr_t count) {
@@ -1982,12 +1992,10 @@ void* python_hook_modules(void*, void* const* arguments, intptr_t count) {
   }
   modules.training = python.intern("training");
   modules.cdata = python.intern("_cdata");
-  modules.call = python.function_call;
-  const bool done = replace_call(arguments[0], static_cast<size_t>(python.as_long(arguments[1])), &call_module);
-  if (!done) {
-    modules.call = nullptr;
-  }
-  return python.boolean(done ? 1 : 0);
+  // Set before it is needed: on a Python without GIL another thread may call a module at once.
+  modules.call = python.function_call != nullptr ? python.function_call(arguments[0]) : nullptr;
+  modules.call = replace_call(arguments[0], static_cast<size_t>(python.as_long(arguments[1])), &call_module);
+  return python.boolean(modules.call != nullptr ? 1 : 0);
 }
 
 void* python_know(void*, void* const* arguments, intptr_t count) {

@@ -40,7 +40,8 @@ enum {
   OPTAPE_TENSOR_CACHEABLE = 1 << 18  /* OWNED, and nobody outside torch holds its memory (NumPy marks exports not resizable) */
 };
 
-/* One tensor, seen from outside. */
+/* One tensor, seen from outside. Tensors of the arguments stay alive until end; their storages need not: a kernel may free or replace
+ * them (resize_, set_), and storage_freed comes in between. sizes and strides point into the words of the call. */
 typedef struct optape_tensor {
   const void* impl;         /* TensorImpl*: which object */
   const void* storage;      /* StorageImpl*, or NULL */
@@ -88,7 +89,8 @@ enum {
   OPTAPE_CALL_GRAD_MODE = 1 << 0,
   OPTAPE_CALL_INFERENCE_MODE = 1 << 1,
   OPTAPE_CALL_NOT_EXECUTED = 1 << 2, /* no kernel computes values: an argument or output is fake, meta, functional or functorch-wrapped */
-  OPTAPE_CALL_ACCUMULATION = 1 << 3  /* autograd's input buffer summed two gradients with add_ */
+  OPTAPE_CALL_ACCUMULATION = 1 << 3  /* an add_ by C++ where a Python mode would have made it add: autograd's input buffer summed two
+                                        gradients, or at::linear added its bias to an input of more than two dimensions */
 };
 
 #define OPTAPE_NO_NODE UINT64_MAX
