@@ -135,7 +135,8 @@ struct Python {
   Object* tuple_type = nullptr;
   Object* list_type = nullptr;
   // Not in every version:
-  Vectorcall (*function_call)(Object*) = nullptr;
+  Vectorcall (*function_call)(Object*) = nullptr;  // from 3.11
+  Vectorcall usual_call = nullptr;                 // up to 3.12: what function_call gives for functions
   void (*set_function_call)(Object*, Vectorcall) = nullptr;
   bool present = false;
 
@@ -146,6 +147,7 @@ struct Python {
   }
   bool load() {
     find(function_call, "PyVectorcall_Function");
+    find(usual_call, "_PyFunction_Vectorcall");
     find(set_function_call, "PyFunction_SetVectorcall");
     return present = find(new_function, "PyCFunction_NewEx") && find(call, "PyObject_CallFunctionObjArgs") &&
         find(attribute, "PyObject_GetAttr") && find(intern, "PyUnicode_InternFromString") && find(item, "PySequence_GetItem") &&
@@ -154,6 +156,9 @@ struct Python {
         find(decrement, "Py_DecRef") && find(clear_error, "PyErr_Clear") && find(set_string, "PyErr_SetString") &&
         find(type_error, "PyExc_TypeError") && find(none, "_Py_NoneStruct") && find(tuple_type, "PyTuple_Type") &&
         find(list_type, "PyList_Type");
+  }
+  Vectorcall call_of(Object* function) const {
+    return function_call != nullptr ? function_call(function) : usual_call;
   }
   Object* nothing() const {
     increment(none);
@@ -1958,7 +1963,7 @@ void* call_module(void* function, void* const* arguments, size_t count, void* ke
 // Puts `ours` in the place of the C function behind a Python function, and gives the one that was there. NULL where that cannot be
 // done. `size`: of the function object. CPython 3.12 and newer have a call for it; before, the pointer is found in the object.
 Python::Vectorcall replace_call(void* function, size_t size, Python::Vectorcall ours) {
-  const Python::Vectorcall before = python.function_call != nullptr ? python.function_call(function) : nullptr;
+  const Python::Vectorcall before = python.call_of(function);
   if (before == nullptr) {
     return nullptr;
   }
@@ -1993,7 +1998,7 @@ void* python_hook_modules(void*, void* const* arguments, intptr_t count) {
   modules.training = python.intern("training");
   modules.cdata = python.intern("_cdata");
   // Set before it is needed: on a Python without GIL another thread may call a module at once.
-  modules.call = python.function_call != nullptr ? python.function_call(arguments[0]) : nullptr;
+  modules.call = python.call_of(arguments[0]);
   modules.call = replace_call(arguments[0], static_cast<size_t>(python.as_long(arguments[1])), &call_module);
   return python.boolean(modules.call != nullptr ? 1 : 0);
 }
