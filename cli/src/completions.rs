@@ -24,7 +24,12 @@ pub struct Options {
 /// Where it cannot be written.
 pub fn run(options: &Options, _global: &GlobalOptions) -> anyhow::Result<ExitCode> {
     let mut script = Vec::new();
-    clap_complete::generate(options.shell, &mut crate::options::Options::command(), "optape", &mut script);
+    clap_complete::generate(
+        options.shell,
+        &mut crate::options::Options::command(),
+        "optape",
+        &mut script,
+    );
     options.output.write_all(&script)?;
     Ok(ExitCode::SUCCESS)
 }

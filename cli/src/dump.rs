@@ -33,7 +33,11 @@ pub struct Options {
 }
 
 fn ordinals(text: &str) -> Result<Range<u64>, String> {
-    if text == ".." { Ok(0..u64::MAX) } else { optape_replay::parse_steps(text).map_err(|e| e.replace("step", "record")) }
+    if text == ".." {
+        Ok(0..u64::MAX)
+    } else {
+        optape_replay::parse_steps(text).map_err(|e| e.replace("step", "record"))
+    }
 }
 
 /// Dumps.
@@ -46,7 +50,10 @@ pub fn run(options: &Options, _global: &GlobalOptions) -> anyhow::Result<ExitCod
         None => trace.streams().iter().map(|stream| stream.id()).collect(),
         Some(number) if (number as usize) < trace.streams().len() => vec![StreamId(number)],
         Some(number) => {
-            let message = format!("there is no process {number} in the trace: it has {}", trace.streams().len());
+            let message = format!(
+                "there is no process {number} in the trace: it has {}",
+                trace.streams().len()
+            );
             return Err(Failure::usage(message).into());
         }
     };
@@ -60,7 +67,11 @@ pub fn run(options: &Options, _global: &GlobalOptions) -> anyhow::Result<ExitCod
                 }
             }
             for line in dump::record_lines(&trace, stream, options.records.clone()) {
-                writeln!(out, "{}", line.with_context(|| options.trace.display().to_string())?)?;
+                writeln!(
+                    out,
+                    "{}",
+                    line.with_context(|| options.trace.display().to_string())?
+                )?;
             }
         }
         Ok(())

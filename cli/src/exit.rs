@@ -38,7 +38,10 @@ impl Failure {
     /// The user's mistake: exit code 2.
     #[must_use]
     pub fn usage(message: impl Into<String>) -> Self {
-        Self { code: USAGE, message: message.into() }
+        Self {
+            code: USAGE,
+            message: message.into(),
+        }
     }
 }
 
@@ -74,5 +77,9 @@ const fn code_of_trace(error: &TraceError) -> u8 {
 /// Whether the reader of our output went away, which is no error of ours.
 #[must_use]
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+    })
 }

@@ -45,7 +45,9 @@ pub fn run(options: &Options, _global: &GlobalOptions) -> anyhow::Result<ExitCod
     let mut objects = Vec::new();
     for path in &options.traces {
         let trace = Trace::open(path).with_context(|| path.display().to_string())?;
-        let bytes = trace.file_bytes().with_context(|| path.display().to_string())?;
+        let bytes = trace
+            .file_bytes()
+            .with_context(|| path.display().to_string())?;
         let path = path.display().to_string();
         match options.format {
             InfoFormat::Table => table(&path, &trace, bytes, &mut text)?,
@@ -62,7 +64,12 @@ pub fn run(options: &Options, _global: &GlobalOptions) -> anyhow::Result<ExitCod
 
 /// From the first to the last record.
 fn span_ns(stream: &Stream) -> u64 {
-    let first = stream.blocks().iter().map(|b| b.first_ns).min().unwrap_or(0);
+    let first = stream
+        .blocks()
+        .iter()
+        .map(|b| b.first_ns)
+        .min()
+        .unwrap_or(0);
     let last = stream.blocks().iter().map(|b| b.last_ns).max().unwrap_or(0);
     last.saturating_sub(first)
 }
@@ -80,8 +87,13 @@ fn end_text(end: &TraceEnd) -> String {
             (None, Some(signal)) => format!("finished; the command was ended by signal {signal}"),
             (None, None) => "finished".to_owned(),
         },
-        TraceEnd::Unfinished { valid_bytes, file_bytes } => {
-            format!("unfinished: {valid_bytes} of {file_bytes} bytes are whole; `optape recover` makes a finished copy")
+        TraceEnd::Unfinished {
+            valid_bytes,
+            file_bytes,
+        } => {
+            format!(
+                "unfinished: {valid_bytes} of {file_bytes} bytes are whole; `optape recover` makes a finished copy"
+            )
         }
         TraceEnd::Damaged { offset, what, .. } => {
             format!("damaged at byte {offset}: {what}; `optape recover` saves what is whole")
@@ -100,19 +112,40 @@ fn table(path: &str, trace: &Trace, bytes: u64, out: &mut Vec<u8>) -> std::io::R
     line("directory", run.working_directory.clone())?;
     line("host", run.host.clone())?;
     line("started", format!("{} ns since 1970", run.started_unix_ns))?;
-    line("recorded by", format!("optape {}, format {major}.{minor}", run.optape_version))?;
-    line("statistics", format!("{} (needs table {})", run.statistics, run.needs_version))?;
+    line(
+        "recorded by",
+        format!("optape {}, format {major}.{minor}", run.optape_version),
+    )?;
+    line(
+        "statistics",
+        format!("{} (needs table {})", run.statistics, run.needs_version),
+    )?;
     line("end", end_text(trace.end()))?;
-    let per_op = ratio(bytes, op_calls).map(|r| format!(", {r:.2} bytes per op call")).unwrap_or_default();
-    line("size", format!("{} bytes{per_op}", grouped(i128::from(bytes))))?;
+    let per_op = ratio(bytes, op_calls)
+        .map(|r| format!(", {r:.2} bytes per op call"))
+        .unwrap_or_default();
+    line(
+        "size",
+        format!("{} bytes{per_op}", grouped(i128::from(bytes))),
+    )?;
     for (key, value) in &run.facts {
         line("fact", format!("{key} = {value}"))?;
     }
     for stream in trace.streams() {
         let info = stream.info();
         let rank = info.rank.map(|r| format!(", rank {r}")).unwrap_or_default();
-        writeln!(out, "  process {} (number {}{rank}): {}", info.process_id, stream.id(), info.command.join(" "))?;
-        let versions: Vec<String> = info.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
+        writeln!(
+            out,
+            "  process {} (number {}{rank}): {}",
+            info.process_id,
+            stream.id(),
+            info.command.join(" ")
+        )?;
+        let versions: Vec<String> = info
+            .versions
+            .iter()
+            .map(|(name, version)| format!("{name} {version}"))
+            .collect();
         #[expect(clippy::cast_precision_loss, reason = "rounded for people")]
         let seconds = span_ns(stream) as f64 / 1e9;
         let dictionary = stream.dictionary();
@@ -127,11 +160,21 @@ fn table(path: &str, trace: &Trace, bytes: u64, out: &mut Vec<u8>) -> std::io::R
         line("threads", dictionary.threads().len().to_string())?;
         line("blocks", stream.blocks().len().to_string())?;
         if stream.dropped_records() > 0 {
-            line("lost", format!("{} records", grouped(i128::from(stream.dropped_records()))))?;
+            line(
+                "lost",
+                format!("{} records", grouped(i128::from(stream.dropped_records()))),
+            )?;
         }
         match stream.end() {
             Some(end) => {
-                line("end", if end.clean { "clean".to_owned() } else { "the process did not say goodbye".to_owned() })?;
+                line(
+                    "end",
+                    if end.clean {
+                        "clean".to_owned()
+                    } else {
+                        "the process did not say goodbye".to_owned()
+                    },
+                )?;
                 for (key, value) in &end.costs {
                     line("cost", format!("{key} = {value}"))?;
                 }

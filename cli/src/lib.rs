@@ -41,7 +41,11 @@ where
         Err(error) => {
             // Help and version are errors for clap, but they are data and go to stdout. A closed pipe is no fault.
             let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::SUCCESS };
+            return if error.use_stderr() {
+                ExitCode::from(exit::USAGE)
+            } else {
+                ExitCode::SUCCESS
+            };
         }
     };
     log_to_stderr(&options);

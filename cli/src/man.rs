@@ -32,12 +32,20 @@ pub fn run(options: &Options, _global: &GlobalOptions) -> anyhow::Result<ExitCod
     let mut root = crate::options::Options::command();
     root.build();
     let mut pages = vec![root.clone()];
-    pages.extend(root.get_subcommands().filter(|c| c.get_name() != "help").cloned());
+    pages.extend(
+        root.get_subcommands()
+            .filter(|c| c.get_name() != "help")
+            .cloned(),
+    );
     for command in pages {
         // `build` gives subcommands the display name `optape-replay`.
-        let name = command.get_display_name().unwrap_or_else(|| command.get_name()).to_owned();
+        let name = command
+            .get_display_name()
+            .unwrap_or_else(|| command.get_name())
+            .to_owned();
         let mut page = Vec::new();
-        clap_mangen::Man::new(command.name(name.clone().leak() as &'static str)).render(&mut page)?;
+        clap_mangen::Man::new(command.name(name.clone().leak() as &'static str))
+            .render(&mut page)?;
         let path = options.directory.join(format!("{name}.1"));
         output::create(&path, options.force)?
             .write_all(&page)

@@ -10,7 +10,12 @@ use crate::{completions, dump, info, man, presets, record, recover, replay, rule
 ///
 /// `optape record -- python train.py` writes a trace; `optape replay TRACE` counts over it.
 #[derive(Debug, Parser)]
-#[command(name = "optape", version, propagate_version = true, max_term_width = 100)]
+#[command(
+    name = "optape",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
 pub struct Options {
     /// What all subcommands share.
     #[command(flatten)]
@@ -24,13 +29,25 @@ pub struct Options {
 #[derive(Clone, Debug, Default, Args)]
 pub struct GlobalOptions {
     /// Say nothing but errors
-    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Global options")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        conflicts_with = "verbose",
+        help_heading = "Global options"
+    )]
     pub quiet: bool,
     /// Say more; twice for still more
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Global options")]
     pub verbose: u8,
     /// Colour on a terminal, always, or never
-    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        default_value = "auto",
+        help_heading = "Global options"
+    )]
     pub color: Color,
 }
 
@@ -52,7 +69,9 @@ impl Color {
         match self {
             Self::Always => true,
             Self::Never => false,
-            Self::Auto => stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
+            Self::Auto => {
+                stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+            }
         }
     }
 }
@@ -63,7 +82,7 @@ pub enum Command {
     /// Run a command and record what torch does in it
     Record(record::Options),
     /// Count over a trace: operations, bytes, energy, firing rates
-    Replay(replay::Options),
+    Replay(Box<replay::Options>),
     /// Say what a trace is: command, versions, processes, size, how it ended
     Info(info::Options),
     /// Print a trace, one line per record

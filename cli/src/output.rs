@@ -25,12 +25,16 @@ impl OutputOptions {
     ///
     /// # Errors
     /// Where FILE exists and `--force` is not given, or the data cannot be written.
-    pub fn write_with(&self, write: impl FnOnce(&mut dyn Write) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    pub fn write_with(
+        &self,
+        write: impl FnOnce(&mut dyn Write) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
         match &self.output {
             Some(path) => {
                 let mut out = BufWriter::new(create(path, self.force)?);
                 write(&mut out)?;
-                out.flush().with_context(|| format!("cannot write {}", path.display()))
+                out.flush()
+                    .with_context(|| format!("cannot write {}", path.display()))
             }
             None => {
                 let mut out = BufWriter::new(io::stdout().lock());

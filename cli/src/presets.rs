@@ -33,8 +33,13 @@ pub fn run(options: &Options, _global: &GlobalOptions) -> anyhow::Result<ExitCod
             }
         }
         Some(name) => {
-            let found = preset_text(name)
-                .ok_or_else(|| ReplayError::unknown_name("energy preset", name, PRESETS.iter().map(|(name, _)| *name)))?;
+            let found = preset_text(name).ok_or_else(|| {
+                ReplayError::unknown_name(
+                    "energy preset",
+                    name,
+                    PRESETS.iter().map(|(name, _)| *name),
+                )
+            })?;
             text.extend_from_slice(found.as_bytes());
         }
     }

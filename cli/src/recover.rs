@@ -30,20 +30,32 @@ pub struct Options {
 /// # Errors
 /// Where nothing can be read, or the copy cannot be written.
 pub fn run(options: &Options, global: &GlobalOptions) -> anyhow::Result<ExitCode> {
-    let copy = options.output.clone().unwrap_or_else(|| options.trace.with_extension("recovered.optape"));
+    let copy = options
+        .output
+        .clone()
+        .unwrap_or_else(|| options.trace.with_extension("recovered.optape"));
     let same = |a: &PathBuf, b: &PathBuf| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
     if same(&copy, &options.trace) {
-        return Err(Failure::usage("the copy cannot take the place of the trace that it is made from; name another file").into());
+        return Err(Failure::usage(
+            "the copy cannot take the place of the trace that it is made from; name another file",
+        )
+        .into());
     }
     // An input that cannot be read at all must not leave an empty copy behind.
-    optape_trace::Trace::open(&options.trace).with_context(|| options.trace.display().to_string())?;
+    optape_trace::Trace::open(&options.trace)
+        .with_context(|| options.trace.display().to_string())?;
     let sink = BufWriter::new(output::create(&copy, options.force)?);
-    let (mut sink, saved) =
-        optape_trace::recover(&options.trace, sink, &[]).with_context(|| options.trace.display().to_string())?;
-    sink.flush().with_context(|| format!("cannot write {}", copy.display()))?;
+    let (mut sink, saved) = optape_trace::recover(&options.trace, sink, &[])
+        .with_context(|| options.trace.display().to_string())?;
+    sink.flush()
+        .with_context(|| format!("cannot write {}", copy.display()))?;
     if !global.quiet {
         let mut err = std::io::stderr().lock();
-        writeln!(err, "saved {} records, {} are lost through damage", saved.records, saved.lost)?;
+        writeln!(
+            err,
+            "saved {} records, {} are lost through damage",
+            saved.records, saved.lost
+        )?;
         for finding in &saved.findings {
             writeln!(err, "  {finding}")?;
         }

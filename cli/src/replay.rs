@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum, ValueHint};
 use optape_replay::energy::CostFile;
 use optape_replay::rules::RuleSet;
-use optape_replay::{By, Format, Glob, Per, Request, Selection, Traces, Wanted, evaluate, explain, parse_steps};
+use optape_replay::{
+    By, Format, Glob, Per, Request, Selection, Traces, Wanted, evaluate, explain, parse_steps,
+};
 
 use crate::exit;
 use crate::options::GlobalOptions;
@@ -33,13 +35,29 @@ pub struct Options {
     pub traces: Vec<PathBuf>,
 
     /// The rule set
-    #[arg(long, value_name = "NAME", default_value = "optape", env = "OPTAPE_RULES", help_heading = "What to compute")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "optape",
+        env = "OPTAPE_RULES",
+        help_heading = "What to compute"
+    )]
     pub rules: String,
     /// Counters, separated by commas: flop, memory_access, mac, ac, synop
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "What to compute")]
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        help_heading = "What to compute"
+    )]
     pub counters: Vec<String>,
     /// Energy presets, separated by commas: compute_fp32, compute_fp16, compute_int8
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "What to compute")]
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        help_heading = "What to compute"
+    )]
     pub energy: Vec<String>,
     /// An energy model with the costs of a TOML file (`optape presets compute_fp32` prints one to start from)
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "What to compute")]
@@ -58,7 +76,12 @@ pub struct Options {
     #[arg(long, value_name = "N|A..B", value_parser = |text: &str| parse_steps(text), help_heading = "Selection")]
     pub step: Vec<std::ops::Range<u64>>,
     /// Stages: forward, loss, backward, recompute, optimizer, other, or the program's own
-    #[arg(long, value_name = "NAME", value_delimiter = ',', help_heading = "Selection")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        value_delimiter = ',',
+        help_heading = "Selection"
+    )]
     pub stage: Vec<String>,
     /// Ops inside of modules: Net.conv1, 'Net.layer*'
     #[arg(long, value_name = "GLOB", help_heading = "Selection")]
@@ -67,7 +90,12 @@ pub struct Options {
     #[arg(long, value_name = "GLOB", help_heading = "Selection")]
     pub op: Vec<String>,
     /// Ranks of a distributed run
-    #[arg(long, value_name = "N", value_delimiter = ',', help_heading = "Selection")]
+    #[arg(
+        long,
+        value_name = "N",
+        value_delimiter = ',',
+        help_heading = "Selection"
+    )]
     pub rank: Vec<u32>,
     /// Leave out ops inside of modules, by class or scope: 'BatchNorm*', Net.head
     #[arg(long, value_name = "GLOB", help_heading = "Selection")]
@@ -77,13 +105,23 @@ pub struct Options {
     #[arg(long, value_name = "WHAT", help_heading = "Presentation")]
     pub by: Option<Grouping>,
     /// Divide totals
-    #[arg(long, value_name = "WHAT", default_value = "run", help_heading = "Presentation")]
+    #[arg(
+        long,
+        value_name = "WHAT",
+        default_value = "run",
+        help_heading = "Presentation"
+    )]
     pub per: Divisor,
     /// Number of samples, where the program did not report it (with --per sample)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Presentation")]
     pub samples: Option<u64>,
     /// How to write the report
-    #[arg(long, value_name = "FORMAT", default_value = "table", help_heading = "Presentation")]
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        default_value = "table",
+        help_heading = "Presentation"
+    )]
     pub format: ReportFormat,
     /// Where to.
     #[command(flatten)]
@@ -147,7 +185,11 @@ pub enum ReportFormat {
 impl Options {
     fn request(&self) -> anyhow::Result<Request> {
         let globs = |texts: &[String]| texts.iter().map(|text| Glob::new(text)).collect();
-        let costs = self.costs.iter().map(|path| CostFile::read(path)).collect::<Result<Vec<_>, _>>()?;
+        let costs = self
+            .costs
+            .iter()
+            .map(|path| CostFile::read(path))
+            .collect::<Result<Vec<_>, _>>()?;
         // Naming one kind of estimator asks for that kind alone.
         let named = |names: &[String], others: bool| match (names.is_empty(), others) {
             (true, false) => Wanted::All,
@@ -192,7 +234,10 @@ impl Options {
             samples: self.samples,
             lenient: self.lenient,
             from_events: self.from_events,
-            threads: self.threads.and_then(|n| usize::try_from(n).ok()).unwrap_or(0),
+            threads: self
+                .threads
+                .and_then(|n| usize::try_from(n).ok())
+                .unwrap_or(0),
         })
     }
 }
@@ -213,7 +258,10 @@ pub fn run(options: &Options, global: &GlobalOptions) -> anyhow::Result<ExitCode
             ReportFormat::Json => explanation.write_json(&mut text)?,
             ReportFormat::Table | ReportFormat::Markdown => explanation.write_text(&mut text)?,
             ReportFormat::Csv => {
-                return Err(exit::Failure::usage("--explain is written as table or json; choose one with --format").into());
+                return Err(exit::Failure::usage(
+                    "--explain is written as table or json; choose one with --format",
+                )
+                .into());
             }
         }
         options.output.write_all(&text)?;
@@ -234,14 +282,22 @@ pub fn run(options: &Options, global: &GlobalOptions) -> anyhow::Result<ExitCode
         }
     }
     if options.strict && !report.is_complete() {
-        let ops: std::collections::BTreeSet<&str> =
-            report.coverage.counters.values().flat_map(|c| c.unknown_ops.keys().map(String::as_str)).collect();
+        let ops: std::collections::BTreeSet<&str> = report
+            .coverage
+            .counters
+            .values()
+            .flat_map(|c| c.unknown_ops.keys().map(String::as_str))
+            .collect();
         let message = format!(
             "incomplete coverage (--strict): {} has no rule for {}",
             report.rules.name,
             ops.into_iter().collect::<Vec<_>>().join(", ")
         );
-        return Err(exit::Failure { code: exit::INCOMPLETE, message }.into());
+        return Err(exit::Failure {
+            code: exit::INCOMPLETE,
+            message,
+        }
+        .into());
     }
     Ok(ExitCode::SUCCESS)
 }

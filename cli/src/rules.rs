@@ -30,22 +30,39 @@ pub struct Options {
 pub fn run(options: &Options, _global: &GlobalOptions) -> anyhow::Result<ExitCode> {
     let sets = match &options.rules {
         Some(name) => vec![RuleSet::named(name)?],
-        None => RULE_SETS.iter().map(|name| RuleSet::named(name)).collect::<Result<Vec<_>, _>>()?,
+        None => RULE_SETS
+            .iter()
+            .map(|name| RuleSet::named(name))
+            .collect::<Result<Vec<_>, _>>()?,
     };
     let mut text = Vec::new();
     match &options.op {
         None => {
             for set in &sets {
-                writeln!(text, "{} (version {}): {}", set.name, set.version, set.description)?;
+                writeln!(
+                    text,
+                    "{} (version {}): {}",
+                    set.name, set.version, set.description
+                )?;
                 for counter in &set.counters {
-                    writeln!(text, "  {:<14} in {:<6} {} ops", counter.name(), counter.unit(), counter.ops().len())?;
+                    writeln!(
+                        text,
+                        "  {:<14} in {:<6} {} ops",
+                        counter.name(),
+                        counter.unit(),
+                        counter.ops().len()
+                    )?;
                 }
             }
         }
         Some(op) => {
-            let known = sets.iter().any(|set| set.counters.iter().any(|c| c.rule(op).is_some()));
+            let known = sets
+                .iter()
+                .any(|set| set.counters.iter().any(|c| c.rule(op).is_some()));
             if !known {
-                let ops = sets.iter().flat_map(|set| set.counters.iter().flat_map(|c| c.ops()));
+                let ops = sets
+                    .iter()
+                    .flat_map(|set| set.counters.iter().flat_map(|c| c.ops()));
                 return Err(ReplayError::unknown_name("op with a rule", op, ops).into());
             }
             for set in &sets {

@@ -56,7 +56,11 @@ pub fn run(options: &Options, _global: &GlobalOptions) -> anyhow::Result<ExitCod
     out.flush()?;
     if damaged {
         let message = "a trace is damaged; `optape recover` saves what is whole".to_owned();
-        return Err(exit::Failure { code: exit::CORRUPT, message }.into());
+        return Err(exit::Failure {
+            code: exit::CORRUPT,
+            message,
+        }
+        .into());
     }
     Ok(ExitCode::SUCCESS)
 }

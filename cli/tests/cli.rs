@@ -1,5 +1,10 @@
 //! The binary from the outside: help, messages, exit codes, files.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests: a fault in them is a fault of the test"
+)]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -40,7 +45,17 @@ fn code(directory: &Path, arguments: &[&str]) -> i32 {
 fn help_of_every_subcommand_is_what_it_was() {
     let directory = tempfile::tempdir().unwrap();
     // `record` is documented by its own tests.
-    let pages = ["replay", "info", "dump", "verify", "recover", "rules", "presets", "completions", "man"];
+    let pages = [
+        "replay",
+        "info",
+        "dump",
+        "verify",
+        "recover",
+        "rules",
+        "presets",
+        "completions",
+        "man",
+    ];
     for page in pages {
         let output = optape(directory.path(), &[page, "--help"]);
         assert!(output.status.success());
@@ -56,21 +71,74 @@ fn replay_answers_with_table_json_and_csv() {
     for word in ["Coverage", "Counters", "Energy", "Firing rates", "Net.lif"] {
         assert!(stdout(&table).contains(word), "{word}");
     }
-    let json = optape(directory.path(), &["replay", "spiking.optape", "--range", "measure", "--rules", "spikingjelly-2.0.0", "--all", "--format", "json"]);
+    let json = optape(
+        directory.path(),
+        &[
+            "replay",
+            "spiking.optape",
+            "--range",
+            "measure",
+            "--rules",
+            "spikingjelly-2.0.0",
+            "--all",
+            "--format",
+            "json",
+        ],
+    );
     let report: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!(report["schema"], 1);
-    assert_eq!(report["counters"]["mac"]["scopes"]["Net.fc"]["aten.addmm.default"], 48);
-    assert_eq!(report["counters"]["mac"]["unsupported"]["mylib.unheard.default"], 2);
-    let csv = optape(directory.path(), &["replay", "spiking.optape", "--by", "stage", "--counters", "flop", "--format", "csv"]);
-    assert_eq!(stdout(&csv), "stage,calls,flop [FLOP]\nforward,12,288\nbackward,2,96\noptimizer,2,0\nother,1,6\n");
+    assert_eq!(
+        report["counters"]["mac"]["scopes"]["Net.fc"]["aten.addmm.default"],
+        48
+    );
+    assert_eq!(
+        report["counters"]["mac"]["unsupported"]["mylib.unheard.default"],
+        2
+    );
+    let csv = optape(
+        directory.path(),
+        &[
+            "replay",
+            "spiking.optape",
+            "--by",
+            "stage",
+            "--counters",
+            "flop",
+            "--format",
+            "csv",
+        ],
+    );
+    assert_eq!(
+        stdout(&csv),
+        "stage,calls,flop [FLOP]\nforward,12,288\nbackward,2,96\noptimizer,2,0\nother,1,6\n"
+    );
 }
 
 #[test]
 fn the_same_bytes_come_out_of_one_thread_and_of_many() {
     let (directory, _) = workplace();
-    let run = |threads| stdout(&optape(directory.path(), &["replay", "spiking.optape", "--format", "json", "--from-events", "--threads", threads]));
+    let run = |threads| {
+        stdout(&optape(
+            directory.path(),
+            &[
+                "replay",
+                "spiking.optape",
+                "--format",
+                "json",
+                "--from-events",
+                "--threads",
+                threads,
+            ],
+        ))
+    };
     assert_eq!(run("1"), run("16"));
-    assert_eq!(run("1"), stdout(&optape(directory.path(), &["replay", "spiking.optape", "--format", "json"])));
+    assert_eq!(
+        run("1"),
+        stdout(&optape(
+            directory.path(),
+            &["replay", "spiking.optape", "--format", "json"]
+        ))
+    );
 }
 
 #[test]
@@ -79,14 +147,46 @@ fn exit_codes_say_what_is_wrong() {
     let at = directory.path();
     assert_eq!(code(at, &["replay", "spiking.optape"]), 0);
     assert_eq!(code(at, &["replay", "spiking.optape", "--strict"]), 3);
-    assert_eq!(code(at, &["replay", "spiking.optape", "--strict", "--stage", "forward"]), 0);
+    assert_eq!(
+        code(
+            at,
+            &["replay", "spiking.optape", "--strict", "--stage", "forward"]
+        ),
+        0
+    );
     assert_eq!(code(at, &["replay", "missing.optape"]), 2);
-    assert_eq!(code(at, &["replay", "spiking.optape", "--counters", "flops"]), 2);
-    assert_eq!(code(at, &["replay", "spiking.optape", "--rules", "spikingjelly"]), 2);
-    assert_eq!(code(at, &["replay", "spiking.optape", "--scope", "Nothing*"]), 2);
+    assert_eq!(
+        code(at, &["replay", "spiking.optape", "--counters", "flops"]),
+        2
+    );
+    assert_eq!(
+        code(at, &["replay", "spiking.optape", "--rules", "spikingjelly"]),
+        2
+    );
+    assert_eq!(
+        code(at, &["replay", "spiking.optape", "--scope", "Nothing*"]),
+        2
+    );
     assert_eq!(code(at, &["replay", "spiking.optape", "--step", "5..2"]), 2);
-    assert_eq!(code(at, &["replay", "spiking.optape", "--rules", "spikingjelly-2.0.0", "--energy", "compute_fp32"]), 2);
-    std::fs::write(at.join("text.optape"), "no trace at all, but long enough to be looked at").unwrap();
+    assert_eq!(
+        code(
+            at,
+            &[
+                "replay",
+                "spiking.optape",
+                "--rules",
+                "spikingjelly-2.0.0",
+                "--energy",
+                "compute_fp32"
+            ]
+        ),
+        2
+    );
+    std::fs::write(
+        at.join("text.optape"),
+        "no trace at all, but long enough to be looked at",
+    )
+    .unwrap();
     assert_eq!(code(at, &["replay", "text.optape"]), 5);
     assert_eq!(code(at, &["verify", "text.optape"]), 5);
 
@@ -94,7 +194,12 @@ fn exit_codes_say_what_is_wrong() {
     let argument = |index| optape_trace::Argument::Tensor(index);
     tape.call(
         optape_trace::ScopeId::GLOBAL,
-        &Call::new(schema::MM, vec![argument(0), argument(1)], vec![tensor(&[2, 3]), tensor(&[3, 4])], vec![tensor(&[2, 4])]),
+        &Call::new(
+            schema::MM,
+            vec![argument(0), argument(1)],
+            vec![tensor(&[2, 3]), tensor(&[3, 4])],
+            vec![tensor(&[2, 4])],
+        ),
     );
     std::fs::write(at.join("bare.optape"), tape.bytes()).unwrap();
     let missing = optape(at, &["replay", "bare.optape", "--counters", "mac"]);
@@ -104,9 +209,18 @@ fn exit_codes_say_what_is_wrong() {
         "optape: mac cannot be computed: the trace does not hold whether 'self' is binary of aten::mm (level T1); record with \
          `optape record --stats rules`\n"
     );
-    assert_eq!(code(at, &["replay", "bare.optape", "--counters", "mac", "--lenient"]), 0);
+    assert_eq!(
+        code(
+            at,
+            &["replay", "bare.optape", "--counters", "mac", "--lenient"]
+        ),
+        0
+    );
     assert_eq!(code(at, &["replay", "bare.optape", "--all"]), 0);
-    let strict = optape(at, &["replay", "spiking.optape", "--strict", "--counters", "flop"]);
+    let strict = optape(
+        at,
+        &["replay", "spiking.optape", "--strict", "--counters", "flop"],
+    );
     assert_eq!(
         stderr(&strict),
         "optape: incomplete coverage (--strict): optape has no rule for mylib.unheard.default\n"
@@ -117,38 +231,93 @@ fn exit_codes_say_what_is_wrong() {
 fn wrong_cost_files_are_told_by_line_and_column() {
     let (directory, _) = workplace();
     let at = directory.path();
-    std::fs::write(at.join("my.toml"), "[costs]\ne_mac_pj = 4.6\ne_ac_jp = 0.9\n").unwrap();
+    std::fs::write(
+        at.join("my.toml"),
+        "[costs]\ne_mac_pj = 4.6\ne_ac_jp = 0.9\n",
+    )
+    .unwrap();
     let output = optape(at, &["replay", "spiking.optape", "--costs", "my.toml"]);
     assert_eq!(output.status.code(), Some(2));
-    assert_eq!(stderr(&output), "optape: my.toml:3:1: there is no key 'e_ac_jp'; did you mean 'e_ac_pj'?\n");
+    assert_eq!(
+        stderr(&output),
+        "optape: my.toml:3:1: there is no key 'e_ac_jp'; did you mean 'e_ac_pj'?\n"
+    );
     std::fs::write(at.join("my.toml"), "[costs]\ne_mac_pj = 2\ne_ac_pj = 0.5\n").unwrap();
-    let output = optape(at, &["replay", "spiking.optape", "--range", "measure", "--costs", "my.toml", "--format", "csv"]);
-    assert_eq!(stdout(&output), "section,name,scope,op,value,unit\nenergy,my,,,131,pJ\n\
-        firing_rates,rate,Net.lif,,0.3125,spikes per neuron and time step\n");
+    let output = optape(
+        at,
+        &[
+            "replay",
+            "spiking.optape",
+            "--range",
+            "measure",
+            "--costs",
+            "my.toml",
+            "--format",
+            "csv",
+        ],
+    );
+    assert_eq!(
+        stdout(&output),
+        "section,name,scope,op,value,unit\nenergy,my,,,131,pJ\n\
+        firing_rates,rate,Net.lif,,0.3125,spikes per neuron and time step\n"
+    );
 }
 
 #[test]
 fn files_are_not_overwritten_without_force() {
     let (directory, _) = workplace();
     let at = directory.path();
-    let arguments = ["replay", "spiking.optape", "--format", "json", "-o", "report.json"];
+    let arguments = [
+        "replay",
+        "spiking.optape",
+        "--format",
+        "json",
+        "-o",
+        "report.json",
+    ];
     assert_eq!(code(at, &arguments), 0);
     let first = std::fs::read(at.join("report.json")).unwrap();
     let refused = optape(at, &[&arguments[..], &["--counters", "flop"]].concat());
     assert_eq!(refused.status.code(), Some(2));
-    assert!(stderr(&refused).contains("report.json exists; choose another name with --output, or overwrite it with --force"));
+    assert!(stderr(&refused).contains(
+        "report.json exists; choose another name with --output, or overwrite it with --force"
+    ));
     assert_eq!(std::fs::read(at.join("report.json")).unwrap(), first);
-    assert_eq!(code(at, &[&arguments[..], &["--force", "--counters", "flop"]].concat()), 0);
+    assert_eq!(
+        code(
+            at,
+            &[&arguments[..], &["--force", "--counters", "flop"]].concat()
+        ),
+        0
+    );
     assert_ne!(std::fs::read(at.join("report.json")).unwrap(), first);
     // A replay that fails leaves nothing behind.
-    assert_eq!(code(at, &["replay", "spiking.optape", "--counters", "nope", "-o", "other.json"]), 2);
+    assert_eq!(
+        code(
+            at,
+            &[
+                "replay",
+                "spiking.optape",
+                "--counters",
+                "nope",
+                "-o",
+                "other.json"
+            ]
+        ),
+        2
+    );
     assert!(!at.join("other.json").exists());
 }
 
 #[test]
 fn a_closed_pipe_is_no_error() {
     let (directory, _) = workplace();
-    for arguments in [&["replay", "spiking.optape", "--format", "csv"][..], &["dump", "spiking.optape"], &["completions", "bash"], &["--help"]] {
+    for arguments in [
+        &["replay", "spiking.optape", "--format", "csv"][..],
+        &["dump", "spiking.optape"],
+        &["completions", "bash"],
+        &["--help"],
+    ] {
         let mut child = Command::new(env!("CARGO_BIN_EXE_optape"))
             .args(arguments)
             .current_dir(directory.path())
@@ -159,7 +328,11 @@ fn a_closed_pipe_is_no_error() {
         // Closed before anything is read.
         drop(child.stdout.take());
         let output = child.wait_with_output().unwrap();
-        assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()), "{arguments:?}");
+        assert_eq!(
+            (output.status.code(), stderr(&output)),
+            (Some(0), String::new()),
+            "{arguments:?}"
+        );
     }
 }
 
@@ -168,15 +341,32 @@ fn dump_info_verify_and_recover_agree_on_the_trace() {
     let (directory, path) = workplace();
     let at = directory.path();
     let dump = stdout(&optape(at, &["dump", "spiking.optape"]));
-    assert_eq!(dump.lines().filter(|line| line.contains(" call ")).count(), 21);
-    assert_eq!(stdout(&optape(at, &["dump", "spiking.optape", "--records", "3..5"])).lines().count(), 2);
+    assert_eq!(
+        dump.lines().filter(|line| line.contains(" call ")).count(),
+        21
+    );
+    assert_eq!(
+        stdout(&optape(
+            at,
+            &["dump", "spiking.optape", "--records", "3..5"]
+        ))
+        .lines()
+        .count(),
+        2
+    );
     assert_eq!(code(at, &["dump", "spiking.optape", "--stream", "7"]), 2);
-    let info: serde_json::Value = serde_json::from_slice(&optape(at, &["info", "spiking.optape", "--format", "json"]).stdout).unwrap();
+    let info: serde_json::Value =
+        serde_json::from_slice(&optape(at, &["info", "spiking.optape", "--format", "json"]).stdout)
+            .unwrap();
     assert_eq!(info[0]["op_calls"], 21);
     assert_eq!(info[0]["end"]["state"], "clean");
     assert!(stdout(&optape(at, &["info", "spiking.optape"])).contains("python train.py"));
     let verified = optape(at, &["verify", "spiking.optape"]);
-    assert!(verified.status.success() && stdout(&verified).contains("nothing wrong"), "{}", stdout(&verified));
+    assert!(
+        verified.status.success() && stdout(&verified).contains("nothing wrong"),
+        "{}",
+        stdout(&verified)
+    );
 
     // Cut in the middle: still answered, and said so; recovery makes it whole.
     let bytes = std::fs::read(&path).unwrap();
@@ -186,9 +376,16 @@ fn dump_info_verify_and_recover_agree_on_the_trace() {
     let recovered = optape(at, &["recover", "cut.optape"]);
     assert!(recovered.status.success(), "{}", stderr(&recovered));
     assert!(stdout(&optape(at, &["verify", "cut.recovered.optape"])).contains("nothing wrong"));
-    assert_eq!(code(at, &["recover", "cut.optape"]), 2, "the copy is there already");
+    assert_eq!(
+        code(at, &["recover", "cut.optape"]),
+        2,
+        "the copy is there already"
+    );
     assert_eq!(code(at, &["recover", "cut.optape", "-f"]), 0);
-    assert_eq!(code(at, &["recover", "cut.optape", "-f", "-o", "cut.optape"]), 2);
+    assert_eq!(
+        code(at, &["recover", "cut.optape", "-f", "-o", "cut.optape"]),
+        2
+    );
 
     // A flipped byte is found.
     let mut flipped = bytes;
@@ -203,10 +400,29 @@ fn dump_info_verify_and_recover_agree_on_the_trace() {
 fn explain_rules_and_presets_show_formulas_and_costs() {
     let (directory, _) = workplace();
     let at = directory.path();
-    let explained = stdout(&optape(at, &["replay", "spiking.optape", "--explain", "aten::mm", "--rules", "spikingjelly-2026-06"]));
+    let explained = stdout(&optape(
+        at,
+        &[
+            "replay",
+            "spiking.optape",
+            "--explain",
+            "aten::mm",
+            "--rules",
+            "spikingjelly-2026-06",
+        ],
+    ));
     assert!(explained.contains("product_sum = 10"), "{explained}");
-    assert_eq!(code(at, &["replay", "spiking.optape", "--explain", "aten::conv9d"]), 2);
-    assert!(stdout(&optape(at, &["rules", "aten::view"])).contains("flop           0: a view or metadata"));
+    assert_eq!(
+        code(
+            at,
+            &["replay", "spiking.optape", "--explain", "aten::conv9d"]
+        ),
+        2
+    );
+    assert!(
+        stdout(&optape(at, &["rules", "aten::view"]))
+            .contains("flop           0: a view or metadata")
+    );
     assert_eq!(code(at, &["rules", "aten::vieww"]), 2);
     let preset = optape(at, &["presets", "compute_int8"]);
     assert!(stdout(&preset).contains("e_mac_pj = 0.23"));
@@ -218,12 +434,20 @@ fn manual_pages_and_completions_are_made_for_every_subcommand() {
     let directory = tempfile::tempdir().unwrap();
     let at = directory.path();
     assert_eq!(code(at, &["man", "pages"]), 0);
-    for page in ["optape.1", "optape-replay.1", "optape-record.1", "optape-recover.1"] {
+    for page in [
+        "optape.1",
+        "optape-replay.1",
+        "optape-record.1",
+        "optape-recover.1",
+    ] {
         assert!(at.join("pages").join(page).exists(), "{page}");
     }
     assert_eq!(code(at, &["man", "pages"]), 2, "pages are not overwritten");
     for shell in ["bash", "zsh", "fish"] {
         let script = optape(at, &["completions", shell]);
-        assert!(script.status.success() && stdout(&script).contains("from-events"), "{shell}");
+        assert!(
+            script.status.success() && stdout(&script).contains("from-events"),
+            "{shell}"
+        );
     }
 }

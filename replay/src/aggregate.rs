@@ -1,7 +1,7 @@
 //! From traces to rows: all selected calls of one signature with one pattern, in one piece of one stream, together.
 //!
 //! Two ways lead there and give the same: the trace's summaries, whose cost does not grow with the run, and the events,
-//! block by block on several threads. Blocks are taken in any order and put together in theirs, so the result does not
+//! chunk by chunk on several threads. Chunks are taken in any order and put together in theirs, so the result does not
 //! depend on the number of threads.
 
 use std::collections::{BTreeMap, HashMap};
@@ -9,11 +9,12 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use optape_trace::{Columns, Dictionary, Pattern, PatternId, SignatureId, SummaryRow, fields};
+use optape_trace::{Columns, Dictionary, PatternId, SignatureId, SummaryRow, TraceError, fields};
 
 use crate::error::ReplayError;
 use crate::load::{StreamRef, Traces};
 use crate::selection::{Divisors, Piece, Pieces, Selection};
+use crate::timeline::Timeline;
 
 /// Selected calls that are alike.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,7 +25,7 @@ pub(crate) struct Row {
     pub stream: usize,
     /// The step, where steps are told apart.
     pub step: Option<u64>,
-    /// The sums.
+    /// The sums; times are not summed up.
     pub sums: SummaryRow,
 }
 
@@ -61,10 +62,19 @@ const MANY_PIECES: usize = 16;
 ///
 /// # Errors
 /// Where a trace cannot be read.
-pub(crate) fn rows(traces: &Traces, selection: &Selection, reading: Reading) -> Result<Rows, ReplayError> {
+pub(crate) fn rows(
+    traces: &Traces,
+    timelines: &[Timeline],
+    selection: &Selection,
+    reading: Reading,
+) -> Result<Rows, ReplayError> {
     let mut all = Rows::default();
-    for at in traces.streams().filter(|at| selection.takes(*at)) {
-        let pieces = selection.pieces(traces, at, reading.by_step)?;
+    for (at, timeline) in traces
+        .streams()
+        .zip(timelines)
+        .filter(|(at, _)| selection.takes(*at))
+    {
+        let pieces = selection.pieces(at, timeline, reading.by_step);
         all.divisors.add(pieces.divisors);
         all.opaque_regions += pieces.opaque_regions;
         for (step, divisors) in &pieces.by_step {
@@ -82,10 +92,19 @@ pub(crate) fn rows(traces: &Traces, selection: &Selection, reading: Reading) -> 
         for (step, mut sums) in sums {
             sums.sort_by_key(|row| (row.signature, row.pattern));
             for row in sums {
-                let Some(signature) = dictionary.signature(row.signature) else { continue };
-                let Some(op) = dictionary.op(signature.op) else { continue };
+                let Some(signature) = dictionary.signature(row.signature) else {
+                    continue;
+                };
+                let Some(op) = dictionary.op(signature.op) else {
+                    continue;
+                };
                 if selection.matches(dictionary, signature, op) {
-                    all.rows.push(Row { source: at.source, stream: at.stream.id().index(), step, sums: row });
+                    all.rows.push(Row {
+                        source: at.source,
+                        stream: at.stream.id().index(),
+                        step,
+                        sums: row,
+                    });
                 }
             }
         }
@@ -95,70 +114,91 @@ pub(crate) fn rows(traces: &Traces, selection: &Selection, reading: Reading) -> 
 
 type Sums = Vec<(Option<u64>, Vec<SummaryRow>)>;
 
-fn from_summaries(traces: &Traces, at: StreamRef<'_>, pieces: &Pieces) -> Result<Sums, ReplayError> {
-    let mut all: Sums = Vec::new();
+fn from_summaries(
+    traces: &Traces,
+    at: StreamRef<'_>,
+    pieces: &Pieces,
+) -> Result<Sums, ReplayError> {
+    let mut all = BySteps::new(at.stream.dictionary());
     for piece in &pieces.pieces {
-        let rows =
-            at.trace.summary(at.stream.id(), piece.ordinals.clone()).map_err(|e| traces.error(at.source, e))?;
-        match all.iter_mut().find(|(step, _)| *step == piece.step) {
-            Some((_, into)) => {
-                let mut merged = Accumulator::of(at.stream.dictionary(), std::mem::take(into));
-                for row in &rows {
-                    merged.add_row(at.stream.dictionary(), row);
-                }
-                *into = merged.rows;
-            }
-            None => all.push((piece.step, rows)),
+        let rows = at
+            .trace
+            .summary(at.stream.id(), piece.ordinals.clone())
+            .map_err(|e| traces.error(at.source, e))?;
+        let into = all.of(piece.step);
+        for row in &rows {
+            into.add_row(row);
         }
     }
-    Ok(all)
+    Ok(all.finish())
 }
 
+/// Blocks are taken in chunks of about so many records. Chunks do not depend on the number of threads, so neither does the
+/// order in which floats are added.
+const CHUNK_RECORDS: u64 = 1 << 19;
+
 /// One pass over the blocks that the pieces touch.
-fn from_events(traces: &Traces, at: StreamRef<'_>, pieces: &Pieces, threads: usize) -> Result<Sums, ReplayError> {
+fn from_events(
+    traces: &Traces,
+    at: StreamRef<'_>,
+    pieces: &Pieces,
+    threads: usize,
+) -> Result<Sums, ReplayError> {
     let dictionary = at.stream.dictionary();
-    let blocks: Vec<usize> = at
-        .stream
-        .blocks()
-        .iter()
-        .enumerate()
-        .filter(|(_, block)| !touched(&pieces.pieces, &block.ordinals()).is_empty())
-        .map(|(index, _)| index)
-        .collect();
+    let mut chunks: Vec<Vec<usize>> = Vec::new();
+    let mut records = CHUNK_RECORDS;
+    for (index, block) in at.stream.blocks().iter().enumerate() {
+        if touched(&pieces.pieces, &block.ordinals()).is_empty() {
+            continue;
+        }
+        if records >= CHUNK_RECORDS {
+            chunks.push(Vec::new());
+            records = 0;
+        }
+        records += u64::from(block.records);
+        if let Some(chunk) = chunks.last_mut() {
+            chunk.push(index);
+        }
+    }
     let next = AtomicUsize::new(0);
-    let results: Mutex<Vec<(usize, Result<BlockSums, ReplayError>)>> = Mutex::new(Vec::with_capacity(blocks.len()));
+    let results: Mutex<Vec<(usize, Result<Sums, ReplayError>)>> =
+        Mutex::new(Vec::with_capacity(chunks.len()));
     let work = || {
         loop {
             let place = next.fetch_add(1, Ordering::Relaxed);
-            let Some(&index) = blocks.get(place) else { return };
-            let sums = read_block(at, &pieces.pieces, index).map_err(|e| traces.error(at.source, e));
+            let Some(chunk) = chunks.get(place) else {
+                return;
+            };
+            let mut sums = BySteps::new(dictionary);
+            let read = chunk
+                .iter()
+                .try_for_each(|&index| read_block(at, &pieces.pieces, index, &mut sums));
+            let sums = read
+                .map(|()| sums.finish())
+                .map_err(|e| traces.error(at.source, e));
             if let Ok(mut results) = results.lock() {
                 results.push((place, sums));
             }
         }
     };
     std::thread::scope(|scope| {
-        for _ in 1..threads.clamp(1, blocks.len().max(1)) {
+        for _ in 1..threads.clamp(1, chunks.len().max(1)) {
             scope.spawn(work);
         }
         work();
     });
     let mut results = results.into_inner().unwrap_or_default();
     results.sort_by_key(|(place, _)| *place);
-    let mut merged: HashMap<Option<u64>, Accumulator> = HashMap::new();
-    let mut order: Vec<Option<u64>> = Vec::new();
+    let mut merged = BySteps::new(dictionary);
     for (_, sums) in results {
         for (step, rows) in sums? {
-            let into = merged.entry(step).or_insert_with(|| {
-                order.push(step);
-                Accumulator::default()
-            });
+            let into = merged.of(step);
             for row in &rows {
-                into.add_row(dictionary, row);
+                into.add_row(row);
             }
         }
     }
-    Ok(order.into_iter().filter_map(|step| merged.remove(&step).map(|sums| (step, sums.rows))).collect())
+    Ok(merged.finish())
 }
 
 /// The pieces that overlap an interval.
@@ -168,71 +208,88 @@ fn touched<'a>(pieces: &'a [Piece], ordinals: &Range<u64>) -> &'a [Piece] {
     pieces.get(from..to).unwrap_or(&[])
 }
 
-type BlockSums = Vec<(Option<u64>, Vec<SummaryRow>)>;
-
-fn read_block(at: StreamRef<'_>, pieces: &[Piece], index: usize) -> Result<BlockSums, optape_trace::TraceError> {
-    let Some(entry) = at.stream.blocks().get(index) else { return Ok(Vec::new()) };
+fn read_block(
+    at: StreamRef<'_>,
+    pieces: &[Piece],
+    index: usize,
+    sums: &mut BySteps<'_>,
+) -> Result<(), TraceError> {
+    let Some(entry) = at.stream.blocks().get(index) else {
+        return Ok(());
+    };
     let ordinals = entry.ordinals();
     let pieces = touched(pieces, &ordinals);
-    let whole = matches!(pieces, [only] if only.ordinals.start <= ordinals.start && only.ordinals.end >= ordinals.end);
-    let columns = Columns::SLOTS | Columns::STATISTICS | Columns::DURATION;
-    let columns = if whole { columns } else { columns | Columns::KINDS };
-    let block = at.trace.block(at.stream.id(), index, columns)?;
-    let dictionary = at.stream.dictionary();
-    let slots: Vec<SlotWords> = block
-        .slot_table
-        .iter()
-        .map(|slot| SlotWords::of(dictionary, slot.signature, slot.pattern, slot.statistics as usize))
-        .collect();
-
-    let mut sums: BlockSums = Vec::new();
-    let mut words = block.statistics.iter().copied();
-    if whole {
-        let mut rows = slot_rows(&slots);
-        for (&slot, &duration) in block.slots.iter().zip(&block.duration_ns) {
-            let (Some(kind), Some(row)) = (slots.get(slot as usize), rows.get_mut(slot as usize)) else { continue };
-            kind.add(row, duration, &mut words);
+    // No counter asks for times, and to decode them would take longer than all the rest.
+    let columns = Columns::SLOTS | Columns::STATISTICS;
+    if let [only] = pieces
+        && only.ordinals.start <= ordinals.start
+        && only.ordinals.end >= ordinals.end
+    {
+        let block = at.trace.block(at.stream.id(), index, columns)?;
+        let into = sums.of(only.step);
+        let places: Vec<u32> = block
+            .slot_table
+            .iter()
+            .map(|slot| into.place(slot.signature, slot.pattern))
+            .collect();
+        let lengths: Vec<u32> = block
+            .slot_table
+            .iter()
+            .map(|slot| slot.statistics)
+            .collect();
+        let mut words = block.statistics.as_slice();
+        for &slot in &block.slots {
+            let (Some(&place), Some(&length)) =
+                (places.get(slot as usize), lengths.get(slot as usize))
+            else {
+                continue;
+            };
+            let (of_call, rest) = words
+                .split_at_checked(length as usize)
+                .unwrap_or((words, &[]));
+            words = rest;
+            into.add_call(place, of_call);
         }
-        rows.retain(|row| row.calls > 0);
-        sums.push((pieces.first().and_then(|piece| piece.step), rows));
-        return Ok(sums);
+        return Ok(());
     }
     // Which op call has which ordinal: every record has a kind, only op calls have a slot.
-    let mut call = 0;
+    let block = at
+        .trace
+        .block(at.stream.id(), index, columns | Columns::KINDS)?;
+    let mut words = block.statistics.as_slice();
+    let mut calls = block.slots.iter();
     let mut piece_at = 0;
-    let mut rows = slot_rows(&slots);
-    let finish = |sums: &mut BlockSums, rows: &mut Vec<SummaryRow>, step| {
-        let mut done = std::mem::replace(rows, slot_rows(&slots));
-        done.retain(|row| row.calls > 0);
-        if !done.is_empty() {
-            sums.push((step, done));
-        }
-    };
-    for (offset, kind) in (0u64..).zip(&block.kinds) {
-        if *kind != 0 {
+    for (ordinal, _) in (ordinals.start..)
+        .zip(&block.kinds)
+        .filter(|(_, kind)| **kind == 0)
+    {
+        let Some(&slot) = calls.next() else { break };
+        let Some(slot) = block.slot_table.get(slot as usize) else {
             continue;
-        }
-        let ordinal = ordinals.start + offset;
-        let (slot, duration) = (block.slots.get(call).copied(), block.duration_ns.get(call).copied());
-        call += 1;
-        let Some(words_of) = slot.and_then(|slot| slots.get(slot as usize)) else { continue };
-        while let Some(piece) = pieces.get(piece_at).filter(|piece| piece.ordinals.end <= ordinal) {
-            finish(&mut sums, &mut rows, piece.step);
+        };
+        let (of_call, rest) = words
+            .split_at_checked(slot.statistics as usize)
+            .unwrap_or((words, &[]));
+        words = rest;
+        while pieces
+            .get(piece_at)
+            .is_some_and(|piece| piece.ordinals.end <= ordinal)
+        {
             piece_at += 1;
         }
-        let inside = pieces.get(piece_at).is_some_and(|piece| piece.ordinals.contains(&ordinal));
-        match slot.and_then(|slot| rows.get_mut(slot as usize)) {
-            Some(row) if inside => words_of.add(row, duration.unwrap_or(0), &mut words),
-            _ => words_of.skip(&mut words),
+        if let Some(piece) = pieces
+            .get(piece_at)
+            .filter(|piece| piece.ordinals.contains(&ordinal))
+        {
+            let into = sums.of(piece.step);
+            let place = into.place(slot.signature, slot.pattern);
+            into.add_call(place, of_call);
         }
     }
-    if let Some(piece) = pieces.get(piece_at) {
-        finish(&mut sums, &mut rows, piece.step);
-    }
-    Ok(sums)
+    Ok(())
 }
 
-/// How a float statistic is put together.
+/// How a word of the statistics is put together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Word {
     Integer,
@@ -269,99 +326,151 @@ impl Word {
     }
 }
 
-fn words_of(pattern: Option<&Pattern>) -> Vec<Word> {
-    pattern.map_or_else(Vec::new, |p| p.entries.iter().flat_map(|e| fields::each(e.fields)).map(Word::of).collect())
+/// Sums for each step, or for all together.
+struct BySteps<'d> {
+    dictionary: &'d Dictionary,
+    steps: Vec<(Option<u64>, Accumulator<'d>)>,
+    places: HashMap<Option<u64>, usize>,
+    /// The step that came last is most often the next.
+    last: usize,
 }
 
-fn empty_row(signature: SignatureId, pattern: PatternId, words: &[Word]) -> SummaryRow {
-    SummaryRow {
-        signature,
-        pattern,
-        calls: 0,
-        duration_ns: 0,
-        integer_sums: vec![0; words.iter().filter(|w| **w == Word::Integer).count()],
-        float_sums: words.iter().filter(|w| **w != Word::Integer).map(|w| w.start()).collect(),
+impl<'d> BySteps<'d> {
+    fn new(dictionary: &'d Dictionary) -> Self {
+        Self {
+            dictionary,
+            steps: Vec::new(),
+            places: HashMap::new(),
+            last: 0,
+        }
+    }
+
+    fn of(&mut self, step: Option<u64>) -> &mut Accumulator<'d> {
+        if self.steps.get(self.last).is_none_or(|(s, _)| *s != step) {
+            self.last = *self.places.entry(step).or_insert_with(|| {
+                self.steps
+                    .push((step, Accumulator::new(self.dictionary, step.is_none())));
+                self.steps.len() - 1
+            });
+        }
+        &mut self.steps[self.last].1
+    }
+
+    fn finish(self) -> Sums {
+        self.steps
+            .into_iter()
+            .map(|(step, sums)| (step, sums.rows))
+            .collect()
     }
 }
 
-/// The words that each call of a slot has.
-struct SlotWords {
-    signature: SignatureId,
-    pattern: PatternId,
-    words: Vec<Word>,
-    /// As many words as the block has of each call.
-    length: usize,
+/// Rows that are being added up.
+struct Accumulator<'d> {
+    dictionary: &'d Dictionary,
+    /// By signature: patterns and the places of their rows. A signature has few patterns.
+    index: Vec<Vec<(PatternId, u32)>>,
+    /// The same where there are many accumulators, one for each step, that each have few rows.
+    sparse_index: Option<HashMap<(SignatureId, PatternId), u32>>,
+    rows: Vec<SummaryRow>,
+    /// Each row's words.
+    words: Vec<Vec<Word>>,
 }
 
-impl SlotWords {
-    fn of(dictionary: &Dictionary, signature: SignatureId, pattern: PatternId, length: usize) -> Self {
-        Self { signature, pattern, words: words_of(dictionary.pattern(pattern)), length }
+impl<'d> Accumulator<'d> {
+    fn new(dictionary: &'d Dictionary, dense: bool) -> Self {
+        let sparse_index = (!dense).then(HashMap::new);
+        Self {
+            dictionary,
+            index: Vec::new(),
+            sparse_index,
+            rows: Vec::new(),
+            words: Vec::new(),
+        }
+    }
+
+    /// The place of a row; a new one where there is none. The trace vouches for signatures being defined, and so for their
+    /// numbers being small.
+    fn place(&mut self, signature: SignatureId, pattern: PatternId) -> u32 {
+        let place = self.rows.len() as u32;
+        if let Some(index) = &mut self.sparse_index {
+            let known = *index.entry((signature, pattern)).or_insert(place);
+            if known != place {
+                return known;
+            }
+        } else {
+            if self.index.len() <= signature.index() {
+                self.index.resize_with(signature.index() + 1, Vec::new);
+            }
+            let places = &mut self.index[signature.index()];
+            if let Some((_, known)) = places.iter().find(|(p, _)| *p == pattern) {
+                return *known;
+            }
+            places.push((pattern, place));
+        }
+        self.add_empty(signature, pattern);
+        place
+    }
+
+    fn add_empty(&mut self, signature: SignatureId, pattern: PatternId) {
+        let words: Vec<Word> = self.dictionary.pattern(pattern).map_or_else(Vec::new, |p| {
+            p.entries
+                .iter()
+                .flat_map(|e| fields::each(e.fields))
+                .map(Word::of)
+                .collect()
+        });
+        self.rows.push(SummaryRow {
+            signature,
+            pattern,
+            calls: 0,
+            duration_ns: 0,
+            integer_sums: vec![0; words.iter().filter(|w| **w == Word::Integer).count()],
+            float_sums: words
+                .iter()
+                .filter(|w| **w != Word::Integer)
+                .map(|w| w.start())
+                .collect(),
+        });
+        self.words.push(words);
     }
 
     #[inline]
-    fn add(&self, row: &mut SummaryRow, duration_ns: u64, words: &mut impl Iterator<Item = u64>) {
+    fn add_call(&mut self, place: u32, words: &[u64]) {
+        let (Some(row), Some(kinds)) = (
+            self.rows.get_mut(place as usize),
+            self.words.get(place as usize),
+        ) else {
+            return;
+        };
         row.calls += 1;
-        row.duration_ns = row.duration_ns.wrapping_add(duration_ns);
-        let (mut integer, mut float) = (0, 0);
-        for at in 0..self.length {
-            let Some(word) = words.next() else { return };
-            match self.words.get(at) {
-                Some(Word::Integer) => {
-                    if let Some(sum) = row.integer_sums.get_mut(integer) {
-                        *sum = sum.wrapping_add(u128::from(word));
-                    }
-                    integer += 1;
+        if row.float_sums.is_empty() {
+            for (sum, &word) in row.integer_sums.iter_mut().zip(words) {
+                *sum = sum.wrapping_add(u128::from(word));
+            }
+            return;
+        }
+        let (mut integers, mut floats) = (row.integer_sums.iter_mut(), row.float_sums.iter_mut());
+        for (kind, &word) in kinds.iter().zip(words) {
+            if *kind == Word::Integer {
+                if let Some(sum) = integers.next() {
+                    *sum = sum.wrapping_add(u128::from(word));
                 }
-                Some(kind) => {
-                    if let Some(sum) = row.float_sums.get_mut(float) {
-                        *sum = kind.combine(*sum, f64::from_bits(word));
-                    }
-                    float += 1;
-                }
-                None => {}
+            } else if let Some(sum) = floats.next() {
+                *sum = kind.combine(*sum, f64::from_bits(word));
             }
         }
     }
 
-    fn skip(&self, words: &mut impl Iterator<Item = u64>) {
-        for _ in 0..self.length {
-            words.next();
-        }
-    }
-}
-
-fn slot_rows(slots: &[SlotWords]) -> Vec<SummaryRow> {
-    slots.iter().map(|slot| empty_row(slot.signature, slot.pattern, &slot.words)).collect()
-}
-
-/// Rows that are being added up.
-#[derive(Default)]
-struct Accumulator {
-    places: HashMap<(SignatureId, PatternId), usize>,
-    rows: Vec<SummaryRow>,
-}
-
-impl Accumulator {
-    fn of(dictionary: &Dictionary, rows: Vec<SummaryRow>) -> Self {
-        let mut all = Self::default();
-        for row in &rows {
-            all.add_row(dictionary, row);
-        }
-        all
-    }
-
-    fn add_row(&mut self, dictionary: &Dictionary, row: &SummaryRow) {
-        let place = *self.places.entry((row.signature, row.pattern)).or_insert_with(|| {
-            self.rows.push(empty_row(row.signature, row.pattern, &words_of(dictionary.pattern(row.pattern))));
-            self.rows.len() - 1
-        });
-        let Some(into) = self.rows.get_mut(place) else { return };
+    fn add_row(&mut self, row: &SummaryRow) {
+        let place = self.place(row.signature, row.pattern) as usize;
+        let (Some(into), Some(kinds)) = (self.rows.get_mut(place), self.words.get(place)) else {
+            return;
+        };
         into.calls = into.calls.wrapping_add(row.calls);
-        into.duration_ns = into.duration_ns.wrapping_add(row.duration_ns);
         for (sum, more) in into.integer_sums.iter_mut().zip(&row.integer_sums) {
             *sum = sum.wrapping_add(*more);
         }
-        let floats = words_of(dictionary.pattern(row.pattern)).into_iter().filter(|w| *w != Word::Integer);
+        let floats = kinds.iter().filter(|w| **w != Word::Integer);
         for ((sum, more), kind) in into.float_sums.iter_mut().zip(&row.float_sums).zip(floats) {
             *sum = kind.combine(*sum, *more);
         }

@@ -89,13 +89,26 @@ pub enum ReplayError {
 impl ReplayError {
     /// An unknown name, with the nearest of those that exist. All of them are listed if they are at most twelve.
     #[must_use]
-    pub fn unknown_name<'a>(kind: &'static str, name: &str, known: impl IntoIterator<Item = &'a str>) -> Self {
+    pub fn unknown_name<'a>(
+        kind: &'static str,
+        name: &str,
+        known: impl IntoIterator<Item = &'a str>,
+    ) -> Self {
         let mut known: Vec<&str> = known.into_iter().collect();
         known.sort_unstable();
         known.dedup();
         let suggestion = nearest(name, known.iter().copied()).map(str::to_owned);
-        let known = if known.len() <= 12 { known.into_iter().map(str::to_owned).collect() } else { Vec::new() };
-        Self::UnknownName { kind, name: name.to_owned(), suggestion, known }
+        let known = if known.len() <= 12 {
+            known.into_iter().map(str::to_owned).collect()
+        } else {
+            Vec::new()
+        };
+        Self::UnknownName {
+            kind,
+            name: name.to_owned(),
+            suggestion,
+            known,
+        }
     }
 }
 
@@ -107,7 +120,10 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .map(|k| {
             let other = k.to_lowercase();
             // Whole names that were mistyped, and beginnings of names.
-            let (typed, begun) = (strsim::normalized_damerau_levenshtein(&lower, &other), strsim::jaro_winkler(&lower, &other));
+            let (typed, begun) = (
+                strsim::normalized_damerau_levenshtein(&lower, &other),
+                strsim::jaro_winkler(&lower, &other),
+            );
             (typed, begun, k)
         })
         .filter(|(typed, begun, _)| *typed > 0.6 || *begun > 0.8)
@@ -130,6 +146,9 @@ mod tests {
     #[test]
     fn the_message_names_kind_suggestion_and_choices() {
         let text = ReplayError::unknown_name("counter", "flopp", ["flop", "mac"]).to_string();
-        assert_eq!(text, "there is no counter 'flopp'; did you mean 'flop'?\n  known: flop, mac");
+        assert_eq!(
+            text,
+            "there is no counter 'flopp'; did you mean 'flop'?\n  known: flop, mac"
+        );
     }
 }

@@ -11,11 +11,12 @@ use crate::error::ReplayError;
 use crate::firing;
 use crate::load::{Traces, stack};
 use crate::report::{
-    CounterCoverage, CounterReport, Coverage, Group, GroupCounter, Normalised, Per, Report, RulesInfo, SelectionInfo,
-    SourceInfo, StreamReport,
+    CounterCoverage, CounterReport, Coverage, Group, GroupCounter, Normalised, Per, Report,
+    RulesInfo, SelectionInfo, SourceInfo, StreamReport,
 };
 use crate::rules::{CallRow, Counted, Counter, MissingLevel, RuleSet};
 use crate::selection::{Divisors, Selection, stage_of};
+use crate::timeline::Timeline;
 
 /// Which estimators to evaluate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -128,9 +129,16 @@ pub(crate) fn kind_of(op: &OpDef, flags: u32) -> Kind {
     }
 }
 
-fn facts_of(rules: &RuleSet, dictionary: &Dictionary, signature: &SignatureDef, op: &OpDef) -> Facts {
+fn facts_of(
+    rules: &RuleSet,
+    dictionary: &Dictionary,
+    signature: &SignatureDef,
+    op: &OpDef,
+) -> Facts {
     let stack = stack(dictionary, signature.scope);
-    let module = stack.first().map_or_else(|| "Global".to_owned(), |(name, _)| name.clone());
+    let module = stack
+        .first()
+        .map_or_else(|| "Global".to_owned(), |(name, _)| name.clone());
     let mut scopes: Vec<String> = stack.into_iter().map(|(name, _)| name).collect();
     scopes.sort_unstable();
     scopes.dedup();
@@ -144,17 +152,29 @@ fn facts_of(rules: &RuleSet, dictionary: &Dictionary, signature: &SignatureDef, 
     }
 }
 
-const NO_PATTERN: &Pattern = &Pattern { entries: Vec::new() };
+const NO_PATTERN: &Pattern = &Pattern {
+    entries: Vec::new(),
+};
 
 /// Looks up what the rows mean.
 pub(crate) fn see<'a>(traces: &'a Traces, rules: &RuleSet, rows: &'a [Row]) -> Vec<Seen<'a>> {
     let mut known: HashMap<(usize, usize, u32), Arc<Facts>> = HashMap::new();
     let mut all = Vec::with_capacity(rows.len());
     for row in rows {
-        let Some(stream) = traces.sources.get(row.source).and_then(|s| s.trace.streams().get(row.stream)) else { continue };
+        let Some(stream) = traces
+            .sources
+            .get(row.source)
+            .and_then(|s| s.trace.streams().get(row.stream))
+        else {
+            continue;
+        };
         let dictionary = stream.dictionary();
-        let Some(signature) = dictionary.signature(row.sums.signature) else { continue };
-        let Some(op) = dictionary.op(signature.op) else { continue };
+        let Some(signature) = dictionary.signature(row.sums.signature) else {
+            continue;
+        };
+        let Some(op) = dictionary.op(signature.op) else {
+            continue;
+        };
         let facts = known
             .entry((row.source, row.stream, row.sums.signature.0))
             .or_insert_with(|| Arc::new(facts_of(rules, dictionary, signature, op)))
@@ -169,7 +189,12 @@ pub(crate) fn see<'a>(traces: &'a Traces, rules: &RuleSet, rows: &'a [Row]) -> V
             values_before: false,
             notes: None,
         });
-        all.push(Seen { row, facts, call, dictionary });
+        all.push(Seen {
+            row,
+            facts,
+            call,
+            dictionary,
+        });
     }
     all
 }
@@ -197,15 +222,23 @@ impl Refusal {
 
     fn error(&self, estimator: &str) -> ReplayError {
         match self {
-            Self::Missing(missing) => ReplayError::MissingLevel { estimator: estimator.to_owned(), missing: missing.clone() },
-            Self::Failed(reason) => ReplayError::Refused { estimator: estimator.to_owned(), reason: reason.clone() },
+            Self::Missing(missing) => ReplayError::MissingLevel {
+                estimator: estimator.to_owned(),
+                missing: missing.clone(),
+            },
+            Self::Failed(reason) => ReplayError::Refused {
+                estimator: estimator.to_owned(),
+                reason: reason.clone(),
+            },
         }
     }
 }
 
 fn run<'a>(counter: &'a dyn Counter, seen: &[Seen<'_>], lenient: bool) -> Outcome<'a> {
-    let counted: Vec<Option<Counted>> =
-        seen.iter().map(|s| (s.facts.kind == Kind::Op).then(|| counter.count(&s.call))).collect();
+    let counted: Vec<Option<Counted>> = seen
+        .iter()
+        .map(|s| (s.facts.kind == Kind::Op).then(|| counter.count(&s.call)))
+        .collect();
     let mut refusal = None;
     for counted in counted.iter().flatten() {
         match counted {
@@ -219,7 +252,11 @@ fn run<'a>(counter: &'a dyn Counter, seen: &[Seen<'_>], lenient: bool) -> Outcom
             _ => {}
         }
     }
-    Outcome { counter, counted, refusal }
+    Outcome {
+        counter,
+        counted,
+        refusal,
+    }
 }
 
 impl Outcome<'_> {
@@ -231,11 +268,17 @@ impl Outcome<'_> {
     }
 
     fn is_partial(&self) -> bool {
-        self.counted.iter().flatten().any(|c| matches!(c, Counted::Missing(_)))
+        self.counted
+            .iter()
+            .flatten()
+            .any(|c| matches!(c, Counted::Missing(_)))
     }
 
     fn matched(&self) -> bool {
-        self.counted.iter().flatten().any(|c| matches!(c, Counted::Value(_) | Counted::Zero))
+        self.counted
+            .iter()
+            .flatten()
+            .any(|c| matches!(c, Counted::Value(_) | Counted::Zero))
     }
 
     fn report(&self, seen: &[Seen<'_>], lists_unsupported: bool) -> CounterReport {
@@ -268,7 +311,13 @@ impl Outcome<'_> {
             }
             unsupported
         });
-        CounterReport { total, unit: self.counter.unit().to_owned(), scopes, unsupported, partial: self.is_partial() }
+        CounterReport {
+            total,
+            unit: self.counter.unit().to_owned(),
+            scopes,
+            unsupported,
+            partial: self.is_partial(),
+        }
     }
 
     fn coverage(&self, seen: &[Seen<'_>]) -> CounterCoverage {
@@ -292,7 +341,10 @@ impl Outcome<'_> {
                 }
                 Some(Some(Counted::Failed(text))) => {
                     coverage.failed += calls;
-                    *coverage.failures.entry(format!("{}: {text}", s.facts.shown)).or_default() += calls;
+                    *coverage
+                        .failures
+                        .entry(format!("{}: {text}", s.facts.shown))
+                        .or_default() += calls;
                 }
                 Some(None) | None => {}
             }
@@ -307,20 +359,38 @@ impl Outcome<'_> {
 /// # Errors
 /// Where names or selections are wrong, a trace cannot be read, or an estimator that was asked for by name cannot be
 /// computed.
-pub fn evaluate(traces: &Traces, rules: &RuleSet, request: &Request) -> Result<Report, ReplayError> {
+pub fn evaluate(
+    traces: &Traces,
+    rules: &RuleSet,
+    request: &Request,
+) -> Result<Report, ReplayError> {
     let models = models(rules, request)?;
     let counters = counters(rules, request)?;
-    request.selection.check(traces)?;
+    let needed = !request.selection.is_whole_run()
+        || request.by == Some(By::Step)
+        || request.per != Per::Run;
+    let timelines = traces.timelines(needed, &request.selection.ranges)?;
+    request.selection.check(traces, &timelines)?;
     let threads = match request.threads {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         n => n,
     };
-    let reading = Reading { by_step: request.by == Some(By::Step), from_events: request.from_events, threads };
-    let rows = aggregate::rows(traces, &request.selection, reading)?;
+    let reading = Reading {
+        by_step: request.by == Some(By::Step),
+        from_events: request.from_events,
+        threads,
+    };
+    let rows = aggregate::rows(traces, &timelines, &request.selection, reading)?;
     let seen = see(traces, rules, &rows.rows);
-    if !seen.iter().any(|s| matches!(s.facts.kind, Kind::Op | Kind::NotExecuted)) {
+    if !seen
+        .iter()
+        .any(|s| matches!(s.facts.kind, Kind::Op | Kind::NotExecuted))
+    {
         let hint = nothing_selected(traces);
-        return Err(ReplayError::NothingSelected { selection: request.selection.to_string(), hint });
+        return Err(ReplayError::NothingSelected {
+            selection: request.selection.to_string(),
+            hint,
+        });
     }
 
     let mut skipped = BTreeMap::new();
@@ -338,8 +408,13 @@ pub fn evaluate(traces: &Traces, rules: &RuleSet, request: &Request) -> Result<R
         let name = result.counter.name();
         match &result.refusal {
             _ if !shown => {}
-            None => reports.push((name.to_owned(), result.report(&seen, rules.lists_unsupported))),
-            Some(refusal) if matches!(request.counters, Wanted::Named(_)) => return Err(refusal.error(name)),
+            None => reports.push((
+                name.to_owned(),
+                result.report(&seen, rules.lists_unsupported),
+            )),
+            Some(refusal) if matches!(request.counters, Wanted::Named(_)) => {
+                return Err(refusal.error(name));
+            }
             Some(refusal) => {
                 skipped.insert(format!("counters/{name}"), refusal.text());
             }
@@ -348,9 +423,18 @@ pub fn evaluate(traces: &Traces, rules: &RuleSet, request: &Request) -> Result<R
 
     let inputs: Vec<&Outcome<'_>> = ComputeModel::COUNTERS
         .iter()
-        .filter_map(|name| results.iter().map(|(r, _)| r).find(|r| r.counter.name() == *name))
+        .filter_map(|name| {
+            results
+                .iter()
+                .map(|(r, _)| r)
+                .find(|r| r.counter.name() == *name)
+        })
         .collect();
-    let refused = inputs.iter().find_map(|r| r.refusal.as_ref().map(|refusal| (r.counter.name(), refusal)));
+    let refused = inputs.iter().find_map(|r| {
+        r.refusal
+            .as_ref()
+            .map(|refusal| (r.counter.name(), refusal))
+    });
     let mut energy = Vec::new();
     let mut usable_models = Vec::new();
     for (model, by_name) in models {
@@ -359,7 +443,10 @@ pub fn evaluate(traces: &Traces, rules: &RuleSet, request: &Request) -> Result<R
                 return Err(refusal.error(&format!("{} (its counter {counter})", model.name)));
             }
             Some((counter, refusal)) => {
-                skipped.insert(format!("energy/{}", model.name), format!("counter {counter}: {}", refusal.text()));
+                skipped.insert(
+                    format!("energy/{}", model.name),
+                    format!("counter {counter}: {}", refusal.text()),
+                );
             }
             None => {
                 let all = 0..seen.len();
@@ -369,12 +456,24 @@ pub fn evaluate(traces: &Traces, rules: &RuleSet, request: &Request) -> Result<R
         }
     }
 
-    let shown: Vec<&Outcome<'_>> = results.iter().filter(|(r, shown)| *shown && r.refusal.is_none()).map(|(r, _)| r).collect();
-    let grouper = Grouper { rules, request, rows: &rows, seen: &seen, shown: &shown, inputs: &inputs, models: &usable_models };
+    let shown: Vec<&Outcome<'_>> = results
+        .iter()
+        .filter(|(r, shown)| *shown && r.refusal.is_none())
+        .map(|(r, _)| r)
+        .collect();
+    let grouper = Grouper {
+        rules,
+        request,
+        rows: &rows,
+        seen: &seen,
+        shown: &shown,
+        inputs: &inputs,
+        models: &usable_models,
+    };
     let groups = request.by.map(|by| grouper.groups(by)).transpose()?;
     let per = grouper.normalised_total(&reports, &energy)?;
 
-    let mut notes = traces.incompleteness()?;
+    let mut notes = traces.incompleteness(&timelines);
     if let Some(range) = unfinished_steps(request, &rows) {
         notes.push(range);
     }
@@ -382,7 +481,11 @@ pub fn evaluate(traces: &Traces, rules: &RuleSet, request: &Request) -> Result<R
         schema: 1,
         optape: env!("CARGO_PKG_VERSION").to_owned(),
         trace: traces.sources.iter().map(SourceInfo::of).collect(),
-        streams: traces.streams().filter(|at| request.selection.takes(*at)).map(StreamReport::of).collect(),
+        streams: traces
+            .streams()
+            .filter(|at| request.selection.takes(*at))
+            .map(StreamReport::of)
+            .collect(),
         rules: RulesInfo {
             name: rules.name.to_owned(),
             version: rules.version,
@@ -390,10 +493,16 @@ pub fn evaluate(traces: &Traces, rules: &RuleSet, request: &Request) -> Result<R
         },
         selection: SelectionInfo::of(&request.selection),
         by: request.by.map(|by| by.name().to_owned()),
-        coverage: coverage(traces, &rows, &seen, results.iter().map(|(r, _)| r)),
+        coverage: coverage(
+            traces,
+            &timelines,
+            &rows,
+            &seen,
+            results.iter().map(|(r, _)| r),
+        ),
         counters: reports.into_iter().collect(),
         energy: energy.into_iter().collect(),
-        firing_rates: firing::rates(traces, &seen)?,
+        firing_rates: firing::rates(traces, &timelines, &seen),
         per,
         groups,
         skipped,
@@ -407,7 +516,11 @@ fn counters(rules: &RuleSet, request: &Request) -> Result<Vec<String>, ReplayErr
         Wanted::Named(names) => {
             for name in names {
                 if rules.counter(name).is_none() {
-                    return Err(ReplayError::unknown_name("counter", name, rules.counter_names()));
+                    return Err(ReplayError::unknown_name(
+                        "counter",
+                        name,
+                        rules.counter_names(),
+                    ));
                 }
             }
             Ok(names.clone())
@@ -419,12 +532,19 @@ fn counters(rules: &RuleSet, request: &Request) -> Result<Vec<String>, ReplayErr
 fn models(rules: &RuleSet, request: &Request) -> Result<Vec<(ComputeModel, bool)>, ReplayError> {
     let mut models = Vec::new();
     let presets: Vec<(String, bool)> = match &request.energy {
-        Wanted::All if rules.has_compute_model => PRESETS.iter().map(|(name, _)| ((*name).to_owned(), false)).collect(),
+        Wanted::All if rules.has_compute_model => PRESETS
+            .iter()
+            .map(|(name, _)| ((*name).to_owned(), false))
+            .collect(),
         Wanted::All => Vec::new(),
         Wanted::Named(names) => names.iter().map(|name| (name.clone(), true)).collect(),
     };
     if !rules.has_compute_model
-        && let Some(name) = presets.iter().map(|(name, _)| name).chain(request.costs.iter().map(|c| &c.name)).next()
+        && let Some(name) = presets
+            .iter()
+            .map(|(name, _)| name)
+            .chain(request.costs.iter().map(|c| &c.name))
+            .next()
     {
         return Err(ReplayError::Selection(format!(
             "the rule set {} has no energy model '{name}': the compute-only model belongs to optape and spikingjelly-2026-06",
@@ -434,9 +554,18 @@ fn models(rules: &RuleSet, request: &Request) -> Result<Vec<(ComputeModel, bool)
     for (name, by_name) in presets {
         models.push((ComputeModel::new(&CostFile::preset(&name)?), by_name));
     }
-    models.extend(request.costs.iter().map(|costs| (ComputeModel::new(costs), true)));
+    models.extend(
+        request
+            .costs
+            .iter()
+            .map(|costs| (ComputeModel::new(costs), true)),
+    );
     for (at, (model, _)) in models.iter().enumerate() {
-        if models.iter().skip(at + 1).any(|(other, _)| other.name == model.name) {
+        if models
+            .iter()
+            .skip(at + 1)
+            .any(|(other, _)| other.name == model.name)
+        {
             return Err(ReplayError::Selection(format!(
                 "two energy models are named '{}'; give the cost file another `name`",
                 model.name
@@ -460,14 +589,20 @@ fn energy_of(
     }
     let mut report = model.report(rules.name, totals, inputs.iter().any(|r| r.matched()));
     if inputs.iter().any(|r| r.is_partial()) {
-        report.warnings.push("partial: calls without statistics count as zero (--lenient)".to_owned());
+        report
+            .warnings
+            .push("partial: calls without statistics count as zero (--lenient)".to_owned());
     }
     report
 }
 
 fn nothing_selected(traces: &Traces) -> String {
     let records: u64 = traces.streams().map(|at| at.stream.op_calls()).sum();
-    if records == 0 { "; the trace holds none at all".to_owned() } else { format!("; the trace holds {records}") }
+    if records == 0 {
+        "; the trace holds none at all".to_owned()
+    } else {
+        format!("; the trace holds {records}")
+    }
 }
 
 fn unfinished_steps(request: &Request, rows: &Rows) -> Option<String> {
@@ -477,18 +612,29 @@ fn unfinished_steps(request: &Request, rows: &Rows) -> Option<String> {
 
 fn coverage<'r, 'a: 'r>(
     traces: &Traces,
+    timelines: &[Timeline],
     rows: &Rows,
     seen: &[Seen<'_>],
     results: impl Iterator<Item = &'r Outcome<'a>>,
 ) -> Coverage {
-    let calls = |wanted: fn(&Facts) -> bool| seen.iter().filter(|s| wanted(&s.facts)).map(|s| s.row.sums.calls).sum();
+    let calls = |wanted: fn(&Facts) -> bool| {
+        seen.iter()
+            .filter(|s| wanted(&s.facts))
+            .map(|s| s.row.sums.calls)
+            .sum()
+    };
     Coverage {
         op_calls: calls(|f| f.kind == Kind::Op),
         not_executed: calls(|f| f.kind == Kind::NotExecuted),
         unattributed: calls(|f| f.kind == Kind::Op && f.unattributed),
-        opaque_regions: rows.opaque_regions,
+        opaque_regions: timelines
+            .iter()
+            .all(|t| t.complete)
+            .then_some(rows.opaque_regions),
         dropped_records: traces.streams().map(|at| at.stream.dropped_records()).sum(),
-        counters: results.map(|r| (r.counter.name().to_owned(), r.coverage(seen))).collect(),
+        counters: results
+            .map(|r| (r.counter.name().to_owned(), r.coverage(seen)))
+            .collect(),
     }
 }
 
@@ -515,7 +661,11 @@ impl Grouper<'_, '_> {
                 By::Op => vec![s.facts.shown.clone()],
                 By::Stage => vec![s.facts.stage.clone()],
                 By::Module => vec![s.facts.module.clone()],
-                By::Step => vec![s.row.step.map_or_else(|| "-".to_owned(), |step| step.to_string())],
+                By::Step => vec![
+                    s.row
+                        .step
+                        .map_or_else(|| "-".to_owned(), |step| step.to_string()),
+                ],
             };
             for key in keys {
                 members
@@ -529,7 +679,9 @@ impl Grouper<'_, '_> {
         }
         let mut groups = Vec::with_capacity(order.len());
         for key in order {
-            let Some(rows) = members.get(&key) else { continue };
+            let Some(rows) = members.get(&key) else {
+                continue;
+            };
             groups.push(self.group(by, key, rows)?);
         }
         match by {
@@ -537,41 +689,65 @@ impl Grouper<'_, '_> {
             By::Scope => groups.sort_by_key(|group| group.key != "Global"),
             By::Module | By::Step => {}
             By::Stage => groups.sort_by_key(|group| {
-                optape_trace::Stage::ALL.iter().position(|stage| stage.name() == group.key).unwrap_or(usize::MAX)
+                optape_trace::Stage::ALL
+                    .iter()
+                    .position(|stage| stage.name() == group.key)
+                    .unwrap_or(usize::MAX)
             }),
             By::Op => groups.sort_by(|a, b| {
                 let total = |group: &Group| group.counters.values().next().map_or(0, |c| c.total);
-                total(b).cmp(&total(a)).then_with(|| b.calls.cmp(&a.calls)).then_with(|| a.key.cmp(&b.key))
+                total(b)
+                    .cmp(&total(a))
+                    .then_with(|| b.calls.cmp(&a.calls))
+                    .then_with(|| a.key.cmp(&b.key))
             }),
         }
         Ok(groups)
     }
 
     fn group(&self, by: By, key: String, rows: &[usize]) -> Result<Group, ReplayError> {
-        let calls = rows.iter().filter_map(|&at| self.seen.get(at)).map(|s| s.row.sums.calls).sum();
+        let calls = rows
+            .iter()
+            .filter_map(|&at| self.seen.get(at))
+            .map(|s| s.row.sums.calls)
+            .sum();
         let counters: Vec<(String, GroupCounter)> = self
             .shown
             .iter()
             .map(|result| {
-                let total = rows.iter().fold(0i128, |sum, &at| sum.saturating_add(result.value(at)));
+                let total = rows
+                    .iter()
+                    .fold(0i128, |sum, &at| sum.saturating_add(result.value(at)));
                 (result.counter.name().to_owned(), GroupCounter { total })
             })
             .collect();
         let energy: Vec<(String, crate::energy::ComputeReport)> = self
             .models
             .iter()
-            .map(|model| (model.name.clone(), energy_of(self.rules, model, self.inputs, rows.iter().copied())))
+            .map(|model| {
+                (
+                    model.name.clone(),
+                    energy_of(self.rules, model, self.inputs, rows.iter().copied()),
+                )
+            })
             .collect();
-        let per = match self.divisor(Some((by, &key)))? {
-            None => None,
-            Some(divisor) => Some(Normalised::of(
+        let per = self.divisor(Some((by, &key)))?.map(|divisor| {
+            Normalised::of(
                 self.request.per,
                 divisor,
                 counters.iter().map(|(name, c)| (name.clone(), c.total)),
-                energy.iter().map(|(name, e)| (name.clone(), e.energy_total_pj)),
-            )),
-        };
-        Ok(Group { key, calls, counters: counters.into_iter().collect(), energy: energy.into_iter().collect(), per })
+                energy
+                    .iter()
+                    .map(|(name, e)| (name.clone(), e.energy_total_pj)),
+            )
+        });
+        Ok(Group {
+            key,
+            calls,
+            counters: counters.into_iter().collect(),
+            energy: energy.into_iter().collect(),
+            per,
+        })
     }
 
     fn normalised_total(
@@ -584,7 +760,9 @@ impl Grouper<'_, '_> {
                 self.request.per,
                 divisor,
                 reports.iter().map(|(name, r)| (name.clone(), r.total)),
-                energy.iter().map(|(name, e)| (name.clone(), e.energy_total_pj)),
+                energy
+                    .iter()
+                    .map(|(name, e)| (name.clone(), e.energy_total_pj)),
             )
         }))
     }
@@ -618,7 +796,8 @@ impl Grouper<'_, '_> {
                 )
             }
             Per::Call => {
-                let module = group.and_then(|(by, key)| matches!(by, By::Scope | By::Module).then_some(key));
+                let module =
+                    group.and_then(|(by, key)| matches!(by, By::Scope | By::Module).then_some(key));
                 match module.and_then(|name| self.rows.module_calls.get(name)) {
                     Some(&calls) if calls > 0 => Ok(Some(calls)),
                     _ => or_error(

@@ -64,22 +64,42 @@ pub struct ExplainedCounter {
 ///
 /// # Errors
 /// Where the target is neither, or a trace cannot be read.
-pub fn explain(traces: &Traces, rules: &RuleSet, request: &Request, target: &str) -> Result<Explanation, ReplayError> {
+pub fn explain(
+    traces: &Traces,
+    rules: &RuleSet,
+    request: &Request,
+    target: &str,
+) -> Result<Explanation, ReplayError> {
     if let Wanted::Named(names) = &request.counters {
         for name in names {
             if rules.counter(name).is_none() {
-                return Err(ReplayError::unknown_name("counter", name, rules.counter_names()));
+                return Err(ReplayError::unknown_name(
+                    "counter",
+                    name,
+                    rules.counter_names(),
+                ));
             }
         }
     }
-    request.selection.check(traces)?;
-    let reading = Reading { by_step: false, from_events: request.from_events, threads: 1 };
-    let rows = aggregate::rows(traces, &request.selection, reading)?;
+    let timelines =
+        traces.timelines(!request.selection.is_whole_run(), &request.selection.ranges)?;
+    request.selection.check(traces, &timelines)?;
+    let reading = Reading {
+        by_step: false,
+        from_events: request.from_events,
+        threads: 1,
+    };
+    let rows = aggregate::rows(traces, &timelines, &request.selection, reading)?;
     let seen = see(traces, rules, &rows.rows);
     let glob = Glob::new(target);
-    let is_op = seen.iter().any(|s| op_matches(&glob, s.call.op) || glob.matches(&s.facts.shown));
+    let is_op = seen
+        .iter()
+        .any(|s| op_matches(&glob, s.call.op) || glob.matches(&s.facts.shown));
     let mut calls = Vec::new();
-    for s in seen.iter().filter(|s| matches!(s.facts.kind, Kind::Op | Kind::NotExecuted)) {
+    for s in seen
+        .iter()
+        .filter(|s| matches!(s.facts.kind, Kind::Op | Kind::NotExecuted))
+    {
         let wanted = if is_op {
             op_matches(&glob, s.call.op) || glob.matches(&s.facts.shown)
         } else {
@@ -97,8 +117,15 @@ pub fn explain(traces: &Traces, rules: &RuleSet, request: &Request, target: &str
             })
             .map(|counter| {
                 let notes: Notes = RefCell::new(Vec::new());
-                let row = CallRow { notes: Some(&notes), ..s.call };
-                let counted = if s.facts.kind == Kind::Op { Some(counter.count(&row)) } else { None };
+                let row = CallRow {
+                    notes: Some(&notes),
+                    ..s.call
+                };
+                let counted = if s.facts.kind == Kind::Op {
+                    Some(counter.count(&row))
+                } else {
+                    None
+                };
                 let rule = counter.rule_of(&row);
                 ExplainedCounter {
                     counter: counter.name().to_owned(),
@@ -109,7 +136,11 @@ pub fn explain(traces: &Traces, rules: &RuleSet, request: &Request, target: &str
                         None => "not counted: no kernel computed the call".to_owned(),
                         Some(Counted::Value(value)) => format!("{value} {}", counter.unit()),
                         Some(Counted::Zero) => {
-                            format!("0 {}: {}", counter.unit(), rule.and_then(|r| r.zero_reason()).unwrap_or("by rule"))
+                            format!(
+                                "0 {}: {}",
+                                counter.unit(),
+                                rule.and_then(|r| r.zero_reason()).unwrap_or("by rule")
+                            )
                         }
                         Some(Counted::Unknown(None)) => "unknown: no rule for the op".to_owned(),
                         Some(Counted::Unknown(Some(why))) => format!("unknown: {why}"),
@@ -129,11 +160,23 @@ pub fn explain(traces: &Traces, rules: &RuleSet, request: &Request, target: &str
         });
     }
     if calls.is_empty() {
-        let mut known: Vec<String> = seen.iter().filter(|s| s.facts.kind == Kind::Op).map(|s| s.facts.shown.clone()).collect();
+        let mut known: Vec<String> = seen
+            .iter()
+            .filter(|s| s.facts.kind == Kind::Op)
+            .map(|s| s.facts.shown.clone())
+            .collect();
         known.extend(seen.iter().flat_map(|s| s.facts.scopes.iter().cloned()));
-        return Err(ReplayError::unknown_name("op or scope", target, known.iter().map(String::as_str)));
+        return Err(ReplayError::unknown_name(
+            "op or scope",
+            target,
+            known.iter().map(String::as_str),
+        ));
     }
-    Ok(Explanation { rules: rules.name.to_owned(), target: target.to_owned(), calls })
+    Ok(Explanation {
+        rules: rules.name.to_owned(),
+        target: target.to_owned(),
+        calls,
+    })
 }
 
 /// `self: float32[2, 6], mat2: float32[6, 6] -> float32[2, 6]`
@@ -142,10 +185,27 @@ fn structure(row: &CallRow<'_>) -> String {
     for (at, argument) in row.signature.arguments.iter().enumerate() {
         let name = row.op.arguments.get(at).map_or("?", |a| a.name.as_str());
         let separator = if at == 0 { "" } else { ", " };
-        let _ = write!(text, "{separator}{name}: {}", value(row.signature, argument));
+        let _ = write!(
+            text,
+            "{separator}{name}: {}",
+            value(row.signature, argument)
+        );
     }
-    let outputs: Vec<String> = row.signature.outputs.iter().map(|output| value(row.signature, output)).collect();
-    let _ = write!(text, " -> {}", if outputs.is_empty() { "()".to_owned() } else { outputs.join(", ") });
+    let outputs: Vec<String> = row
+        .signature
+        .outputs
+        .iter()
+        .map(|output| value(row.signature, output))
+        .collect();
+    let _ = write!(
+        text,
+        " -> {}",
+        if outputs.is_empty() {
+            "()".to_owned()
+        } else {
+            outputs.join(", ")
+        }
+    );
     text
 }
 
@@ -159,8 +219,16 @@ fn value(signature: &SignatureDef, argument: &Argument) -> String {
         Argument::None => "None".to_owned(),
         Argument::Tensor(index) => tensor(*index),
         Argument::TensorList(list) => {
-            let shown: Vec<String> = list.iter().take(4).map(|t| t.map_or_else(|| "None".to_owned(), tensor)).collect();
-            let more = if list.len() > 4 { format!(", ... {} in all", list.len()) } else { String::new() };
+            let shown: Vec<String> = list
+                .iter()
+                .take(4)
+                .map(|t| t.map_or_else(|| "None".to_owned(), tensor))
+                .collect();
+            let more = if list.len() > 4 {
+                format!(", ... {} in all", list.len())
+            } else {
+                String::new()
+            };
             format!("[{}{more}]", shown.join(", "))
         }
         Argument::Int(value) | Argument::Enumerator(value) => value.to_string(),
@@ -183,7 +251,11 @@ impl Explanation {
         writeln!(out, "{} under the rules {}", self.target, self.rules)?;
         for call in &self.calls {
             writeln!(out)?;
-            writeln!(out, "{} in {}, stage {}, {} calls", call.op, call.module, call.stage, call.calls)?;
+            writeln!(
+                out,
+                "{} in {}, stage {}, {} calls",
+                call.op, call.module, call.stage, call.calls
+            )?;
             writeln!(out, "  {}", call.structure)?;
             for counter in &call.counters {
                 writeln!(out, "  {:<14} {}", counter.counter, counter.result)?;
@@ -191,7 +263,11 @@ impl Explanation {
                     writeln!(out, "  {:<14}   = {formula}", "")?;
                 }
                 if !counter.values.is_empty() {
-                    let values: Vec<String> = counter.values.iter().map(|(name, value)| format!("{name} = {value}")).collect();
+                    let values: Vec<String> = counter
+                        .values
+                        .iter()
+                        .map(|(name, value)| format!("{name} = {value}"))
+                        .collect();
                     writeln!(out, "  {:<14}   with {}", "", values.join(", "))?;
                 }
                 if let Some(source) = &counter.source {

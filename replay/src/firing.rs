@@ -3,42 +3,77 @@
 
 use std::collections::BTreeMap;
 
-use optape_trace::{Argument, Event, ModuleId, Operand, When, WatchId, fields};
+use optape_trace::{Argument, ModuleId, Operand, WatchId, When, fields};
 
-use crate::error::ReplayError;
 use crate::evaluate::{Kind, Seen};
 use crate::load::Traces;
 use crate::report::FiringRate;
 use crate::rules::integer_position;
+use crate::timeline::Timeline;
 
 /// One line per watched output of a spiking module, in the order in which they first fired.
-pub(crate) fn rates(traces: &Traces, seen: &[Seen<'_>]) -> Result<Vec<FiringRate>, ReplayError> {
-    if !seen.iter().any(|s| s.facts.kind == Kind::Watch) {
-        return Ok(Vec::new());
+pub(crate) fn rates(traces: &Traces, timelines: &[Timeline], seen: &[Seen<'_>]) -> Vec<FiringRate> {
+    let mut multi_step: BTreeMap<(usize, usize, ModuleId), bool> = BTreeMap::new();
+    for (at, timeline) in traces.streams().zip(timelines) {
+        let place = (at.source, at.stream.id().index());
+        multi_step.extend(
+            timeline
+                .multi_step
+                .iter()
+                .map(|(module, multi)| ((place.0, place.1, ModuleId(*module)), *multi)),
+        );
     }
-    let multi_step = multi_step_modules(traces)?;
     let mut layers: Vec<FiringRate> = Vec::new();
     for s in seen.iter().filter(|s| s.facts.kind == Kind::Watch) {
-        let Some(id) = s.call.signature.arguments.iter().find_map(|argument| match argument {
-            Argument::Int(id) => u32::try_from(*id).ok(),
-            _ => None,
-        }) else {
+        let Some(id) = s
+            .call
+            .signature
+            .arguments
+            .iter()
+            .find_map(|argument| match argument {
+                Argument::Int(id) => u32::try_from(*id).ok(),
+                _ => None,
+            })
+        else {
             continue;
         };
-        let Some(watch) = s.dictionary.watch(WatchId(id)) else { continue };
-        let Some((module_id, module)) = watch.module.and_then(|m| s.dictionary.module(m).map(|def| (m, def))) else { continue };
+        let Some(watch) = s.dictionary.watch(WatchId(id)) else {
+            continue;
+        };
+        let Some((module_id, module)) = watch
+            .module
+            .and_then(|m| s.dictionary.module(m).map(|def| (m, def)))
+        else {
+            continue;
+        };
         if !module.spiking || watch.what != "output" {
             continue;
         }
-        let Some((index, tensor)) = s.call.signature.arguments.iter().find_map(|argument| match argument {
-            Argument::Tensor(index) => s.call.signature.tensors.get(usize::from(*index)).map(|t| (*index, t)),
-            _ => None,
-        }) else {
+        let Some((index, tensor)) =
+            s.call
+                .signature
+                .arguments
+                .iter()
+                .find_map(|argument| match argument {
+                    Argument::Tensor(index) => s
+                        .call
+                        .signature
+                        .tensors
+                        .get(usize::from(*index))
+                        .map(|t| (*index, t)),
+                    _ => None,
+                })
+        else {
             continue;
         };
         let entry = s.call.pattern.entry(Operand::Tensor(index), When::Before);
-        let nonzeros = integer_position(s.call.pattern, Operand::Tensor(index), When::Before, fields::NONZEROS)
-            .and_then(|at| s.row.sums.integer_sums.get(at).copied());
+        let nonzeros = integer_position(
+            s.call.pattern,
+            Operand::Tensor(index),
+            When::Before,
+            fields::NONZEROS,
+        )
+        .and_then(|at| s.row.sums.integer_sums.get(at).copied());
         let calls = s.row.sums.calls;
         let elements = u128::from(tensor.elements()) * u128::from(calls);
         let steps_per_call = match multi_step.get(&(s.row.source, s.row.stream, module_id)) {
@@ -46,22 +81,30 @@ pub(crate) fn rates(traces: &Traces, seen: &[Seen<'_>]) -> Result<Vec<FiringRate
             Some(false) => Some(1),
             None => None,
         };
-        let place = layers.iter().position(|layer| layer.module == module.name).unwrap_or_else(|| {
-            layers.push(FiringRate {
-                module: module.name.clone(),
-                class: module.classes.first().cloned().unwrap_or_default(),
-                time_steps: Some(0),
-                rate: Some(0.0),
-                binary: true,
-                ..FiringRate::default()
+        let place = layers
+            .iter()
+            .position(|layer| layer.module == module.name)
+            .unwrap_or_else(|| {
+                layers.push(FiringRate {
+                    module: module.name.clone(),
+                    class: module.classes.first().cloned().unwrap_or_default(),
+                    time_steps: Some(0),
+                    rate: Some(0.0),
+                    binary: true,
+                    ..FiringRate::default()
+                });
+                layers.len() - 1
             });
-            layers.len() - 1
-        });
-        let Some(layer) = layers.get_mut(place) else { continue };
+        let Some(layer) = layers.get_mut(place) else {
+            continue;
+        };
         layer.calls += calls;
         layer.elements += elements;
         layer.shape = tensor.shape.clone();
-        layer.time_steps = layer.time_steps.zip(steps_per_call).map(|(sum, t)| sum + t * calls);
+        layer.time_steps = layer
+            .time_steps
+            .zip(steps_per_call)
+            .map(|(sum, t)| sum + t * calls);
         match nonzeros {
             Some(nonzeros) => layer.spikes += nonzeros,
             None => layer.without_statistics += calls,
@@ -71,22 +114,8 @@ pub(crate) fn rates(traces: &Traces, seen: &[Seen<'_>]) -> Result<Vec<FiringRate
     for layer in &mut layers {
         #[expect(clippy::cast_precision_loss, reason = "a rate is a float")]
         let rate = layer.spikes as f64 / layer.elements as f64;
-        layer.rate = (layer.binary && layer.elements > 0 && layer.without_statistics == 0).then_some(rate);
+        layer.rate =
+            (layer.binary && layer.elements > 0 && layer.without_statistics == 0).then_some(rate);
     }
-    Ok(layers)
-}
-
-/// Whether a module takes all time steps in one call, where the trace has that fact.
-fn multi_step_modules(traces: &Traces) -> Result<BTreeMap<(usize, usize, ModuleId), bool>, ReplayError> {
-    let mut modes = BTreeMap::new();
-    for at in traces.streams() {
-        for (_, moment) in at.trace.moments(at.stream.id()).map_err(|e| traces.error(at.source, e))? {
-            if let Event::Fact { module: Some(module), key, value } = moment.event
-                && at.stream.dictionary().text(key).is_some_and(|key| key == "step_mode")
-            {
-                modes.insert((at.source, at.stream.id().index(), module), value.trim_matches('"') == "m");
-            }
-        }
-    }
-    Ok(modes)
+    layers
 }

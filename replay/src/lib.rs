@@ -25,10 +25,11 @@ mod load;
 pub mod report;
 pub mod rules;
 mod selection;
-#[cfg(test)]
-mod tests;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+#[cfg(test)]
+mod tests;
+mod timeline;
 
 pub use error::{ReplayError, nearest};
 pub use evaluate::{By, Request, Wanted, evaluate};

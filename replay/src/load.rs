@@ -1,11 +1,11 @@
 //! Traces as replay sees them: one or several files of one run, each with its streams.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use optape_trace::{Dictionary, Event, ScopeId, Stream, Trace, TraceEnd};
+use optape_trace::{Dictionary, ScopeId, Stream, Trace, TraceEnd};
 
 use crate::error::ReplayError;
+use crate::timeline::Timeline;
 
 /// One file.
 #[derive(Debug)]
@@ -43,7 +43,10 @@ impl Traces {
         let mut sources = Vec::with_capacity(paths.len());
         for path in paths {
             let path = path.as_ref().to_path_buf();
-            let trace = Trace::open(&path).map_err(|source| ReplayError::Trace { path: path.clone(), source })?;
+            let trace = Trace::open(&path).map_err(|source| ReplayError::Trace {
+                path: path.clone(),
+                source,
+            })?;
             sources.push(Source { path, trace });
         }
         Ok(Self { sources })
@@ -52,27 +55,50 @@ impl Traces {
     /// A trace that is in memory already, under a name for messages.
     #[must_use]
     pub fn of(name: &str, trace: Trace) -> Self {
-        Self { sources: vec![Source { path: PathBuf::from(name), trace }] }
+        Self {
+            sources: vec![Source {
+                path: PathBuf::from(name),
+                trace,
+            }],
+        }
     }
 
     /// All streams of all files.
     pub fn streams(&self) -> impl Iterator<Item = StreamRef<'_>> {
-        self.sources
-            .iter()
-            .enumerate()
-            .flat_map(|(source, s)| s.trace.streams().iter().map(move |stream| StreamRef { source, trace: &s.trace, stream }))
+        self.sources.iter().enumerate().flat_map(|(source, s)| {
+            s.trace.streams().iter().map(move |stream| StreamRef {
+                source,
+                trace: &s.trace,
+                stream,
+            })
+        })
     }
 
     pub(crate) fn error(&self, source: usize, error: optape_trace::TraceError) -> ReplayError {
-        let path = self.sources.get(source).map(|s| s.path.clone()).unwrap_or_default();
-        ReplayError::Trace { path, source: error }
+        let path = self
+            .sources
+            .get(source)
+            .map(|s| s.path.clone())
+            .unwrap_or_default();
+        ReplayError::Trace {
+            path,
+            source: error,
+        }
+    }
+
+    /// The timelines of all streams, in the order of [`Self::streams`].
+    pub(crate) fn timelines(
+        &self,
+        needed: bool,
+        ranges: &[String],
+    ) -> Result<Vec<Timeline>, ReplayError> {
+        self.streams()
+            .map(|at| Timeline::read(at, needed, ranges).map_err(|e| self.error(at.source, e)))
+            .collect()
     }
 
     /// What a reader has to know about how complete the files are: truncation, damage, drops, a recorder that gave up.
-    ///
-    /// # Errors
-    /// Where a file cannot be read.
-    pub fn incompleteness(&self) -> Result<Vec<String>, ReplayError> {
+    pub(crate) fn incompleteness(&self, timelines: &[Timeline]) -> Vec<String> {
         let mut notes = Vec::new();
         for source in &self.sources {
             let path = source.path.display();
@@ -95,36 +121,24 @@ impl Traces {
                 }
             }
         }
-        for at in self.streams() {
-            for (_, moment) in at.trace.moments(at.stream.id()).map_err(|e| self.error(at.source, e))? {
-                if let Event::Disabled { reason } = moment.event {
-                    notes.push(format!(
-                        "process {}: the recorder switched itself off, what ran afterwards is in no count: {reason}",
-                        at.stream.info().process_id
-                    ));
-                }
+        for (at, timeline) in self.streams().zip(timelines) {
+            for reason in &timeline.disabled {
+                notes.push(format!(
+                    "process {}: the recorder switched itself off, what ran afterwards is in no count: {reason}",
+                    at.stream.info().process_id
+                ));
             }
         }
-        Ok(notes)
-    }
-
-    /// Names of all ranges that the program marked.
-    pub(crate) fn range_names(&self) -> Result<BTreeSet<String>, ReplayError> {
-        let mut names = BTreeSet::new();
-        for at in self.streams() {
-            for (_, moment) in at.trace.moments(at.stream.id()).map_err(|e| self.error(at.source, e))? {
-                if let Event::RangeEnter { name } = moment.event {
-                    names.insert(text(at.stream.dictionary(), name));
-                }
-            }
-        }
-        Ok(names)
+        notes
     }
 }
 
 /// An interned text; what is not defined shows as such.
 pub(crate) fn text(dictionary: &Dictionary, id: optape_trace::TextId) -> String {
-    dictionary.text(id).cloned().unwrap_or_else(|| format!("<text {id}>"))
+    dictionary
+        .text(id)
+        .cloned()
+        .unwrap_or_else(|| format!("<text {id}>"))
 }
 
 /// Names and classes of the modules on a call's stack, innermost first, `Global` last.
@@ -133,8 +147,14 @@ pub(crate) fn stack(dictionary: &Dictionary, scope: ScopeId) -> Vec<(String, Vec
     let mut at = Some(scope);
     // A scope is defined after its parent, so ids fall; anything else is not followed.
     while let Some(id) = at {
-        let Some(scope) = dictionary.scope(id) else { break };
-        let classes = scope.module.and_then(|m| dictionary.module(m)).map(|m| m.classes.clone()).unwrap_or_default();
+        let Some(scope) = dictionary.scope(id) else {
+            break;
+        };
+        let classes = scope
+            .module
+            .and_then(|m| dictionary.module(m))
+            .map(|m| m.classes.clone())
+            .unwrap_or_default();
         stack.push((scope.name.clone(), classes));
         at = scope.parent.filter(|parent| *parent < id);
     }

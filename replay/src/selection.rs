@@ -3,14 +3,15 @@
 //! Ranges, steps and ranks say which records of a stream count (pieces: intervals of ordinals); stages, scopes, ops and
 //! excluded modules say which signatures. The first are cut out of the stream, the second filter rows.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 
-use optape_trace::{Dictionary, Event, Moment, OpDef, Ordinal, SignatureDef, ThreadId};
+use optape_trace::{Dictionary, ModuleId, OpDef, SignatureDef};
 
 use crate::error::ReplayError;
 use crate::load::{StreamRef, Traces, stack, text};
+use crate::timeline::Timeline;
 
 /// Matches names with `*` (anything) and `?` (one character).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +33,8 @@ impl Glob {
     /// Whether a name matches as a whole.
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {
-        let (pattern, name): (Vec<char>, Vec<char>) = (self.0.chars().collect(), name.chars().collect());
+        let (pattern, name): (Vec<char>, Vec<char>) =
+            (self.0.chars().collect(), name.chars().collect());
         let (mut p, mut n) = (0, 0);
         let mut star: Option<(usize, usize)> = None;
         while n < name.len() {
@@ -90,10 +92,16 @@ pub struct Selection {
 /// Where the text is none of these, or the interval is empty.
 pub fn parse_steps(given: &str) -> Result<Range<u64>, String> {
     let number = |t: &str| {
-        t.trim().parse::<u64>().map_err(|_| format!("'{given}' is not a step: write 5, 5..10 (without 10), 5..=10, 5.. or ..10"))
+        t.trim().parse::<u64>().map_err(|_| {
+            format!("'{given}' is not a step: write 5, 5..10 (without 10), 5..=10, 5.. or ..10")
+        })
     };
     let steps = if let Some((from, to)) = given.split_once("..") {
-        let start = if from.trim().is_empty() { 0 } else { number(from)? };
+        let start = if from.trim().is_empty() {
+            0
+        } else {
+            number(from)?
+        };
         let end = match to.strip_prefix('=') {
             Some(last) => number(last)?.saturating_add(1),
             None if to.trim().is_empty() => u64::MAX,
@@ -104,20 +112,34 @@ pub fn parse_steps(given: &str) -> Result<Range<u64>, String> {
         let step = number(given)?;
         step..step.saturating_add(1)
     };
-    if steps.is_empty() { Err(format!("'{given}' selects no step: the end is not behind the start")) } else { Ok(steps) }
+    if steps.is_empty() {
+        Err(format!(
+            "'{given}' selects no step: the end is not behind the start"
+        ))
+    } else {
+        Ok(steps)
+    }
 }
 
 impl fmt::Display for Selection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut parts = Vec::new();
         parts.extend(self.ranges.iter().map(|r| format!("--range {r}")));
-        parts.extend(self.steps.iter().map(|s| format!("--step {}", steps_text(s))));
+        parts.extend(
+            self.steps
+                .iter()
+                .map(|s| format!("--step {}", steps_text(s))),
+        );
         parts.extend(self.stages.iter().map(|s| format!("--stage {s}")));
         parts.extend(self.scopes.iter().map(|s| format!("--scope {s}")));
         parts.extend(self.ops.iter().map(|s| format!("--op {s}")));
         parts.extend(self.ranks.iter().map(|s| format!("--rank {s}")));
         parts.extend(self.exclude.iter().map(|s| format!("--exclude {s}")));
-        if parts.is_empty() { f.write_str("everything") } else { f.write_str(&parts.join(" ")) }
+        if parts.is_empty() {
+            f.write_str("everything")
+        } else {
+            f.write_str(&parts.join(" "))
+        }
     }
 }
 
@@ -187,28 +209,45 @@ impl Selection {
 
     /// Whether a stream's rank is selected.
     pub(crate) fn takes(&self, at: StreamRef<'_>) -> bool {
-        self.ranks.is_empty() || at.stream.info().rank.is_some_and(|rank| self.ranks.contains(&rank))
+        self.ranks.is_empty()
+            || at
+                .stream
+                .info()
+                .rank
+                .is_some_and(|rank| self.ranks.contains(&rank))
     }
 
     /// Checks names against what the traces hold, so that a typing error is told from an empty result.
     ///
     /// # Errors
     /// [`ReplayError::UnknownName`] with the nearest name.
-    pub fn check(&self, traces: &Traces) -> Result<(), ReplayError> {
+    pub(crate) fn check(&self, traces: &Traces, timelines: &[Timeline]) -> Result<(), ReplayError> {
         let plain = |globs: &[Glob]| globs.iter().any(Glob::is_plain);
         if !self.stages.is_empty() {
-            let mut names: BTreeSet<String> =
-                optape_trace::Stage::ALL.iter().map(|stage| stage.name().to_owned()).collect();
+            let mut names: BTreeSet<String> = optape_trace::Stage::ALL
+                .iter()
+                .map(|stage| stage.name().to_owned())
+                .collect();
             for at in traces.streams() {
                 let dictionary = at.stream.dictionary();
-                names.extend(dictionary.signatures().filter_map(|(_, s)| s.stage_name).map(|id| text(dictionary, id)));
+                names.extend(
+                    dictionary
+                        .signatures()
+                        .filter_map(|(_, s)| s.stage_name)
+                        .map(|id| text(dictionary, id)),
+                );
             }
             known("stage", &self.stages, &names)?;
         }
         if plain(&self.scopes) {
             let mut names = BTreeSet::from(["Global".to_owned()]);
             for at in traces.streams() {
-                names.extend(at.stream.dictionary().scopes().map(|(_, scope)| scope.name.clone()));
+                names.extend(
+                    at.stream
+                        .dictionary()
+                        .scopes()
+                        .map(|(_, scope)| scope.name.clone()),
+                );
             }
             known("scope", &plain_texts(&self.scopes), &names)?;
         }
@@ -216,7 +255,12 @@ impl Selection {
             let mut names = BTreeSet::new();
             for at in traces.streams() {
                 for (_, op) in at.stream.dictionary().ops() {
-                    names.extend([op.qualified_name(), op.python_name(), op.name.clone(), op.name.replacen("::", ".", 1)]);
+                    names.extend([
+                        op.qualified_name(),
+                        op.python_name(),
+                        op.name.clone(),
+                        op.name.replacen("::", ".", 1),
+                    ]);
                 }
             }
             known("op", &plain_texts(&self.ops), &names)?;
@@ -234,25 +278,41 @@ impl Selection {
             known("class or scope", &plain_texts(&self.exclude), &names)?;
         }
         if !self.ranks.is_empty() {
-            let ranks: BTreeSet<String> =
-                traces.streams().filter_map(|at| at.stream.info().rank).map(|r| r.to_string()).collect();
+            let ranks: BTreeSet<String> = traces
+                .streams()
+                .filter_map(|at| at.stream.info().rank)
+                .map(|r| r.to_string())
+                .collect();
             let asked: Vec<String> = self.ranks.iter().map(ToString::to_string).collect();
             known("rank", &asked, &ranks)?;
         }
         if !self.ranges.is_empty() {
-            known("range", &self.ranges, &traces.range_names()?)?;
+            let names = timelines
+                .iter()
+                .flat_map(|timeline| timeline.range_names.iter().cloned())
+                .collect();
+            known("range", &self.ranges, &names)?;
         }
         Ok(())
     }
 
     /// Whether calls of a signature are selected.
-    pub(crate) fn matches(&self, dictionary: &Dictionary, signature: &SignatureDef, op: &OpDef) -> bool {
+    pub(crate) fn matches(
+        &self,
+        dictionary: &Dictionary,
+        signature: &SignatureDef,
+        op: &OpDef,
+    ) -> bool {
         if !self.ops.is_empty() && !self.ops.iter().any(|glob| op_matches(glob, op)) {
             return false;
         }
         if !self.stages.is_empty() {
             let stage = stage_of(dictionary, signature);
-            if !self.stages.iter().any(|s| *s == stage || s == signature.stage.name()) {
+            if !self
+                .stages
+                .iter()
+                .any(|s| *s == stage || s == signature.stage.name())
+            {
                 return false;
             }
         }
@@ -260,34 +320,51 @@ impl Selection {
             return true;
         }
         let stack = stack(dictionary, signature.scope);
-        if !self.scopes.is_empty() && !stack.iter().any(|(name, _)| self.scopes.iter().any(|glob| glob.matches(name))) {
+        if !self.scopes.is_empty()
+            && !stack
+                .iter()
+                .any(|(name, _)| self.scopes.iter().any(|glob| glob.matches(name)))
+        {
             return false;
         }
-        !stack.iter().any(|(name, classes)| self.exclude.iter().any(|glob| module_matches(glob, name, classes)))
+        !stack.iter().any(|(name, classes)| {
+            self.exclude
+                .iter()
+                .any(|glob| module_matches(glob, name, classes))
+        })
     }
 
     /// The selected pieces of a stream. `by_step` cuts at every step mark.
-    pub(crate) fn pieces(&self, traces: &Traces, at: StreamRef<'_>, by_step: bool) -> Result<Pieces, ReplayError> {
-        let moments = at.trace.moments(at.stream.id()).map_err(|e| traces.error(at.source, e))?;
-        let dictionary = at.stream.dictionary();
+    pub(crate) fn pieces(&self, at: StreamRef<'_>, timeline: &Timeline, by_step: bool) -> Pieces {
         let records = at.stream.records();
-        let mut chosen = vec![0..records];
-        if !self.ranges.is_empty() {
-            chosen = ranges(&self.ranges, dictionary, &moments, records);
-        }
-        let steps = step_intervals(&moments, records);
+        let chosen = if self.ranges.is_empty() {
+            Vec::from_iter([0..records])
+        } else {
+            timeline.inside.clone()
+        };
+        let steps = timeline.step_intervals(records);
         let mut pieces = Vec::new();
         let mut whole_steps = 0;
         for (interval, step) in &steps {
-            let taken = self.steps.is_empty() || step.is_some_and(|s| self.steps.iter().any(|range| range.contains(&s)));
+            let taken = self.steps.is_empty()
+                || step.is_some_and(|s| self.steps.iter().any(|range| range.contains(&s)));
             if !taken {
                 continue;
             }
             let mut inside = false;
-            for part in &chosen {
+            // Both lists are in order, so only the neighbourhood of the step is looked at.
+            let first = chosen.partition_point(|part| part.end <= interval.start);
+            for part in chosen
+                .iter()
+                .skip(first)
+                .take_while(|part| part.start < interval.end)
+            {
                 let ordinals = part.start.max(interval.start)..part.end.min(interval.end);
                 if !ordinals.is_empty() {
-                    pieces.push(Piece { ordinals, step: *step });
+                    pieces.push(Piece {
+                        ordinals,
+                        step: *step,
+                    });
                     inside = true;
                 }
             }
@@ -296,53 +373,79 @@ impl Selection {
         if !by_step {
             pieces = joined(pieces);
         }
-        let divisors = Divisors { steps: whole_steps, ..Divisors::default() };
+        let divisors = Divisors {
+            steps: whole_steps,
+            ..Divisors::default()
+        };
         let mut by_step: BTreeMap<Option<u64>, Divisors> = BTreeMap::new();
         for piece in &pieces {
             by_step.entry(piece.step).or_default().steps = u64::from(piece.step.is_some());
         }
-        let mut selected = Pieces { pieces, divisors, by_step, module_calls: BTreeMap::new(), opaque_regions: 0 };
-        selected.count(&moments, dictionary);
-        Ok(selected)
+        let mut selected = Pieces {
+            pieces,
+            divisors,
+            by_step,
+            module_calls: BTreeMap::new(),
+            opaque_regions: 0,
+        };
+        selected.count(timeline, at.stream.dictionary());
+        selected
     }
 }
 
 impl Pieces {
     /// The step of the piece that a record stands in, if it stands in one.
-    fn step_of(&self, ordinal: Ordinal) -> Option<Option<u64>> {
-        let next = self.pieces.partition_point(|piece| piece.ordinals.end <= ordinal.0);
-        self.pieces.get(next).filter(|piece| piece.ordinals.contains(&ordinal.0)).map(|piece| piece.step)
+    fn step_of(&self, ordinal: u64) -> Option<Option<u64>> {
+        let next = self
+            .pieces
+            .partition_point(|piece| piece.ordinals.end <= ordinal);
+        self.pieces
+            .get(next)
+            .filter(|piece| piece.ordinals.contains(&ordinal))
+            .map(|piece| piece.step)
     }
 
-    /// Counts samples and module calls inside of the pieces.
-    fn count(&mut self, moments: &[(Ordinal, Moment)], dictionary: &Dictionary) {
-        let mut depth: HashMap<ThreadId, u64> = HashMap::new();
-        for (ordinal, moment) in moments {
-            let inside = self.step_of(*ordinal);
-            let mut found = Divisors::default();
-            match &moment.event {
-                Event::ModuleEnter { module, .. } => {
-                    let depth = depth.entry(moment.thread).or_default();
-                    if inside.is_some() {
-                        found.root_calls = u64::from(*depth == 0);
-                        let name = dictionary.module(*module).map_or_else(String::new, |m| m.name.clone());
-                        *self.module_calls.entry(name).or_default() += 1;
-                    }
-                    *depth += 1;
+    /// Counts samples, module calls and opaque regions inside of the pieces.
+    fn count(&mut self, timeline: &Timeline, dictionary: &Dictionary) {
+        for &(ordinal, samples) in &timeline.samples {
+            self.add(
+                ordinal,
+                Divisors {
+                    samples: Some(samples),
+                    ..Divisors::default()
+                },
+            );
+        }
+        for &(ordinal, module, root) in &timeline.module_calls {
+            if self.add(
+                ordinal,
+                Divisors {
+                    root_calls: u64::from(root),
+                    ..Divisors::default()
+                },
+            ) && let Some(module) = dictionary.module(ModuleId(module))
+            {
+                match self.module_calls.get_mut(&module.name) {
+                    Some(calls) => *calls += 1,
+                    None => drop(self.module_calls.insert(module.name.clone(), 1)),
                 }
-                Event::ModuleExit { .. } => {
-                    let depth = depth.entry(moment.thread).or_default();
-                    *depth = depth.saturating_sub(1);
-                }
-                Event::Samples { count } => found.samples = Some(*count),
-                Event::Opaque { .. } => self.opaque_regions += u64::from(inside.is_some()),
-                _ => {}
-            }
-            if let Some(step) = inside {
-                self.divisors.add(found);
-                self.by_step.entry(step).or_default().add(found);
             }
         }
+        self.opaque_regions = timeline
+            .opaque
+            .iter()
+            .filter(|ordinal| self.step_of(**ordinal).is_some())
+            .count() as u64;
+    }
+
+    /// Takes something in that a record says, if the record is inside.
+    fn add(&mut self, ordinal: u64, found: Divisors) -> bool {
+        let Some(step) = self.step_of(ordinal) else {
+            return false;
+        };
+        self.divisors.add(found);
+        self.by_step.entry(step).or_default().add(found);
+        true
     }
 }
 
@@ -357,72 +460,34 @@ fn joined(pieces: Vec<Piece>) -> Vec<Piece> {
             Some(last) if piece.ordinals.start <= last.ordinals.end.saturating_add(1) => {
                 last.ordinals.end = last.ordinals.end.max(piece.ordinals.end);
             }
-            _ => all.push(Piece { ordinals: piece.ordinals, step: None }),
+            _ => all.push(Piece {
+                ordinals: piece.ordinals,
+                step: None,
+            }),
         }
     }
     all
 }
 
-/// The records strictly inside of ranges with one of these names. A range that does not end reaches to the last record.
-fn ranges(names: &[String], dictionary: &Dictionary, moments: &[(Ordinal, Moment)], records: u64) -> Vec<Range<u64>> {
-    let mut open: HashMap<(ThreadId, u32), Vec<u64>> = HashMap::new();
-    let mut found = Vec::new();
-    let wanted = |id: optape_trace::TextId| dictionary.text(id).is_some_and(|t| names.contains(t));
-    for (ordinal, moment) in moments {
-        match &moment.event {
-            Event::RangeEnter { name } if wanted(*name) => {
-                open.entry((moment.thread, name.0)).or_default().push(ordinal.0);
-            }
-            Event::RangeExit { name } if wanted(*name) => {
-                if let Some(start) = open.get_mut(&(moment.thread, name.0)).and_then(Vec::pop) {
-                    found.push(start + 1..ordinal.0);
-                }
-            }
-            _ => {}
-        }
-    }
-    found.extend(open.into_values().flatten().map(|start| start + 1..records));
-    found.retain(|range| !range.is_empty());
-    found.sort_by_key(|range| (range.start, range.end));
-    let mut merged: Vec<Range<u64>> = Vec::with_capacity(found.len());
-    for range in found {
-        match merged.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => merged.push(range),
-        }
-    }
-    merged
-}
-
-/// The steps of a stream: each ends with its mark; what stands behind the last mark belongs to none. Marks of the program win
-/// over marks of the optimizer, and these over calls of the root module.
-fn step_intervals(moments: &[(Ordinal, Moment)], records: u64) -> Vec<(Range<u64>, Option<u64>)> {
-    use optape_trace::StepSource::{Optimizer, Program, RootCall};
-    let has = |wanted| moments.iter().any(|(_, m)| matches!(m.event, Event::StepMark { source, .. } if source == wanted));
-    let source = [Program, Optimizer, RootCall].into_iter().find(|&s| has(s));
-    let mut steps = Vec::new();
-    let mut start = 0;
-    for (ordinal, moment) in moments {
-        if let Event::StepMark { step, source: of } = moment.event
-            && Some(of) == source
-        {
-            steps.push((start..ordinal.0, Some(step)));
-            start = ordinal.0 + 1;
-        }
-    }
-    if start < records {
-        steps.push((start..records, None));
-    }
-    steps
-}
-
 fn plain_texts(globs: &[Glob]) -> Vec<String> {
-    globs.iter().filter(|g| g.is_plain()).map(ToString::to_string).collect()
+    globs
+        .iter()
+        .filter(|g| g.is_plain())
+        .map(ToString::to_string)
+        .collect()
 }
 
-fn known(kind: &'static str, asked: &[String], names: &BTreeSet<String>) -> Result<(), ReplayError> {
+fn known(
+    kind: &'static str,
+    asked: &[String],
+    names: &BTreeSet<String>,
+) -> Result<(), ReplayError> {
     match asked.iter().find(|name| !names.contains(*name)) {
-        Some(name) => Err(ReplayError::unknown_name(kind, name, names.iter().map(String::as_str))),
+        Some(name) => Err(ReplayError::unknown_name(
+            kind,
+            name,
+            names.iter().map(String::as_str),
+        )),
         None => Ok(()),
     }
 }
@@ -440,7 +505,10 @@ fn last_part(class: &str) -> &str {
 }
 
 fn module_matches(glob: &Glob, name: &str, classes: &[String]) -> bool {
-    glob.matches(name) || classes.iter().any(|class| glob.matches(class) || glob.matches(last_part(class)))
+    glob.matches(name)
+        || classes
+            .iter()
+            .any(|class| glob.matches(class) || glob.matches(last_part(class)))
 }
 
 /// The stage's name: the program's own, where it gave one.
@@ -477,21 +545,5 @@ mod tests {
         for wrong in ["", "a", "5..5", "9..3", "-1", "1..x"] {
             assert!(parse_steps(wrong).is_err(), "{wrong}");
         }
-    }
-
-    #[test]
-    fn ranges_are_strictly_inside_and_joined_where_they_overlap() {
-        let moment = |event| Moment { time_ns: 0, thread: ThreadId(0), event };
-        let name = optape_trace::TextId(0);
-        let enter = |at| (Ordinal(at), moment(Event::RangeEnter { name }));
-        let exit = |at| (Ordinal(at), moment(Event::RangeExit { name }));
-        let trace = crate::testing::tiny_trace();
-        let dictionary = trace.streams()[0].dictionary();
-        let names = ["measure".to_owned()];
-        assert_eq!(ranges(&names, dictionary, &[enter(2), exit(5)], 10), [3..5]);
-        assert_eq!(ranges(&names, dictionary, &[enter(2), enter(3), exit(5), exit(7)], 10), [3..7]);
-        assert_eq!(ranges(&names, dictionary, &[enter(2)], 10), [3..10]);
-        assert_eq!(ranges(&names, dictionary, &[enter(2), exit(3)], 10), []);
-        assert_eq!(ranges(&["other".to_owned()], dictionary, &[enter(2), exit(5)], 10), []);
     }
 }

@@ -1,9 +1,10 @@
 //! Small made-up traces for tests: what a training step of a spiking network looks like, without running one.
 
 use optape_trace::{
-    Argument, ArgumentDef, CallId, DType, Definition, Event, ModuleDef, ModuleId, Moment, OpCallRef, OpDef, OpId, Operand,
-    Pattern, PatternEntry, PatternId, ReturnDef, RunEnd, RunInfo, ScopeDef, ScopeId, SignatureDef, SignatureId, Stage, State,
-    StepSource, StreamEnd, StreamId, StreamInfo, TensorMeta, TextId, ThreadDef, ThreadId, Trace, TraceWriter, WatchDef, WatchId,
+    Argument, ArgumentDef, CallId, DType, Definition, Event, ModuleDef, ModuleId, Moment,
+    OpCallRef, OpDef, OpId, Operand, Pattern, PatternEntry, PatternId, ReturnDef, RunEnd, RunInfo,
+    ScopeDef, ScopeId, SignatureDef, SignatureId, Stage, State, StepSource, StreamEnd, StreamId,
+    StreamInfo, TensorMeta, TextId, ThreadDef, ThreadId, Trace, TraceWriter, WatchDef, WatchId,
     When, call_flags, fields,
 };
 
@@ -48,19 +49,32 @@ impl Statistic {
     /// A tensor that is not binary, before the op.
     #[must_use]
     pub fn analog(tensor: u16) -> Self {
-        Self { operand: Operand::Tensor(tensor), when: When::Before, binary: Some(false), numbers: Vec::new() }
+        Self {
+            operand: Operand::Tensor(tensor),
+            when: When::Before,
+            binary: Some(false),
+            numbers: Vec::new(),
+        }
     }
 
     /// The sum over the product of two binary factors.
     #[must_use]
     pub fn product(sum: u64) -> Self {
-        Self { operand: Operand::Product, when: When::Before, binary: None, numbers: vec![(fields::PRODUCT_SUM, sum)] }
+        Self {
+            operand: Operand::Product,
+            when: When::Before,
+            binary: None,
+            numbers: vec![(fields::PRODUCT_SUM, sum)],
+        }
     }
 
     /// The same, looked at after the op.
     #[must_use]
     pub fn after(self) -> Self {
-        Self { when: When::After, ..self }
+        Self {
+            when: When::After,
+            ..self
+        }
     }
 }
 
@@ -71,7 +85,12 @@ pub fn tensor(shape: &[i64]) -> TensorMeta {
     for at in (1..shape.len()).rev() {
         strides[at - 1] = strides[at] * shape[at];
     }
-    TensorMeta { shape: shape.to_vec(), strides, dtype: DType::F32, ..TensorMeta::default() }
+    TensorMeta {
+        shape: shape.to_vec(),
+        strides,
+        dtype: DType::F32,
+        ..TensorMeta::default()
+    }
 }
 
 /// An op from a schema in torch's own notation: `aten::add.Tensor(Tensor self, Tensor other, *, Scalar alpha=1) -> Tensor`.
@@ -82,7 +101,9 @@ pub fn tensor(shape: &[i64]) -> TensorMeta {
 pub fn op(schema: &str) -> OpDef {
     let (head, returns) = schema.split_once(" -> ").expect("a schema has returns");
     let (name, arguments) = head.split_once('(').expect("a schema has arguments");
-    let arguments = arguments.strip_suffix(')').expect("arguments end with a parenthesis");
+    let arguments = arguments
+        .strip_suffix(')')
+        .expect("arguments end with a parenthesis");
     let (name, overload) = name.split_once('.').unwrap_or((name, ""));
     let mut keyword_only = false;
     let mut defined = Vec::new();
@@ -97,7 +118,14 @@ pub fn op(schema: &str) -> OpDef {
             None => (rest, None),
         };
         let (type_name, alias, written) = aliased(type_name);
-        defined.push(ArgumentDef { name: argument_name.to_owned(), type_name, keyword_only, default, written, alias });
+        defined.push(ArgumentDef {
+            name: argument_name.to_owned(),
+            type_name,
+            keyword_only,
+            default,
+            written,
+            alias,
+        });
     }
     let returns = returns
         .trim_matches(['(', ')'].as_slice())
@@ -105,19 +133,36 @@ pub fn op(schema: &str) -> OpDef {
         .filter(|r| !r.is_empty())
         .map(|r| {
             // `Tensor(a!)` may have lost its last parenthesis to the trimming above.
-            let whole = if r.contains('(') && !r.contains(')') { format!("{r})") } else { r.to_owned() };
+            let whole = if r.contains('(') && !r.contains(')') {
+                format!("{r})")
+            } else {
+                r.to_owned()
+            };
             let (type_name, alias, written) = aliased(whole.split(' ').next().unwrap_or(&whole));
-            ReturnDef { type_name, alias, written }
+            ReturnDef {
+                type_name,
+                alias,
+                written,
+            }
         })
         .collect();
-    OpDef { name: name.to_owned(), overload: overload.to_owned(), arguments: defined, returns }
+    OpDef {
+        name: name.to_owned(),
+        overload: overload.to_owned(),
+        arguments: defined,
+        returns,
+    }
 }
 
 fn aliased(type_name: &str) -> (String, String, bool) {
     match type_name.split_once('(') {
         Some((plain, rest)) => {
             let (alias, suffix) = rest.split_once(')').unwrap_or((rest, ""));
-            (format!("{plain}{suffix}"), alias.trim_end_matches('!').to_owned(), alias.ends_with('!'))
+            (
+                format!("{plain}{suffix}"),
+                alias.trim_end_matches('!').to_owned(),
+                alias.ends_with('!'),
+            )
         }
         None => (type_name.to_owned(), String::new(), false),
     }
@@ -145,8 +190,21 @@ pub struct Call {
 impl Call {
     /// A forward call without statistics.
     #[must_use]
-    pub fn new(schema: &'static str, arguments: Vec<Argument>, inputs: Vec<TensorMeta>, outputs: Vec<TensorMeta>) -> Self {
-        Self { schema, arguments, inputs, outputs, statistics: Vec::new(), flags: call_flags::GRAD_MODE, stage: Stage::Forward }
+    pub fn new(
+        schema: &'static str,
+        arguments: Vec<Argument>,
+        inputs: Vec<TensorMeta>,
+        outputs: Vec<TensorMeta>,
+    ) -> Self {
+        Self {
+            schema,
+            arguments,
+            inputs,
+            outputs,
+            statistics: Vec::new(),
+            flags: call_flags::GRAD_MODE,
+            stage: Stage::Forward,
+        }
     }
 
     /// With statistics, sorted by operand and time.
@@ -173,7 +231,10 @@ impl Call {
     /// The structure; the op and the scope are filled in by the tape.
     fn signature(&self, op: OpId, scope: ScopeId) -> SignatureDef {
         let inputs = u16::try_from(self.inputs.len()).unwrap_or(u16::MAX);
-        let outputs = (inputs..).take(self.outputs.len()).map(Argument::Tensor).collect();
+        let outputs = (inputs..)
+            .take(self.outputs.len())
+            .map(Argument::Tensor)
+            .collect();
         SignatureDef {
             op,
             arguments: self.arguments.clone(),
@@ -194,7 +255,11 @@ impl Default for Tape {
     }
 }
 
-#[expect(clippy::missing_panics_doc, clippy::unwrap_used, reason = "a helper of tests: a fault in it is a fault of the test")]
+#[expect(
+    clippy::missing_panics_doc,
+    clippy::unwrap_used,
+    reason = "a helper of tests: a fault in it is a fault of the test"
+)]
 impl Tape {
     /// An empty trace with one stream.
     #[must_use]
@@ -209,12 +274,38 @@ impl Tape {
             ..RunInfo::default()
         };
         let mut writer = TraceWriter::create(Vec::new(), &run).unwrap();
-        let info = StreamInfo { process_id: 100, identities: false, ..StreamInfo::default() };
+        let info = StreamInfo {
+            process_id: 100,
+            identities: false,
+            ..StreamInfo::default()
+        };
         let stream = writer.begin_stream(&info).unwrap();
-        writer.define(stream, &Definition::Thread(ThreadId(0), ThreadDef { native_id: 100, name: "python".to_owned() })).unwrap();
-        let global = ScopeDef { parent: None, name: "Global".to_owned(), module: None };
-        writer.define(stream, &Definition::Scope(ScopeId(0), global.clone())).unwrap();
-        writer.define(stream, &Definition::Pattern(PatternId(0), Pattern::default())).unwrap();
+        writer
+            .define(
+                stream,
+                &Definition::Thread(
+                    ThreadId(0),
+                    ThreadDef {
+                        native_id: 100,
+                        name: "python".to_owned(),
+                    },
+                ),
+            )
+            .unwrap();
+        let global = ScopeDef {
+            parent: None,
+            name: "Global".to_owned(),
+            module: None,
+        };
+        writer
+            .define(stream, &Definition::Scope(ScopeId(0), global.clone()))
+            .unwrap();
+        writer
+            .define(
+                stream,
+                &Definition::Pattern(PatternId(0), Pattern::default()),
+            )
+            .unwrap();
         Self {
             writer,
             stream,
@@ -234,33 +325,62 @@ impl Tape {
         }
         let id = TextId(self.texts.len() as u32);
         self.texts.push(text.to_owned());
-        self.writer.define(self.stream, &Definition::Text(id, text.to_owned())).unwrap();
+        self.writer
+            .define(self.stream, &Definition::Text(id, text.to_owned()))
+            .unwrap();
         id
     }
 
     /// Defines a module and the scope inside of it.
-    pub fn module(&mut self, parent: ScopeId, name: &str, class: &str, spiking: bool) -> (ModuleId, ScopeId) {
+    pub fn module(
+        &mut self,
+        parent: ScopeId,
+        name: &str,
+        class: &str,
+        spiking: bool,
+    ) -> (ModuleId, ScopeId) {
         let module = ModuleId(self.modules.len() as u32);
-        let definition = ModuleDef { name: name.to_owned(), classes: vec![class.to_owned()], spiking };
+        let definition = ModuleDef {
+            name: name.to_owned(),
+            classes: vec![class.to_owned()],
+            spiking,
+        };
         self.modules.push(definition.clone());
-        self.writer.define(self.stream, &Definition::Module(module, definition)).unwrap();
+        self.writer
+            .define(self.stream, &Definition::Module(module, definition))
+            .unwrap();
         let scope = ScopeId(self.scopes.len() as u32);
-        let definition = ScopeDef { parent: Some(parent), name: name.to_owned(), module: Some(module) };
+        let definition = ScopeDef {
+            parent: Some(parent),
+            name: name.to_owned(),
+            module: Some(module),
+        };
         self.scopes.push(definition.clone());
-        self.writer.define(self.stream, &Definition::Scope(scope, definition)).unwrap();
+        self.writer
+            .define(self.stream, &Definition::Scope(scope, definition))
+            .unwrap();
         (module, scope)
     }
 
     /// Defines a watch of a module's output.
     pub fn watch(&mut self, id: u32, module: ModuleId) {
-        let definition = WatchDef { module: Some(module), what: "output".to_owned() };
-        self.writer.define(self.stream, &Definition::Watch(WatchId(id), definition)).unwrap();
+        let definition = WatchDef {
+            module: Some(module),
+            what: "output".to_owned(),
+        };
+        self.writer
+            .define(self.stream, &Definition::Watch(WatchId(id), definition))
+            .unwrap();
     }
 
     /// Writes a record that is no call.
     pub fn moment(&mut self, event: Event) {
         self.time_ns += 10;
-        let moment = Moment { time_ns: self.time_ns, thread: ThreadId(0), event };
+        let moment = Moment {
+            time_ns: self.time_ns,
+            thread: ThreadId(0),
+            event,
+        };
         self.writer.moment(self.stream, &moment).unwrap();
     }
 
@@ -278,17 +398,28 @@ impl Tape {
 
     /// Ends a step.
     pub fn step(&mut self, step: u64) {
-        self.moment(Event::StepMark { step, source: StepSource::Program });
+        self.moment(Event::StepMark {
+            step,
+            source: StepSource::Program,
+        });
     }
 
     /// Begins a module's call.
     pub fn enter(&mut self, call: u64, module: ModuleId) {
-        self.moment(Event::ModuleEnter { call: CallId(call), module, arguments: Vec::new() });
+        self.moment(Event::ModuleEnter {
+            call: CallId(call),
+            module,
+            arguments: Vec::new(),
+        });
     }
 
     /// Ends a module's call.
     pub fn exit(&mut self, call: u64, module: ModuleId) {
-        self.moment(Event::ModuleExit { call: CallId(call), module, results: Vec::new() });
+        self.moment(Event::ModuleExit {
+            call: CallId(call),
+            module,
+            results: Vec::new(),
+        });
     }
 
     /// Writes a call.
@@ -299,7 +430,9 @@ impl Tape {
             None => {
                 let id = OpId(self.ops.len() as u32);
                 self.ops.push(definition.clone());
-                self.writer.define(self.stream, &Definition::Op(id, definition)).unwrap();
+                self.writer
+                    .define(self.stream, &Definition::Op(id, definition))
+                    .unwrap();
                 id
             }
         };
@@ -309,7 +442,9 @@ impl Tape {
             None => {
                 let id = SignatureId(self.signatures.len() as u32);
                 self.signatures.push(definition.clone());
-                self.writer.define(self.stream, &Definition::Signature(id, definition.clone())).unwrap();
+                self.writer
+                    .define(self.stream, &Definition::Signature(id, definition.clone()))
+                    .unwrap();
                 id
             }
         };
@@ -320,17 +455,25 @@ impl Tape {
             binary: s.binary,
             fields: s.numbers.iter().fold(0, |mask, (field, _)| mask | field),
         });
-        let definition = Pattern { entries: entries.collect() };
+        let definition = Pattern {
+            entries: entries.collect(),
+        };
         let pattern = match self.patterns.iter().position(|p| *p == definition) {
             Some(at) => PatternId(at as u32),
             None => {
                 let id = PatternId(self.patterns.len() as u32);
                 self.patterns.push(definition.clone());
-                self.writer.define(self.stream, &Definition::Pattern(id, definition)).unwrap();
+                self.writer
+                    .define(self.stream, &Definition::Pattern(id, definition))
+                    .unwrap();
                 id
             }
         };
-        let statistics: Vec<u64> = call.statistics.iter().flat_map(|s| s.numbers.iter().map(|(_, n)| *n)).collect();
+        let statistics: Vec<u64> = call
+            .statistics
+            .iter()
+            .flat_map(|s| s.numbers.iter().map(|(_, n)| *n))
+            .collect();
         let payload = vec![0; self.signatures[signature.index()].payload_words()];
         self.time_ns += 100;
         self.writer
@@ -360,9 +503,18 @@ impl Tape {
     /// The file's bytes.
     #[must_use]
     pub fn bytes(mut self) -> Vec<u8> {
-        let end = StreamEnd { ended_ns: self.time_ns, clean: true, ..StreamEnd::default() };
+        let end = StreamEnd {
+            ended_ns: self.time_ns,
+            clean: true,
+            ..StreamEnd::default()
+        };
         self.writer.end_stream(self.stream, &end).unwrap();
-        self.writer.finish(&RunEnd { exit_code: Some(0), ..RunEnd::default() }).unwrap()
+        self.writer
+            .finish(&RunEnd {
+                exit_code: Some(0),
+                ..RunEnd::default()
+            })
+            .unwrap()
     }
 
     /// The trace.
@@ -386,12 +538,13 @@ pub mod schema {
     /// Matrix product.
     pub const MM: &str = "aten::mm(Tensor self, Tensor mat2) -> Tensor";
     /// Matrix product with bias.
-    pub const ADDMM: &str =
-        "aten::addmm(Tensor self, Tensor mat1, Tensor mat2, *, Scalar beta=1, Scalar alpha=1) -> Tensor";
+    pub const ADDMM: &str = "aten::addmm(Tensor self, Tensor mat1, Tensor mat2, *, Scalar beta=1, Scalar alpha=1) -> Tensor";
     /// Addition.
-    pub const ADD: &str = "aten::add.Tensor(Tensor self, Tensor other, *, Scalar alpha=1) -> Tensor";
+    pub const ADD: &str =
+        "aten::add.Tensor(Tensor self, Tensor other, *, Scalar alpha=1) -> Tensor";
     /// Addition in place.
-    pub const ADD_: &str = "aten::add_.Tensor(Tensor(a!) self, Tensor other, *, Scalar alpha=1) -> Tensor(a!)";
+    pub const ADD_: &str =
+        "aten::add_.Tensor(Tensor(a!) self, Tensor other, *, Scalar alpha=1) -> Tensor(a!)";
     /// Subtraction from a number: `alpha` is positional.
     pub const RSUB: &str = "aten::rsub.Scalar(Tensor self, Scalar other, Scalar alpha=1) -> Tensor";
     /// Comparison.
@@ -405,7 +558,8 @@ pub mod schema {
     /// A watched value.
     pub const WATCH: &str = "optape::watch(Tensor value, int id) -> ()";
     /// The begin of a range.
-    pub const RANGE: &str = "profiler::_record_function_enter_new(str name, str? args=None) -> Tensor";
+    pub const RANGE: &str =
+        "profiler::_record_function_enter_new(str name, str? args=None) -> Tensor";
 }
 
 /// A two-layer spiking network, two steps of two time steps each: products with spikes and with currents, a neuron that is
@@ -421,7 +575,13 @@ pub fn spiking_tape() -> Tape {
         let first = spikes.map_or_else(|| Statistic::analog(1), |n| Statistic::spikes(1, n));
         Call::new(
             schema::ADDMM,
-            vec![Argument::Tensor(0), Argument::Tensor(1), Argument::Tensor(2), Argument::Int(1), Argument::Int(1)],
+            vec![
+                Argument::Tensor(0),
+                Argument::Tensor(1),
+                Argument::Tensor(2),
+                Argument::Int(1),
+                Argument::Int(1),
+            ],
             vec![tensor(&[4]), tensor(&[2, 3]), tensor(&[3, 4])],
             vec![tensor(&[2, 4])],
         )
@@ -429,8 +589,13 @@ pub fn spiking_tape() -> Tape {
     };
     tape.call(
         ScopeId::GLOBAL,
-        &Call::new(schema::GE, vec![Argument::Tensor(0), Argument::Int(1)], vec![tensor(&[2, 3])], vec![tensor(&[2, 3])])
-            .in_stage(Stage::Other),
+        &Call::new(
+            schema::GE,
+            vec![Argument::Tensor(0), Argument::Int(1)],
+            vec![tensor(&[2, 3])],
+            vec![tensor(&[2, 3])],
+        )
+        .in_stage(Stage::Other),
     );
     tape.enter_range("measure");
     for step in 0..2u64 {
@@ -453,13 +618,23 @@ pub fn spiking_tape() -> Tape {
             );
             tape.call(
                 neuron_scope,
-                &Call::new(schema::GE, vec![Argument::Tensor(0), Argument::Int(1)], vec![tensor(&[2, 4])], vec![tensor(&[2, 4])]),
+                &Call::new(
+                    schema::GE,
+                    vec![Argument::Tensor(0), Argument::Int(1)],
+                    vec![tensor(&[2, 4])],
+                    vec![tensor(&[2, 4])],
+                ),
             );
             tape.exit(call + 2, neuron);
             tape.call(
                 root,
-                &Call::new(schema::WATCH, vec![Argument::Tensor(0), Argument::Int(0)], vec![tensor(&[2, 4])], vec![])
-                    .with(vec![Statistic::spikes(0, 2 + time)]),
+                &Call::new(
+                    schema::WATCH,
+                    vec![Argument::Tensor(0), Argument::Int(0)],
+                    vec![tensor(&[2, 4])],
+                    vec![],
+                )
+                .with(vec![Statistic::spikes(0, 2 + time)]),
             );
             tape.exit(call, net);
         }
@@ -471,14 +646,23 @@ pub fn spiking_tape() -> Tape {
                 vec![tensor(&[3, 2]), tensor(&[2, 4])],
                 vec![tensor(&[3, 4])],
             )
-            .with(vec![Statistic::spikes(0, 3), Statistic::spikes(1, 4), Statistic::product(5)])
+            .with(vec![
+                Statistic::spikes(0, 3),
+                Statistic::spikes(1, 4),
+                Statistic::product(5),
+            ])
             .in_stage(Stage::Backward),
         );
         tape.call(
             ScopeId::GLOBAL,
-            &Call::new(schema::UNHEARD, vec![Argument::Tensor(0)], vec![tensor(&[4])], vec![tensor(&[4])])
-                .in_stage(Stage::Optimizer)
-                .flagged(call_flags::UNATTRIBUTED),
+            &Call::new(
+                schema::UNHEARD,
+                vec![Argument::Tensor(0)],
+                vec![tensor(&[4])],
+                vec![tensor(&[4])],
+            )
+            .in_stage(Stage::Optimizer)
+            .flagged(call_flags::UNATTRIBUTED),
         );
         tape.moment(Event::Samples { count: 2 });
         tape.step(step);

@@ -25,21 +25,34 @@ fn text(report: &Report, format: Format) -> String {
 }
 
 fn measured() -> Request {
-    Request { selection: Selection { ranges: vec!["measure".to_owned()], ..Selection::default() }, ..Request::default() }
+    Request {
+        selection: Selection {
+            ranges: vec!["measure".to_owned()],
+            ..Selection::default()
+        },
+        ..Request::default()
+    }
 }
 
 #[test]
 fn table_json_csv_and_markdown_of_a_small_run() {
     let report = report("optape", &measured());
     insta::assert_snapshot!("table", text(&report, Format::Table));
-    insta::assert_snapshot!("json", text(&report, Format::Json).replace(env!("CARGO_PKG_VERSION"), "VERSION"));
+    insta::assert_snapshot!(
+        "json",
+        text(&report, Format::Json).replace(env!("CARGO_PKG_VERSION"), "VERSION")
+    );
     insta::assert_snapshot!("csv", text(&report, Format::Csv));
     insta::assert_snapshot!("markdown", text(&report, Format::Markdown));
 }
 
 #[test]
 fn groups_and_means_of_a_small_run() {
-    let request = Request { by: Some(By::Module), per: Per::Sample, ..measured() };
+    let request = Request {
+        by: Some(By::Module),
+        per: Per::Sample,
+        ..measured()
+    };
     let report = report("spikingjelly-2026-06", &request);
     insta::assert_snapshot!("by_module_per_sample", text(&report, Format::Table));
     insta::assert_snapshot!("by_module_per_sample_csv", text(&report, Format::Csv));
@@ -52,7 +65,13 @@ fn a_range_leaves_out_what_stands_outside() {
     assert_eq!(all.coverage.op_calls, inside.coverage.op_calls + 1);
     assert_eq!(inside.coverage.op_calls, 16);
     assert_eq!(inside.coverage.unattributed, 2);
-    let unsupported = inside.counters.get("flop").unwrap().unsupported.as_ref().unwrap();
+    let unsupported = inside
+        .counters
+        .get("flop")
+        .unwrap()
+        .unsupported
+        .as_ref()
+        .unwrap();
     assert_eq!(unsupported.get("mylib.unheard.default"), Some(&2));
     assert_eq!(unsupported.len(), 1, "watched values are in no figure");
 }
@@ -73,49 +92,173 @@ fn scopes_are_sets_with_everything_inside() {
 
 #[test]
 fn selections_filter_by_stage_scope_op_step_and_module() {
-    let with = |selection: Selection| report("spikingjelly-2.0.0", &Request { selection, ..Request::default() }).coverage.op_calls;
-    assert_eq!(with(Selection { stages: vec!["backward".to_owned()], ..Selection::default() }), 2);
-    assert_eq!(with(Selection { scopes: vec![Glob::new("Net.l*")], ..Selection::default() }), 8);
-    assert_eq!(with(Selection { ops: vec![Glob::new("aten.ge.Scalar")], ..Selection::default() }), 5);
-    assert_eq!(with(Selection { ops: vec![Glob::new("aten::mm")], ..Selection::default() }), 2);
-    assert_eq!(with(Selection { steps: vec![1..2], ..Selection::default() }), 8);
-    assert_eq!(with(Selection { exclude: vec![Glob::new("LIFNode")], ..Selection::default() }), 9);
-    assert_eq!(with(Selection { exclude: vec![Glob::new("Net")], ..Selection::default() }), 3);
+    let with = |selection: Selection| {
+        report(
+            "spikingjelly-2.0.0",
+            &Request {
+                selection,
+                ..Request::default()
+            },
+        )
+        .coverage
+        .op_calls
+    };
+    assert_eq!(
+        with(Selection {
+            stages: vec!["backward".to_owned()],
+            ..Selection::default()
+        }),
+        2
+    );
+    assert_eq!(
+        with(Selection {
+            scopes: vec![Glob::new("Net.l*")],
+            ..Selection::default()
+        }),
+        8
+    );
+    assert_eq!(
+        with(Selection {
+            ops: vec![Glob::new("aten.ge.Scalar")],
+            ..Selection::default()
+        }),
+        5
+    );
+    assert_eq!(
+        with(Selection {
+            ops: vec![Glob::new("aten::mm")],
+            ..Selection::default()
+        }),
+        2
+    );
+    assert_eq!(
+        with(Selection {
+            steps: Vec::from_iter([1..2]),
+            ..Selection::default()
+        }),
+        8
+    );
+    assert_eq!(
+        with(Selection {
+            exclude: vec![Glob::new("LIFNode")],
+            ..Selection::default()
+        }),
+        9
+    );
+    assert_eq!(
+        with(Selection {
+            exclude: vec![Glob::new("Net")],
+            ..Selection::default()
+        }),
+        3
+    );
 }
 
 fn error(set: &str, request: &Request) -> String {
-    evaluate(&traces(), &RuleSet::named(set).unwrap(), request).unwrap_err().to_string()
+    evaluate(&traces(), &RuleSet::named(set).unwrap(), request)
+        .unwrap_err()
+        .to_string()
 }
 
 #[test]
 fn wrong_names_are_told_with_the_nearest_right_one() {
-    let select = |selection| Request { selection, ..Request::default() };
+    let select = |selection| Request {
+        selection,
+        ..Request::default()
+    };
     assert_eq!(
-        error("optape", &select(Selection { scopes: vec![Glob::new("Net.fcc")], ..Selection::default() })),
+        error(
+            "optape",
+            &select(Selection {
+                scopes: vec![Glob::new("Net.fcc")],
+                ..Selection::default()
+            })
+        ),
         "there is no scope 'Net.fcc'; did you mean 'Net.fc'?\n  known: Global, Net, Net.fc, Net.lif"
     );
-    let wrong_op = error("optape", &select(Selection { ops: vec![Glob::new("aten::addmn")], ..Selection::default() }));
-    assert!(wrong_op.starts_with("there is no op 'aten::addmn'; did you mean 'aten::addmm'?"), "{wrong_op}");
-    let wrong_stage = error("optape", &select(Selection { stages: vec!["forwards".to_owned()], ..Selection::default() }));
-    assert!(wrong_stage.starts_with("there is no stage 'forwards'; did you mean 'forward'?"), "{wrong_stage}");
-    let wrong_range = error("optape", &select(Selection { ranges: vec!["measur".to_owned()], ..Selection::default() }));
-    assert_eq!(wrong_range, "there is no range 'measur'; did you mean 'measure'?\n  known: measure");
-    let wrong_counter = error("optape", &Request { counters: Wanted::Named(vec!["flops".to_owned()]), ..Request::default() });
-    assert!(wrong_counter.starts_with("there is no counter 'flops'; did you mean 'flop'?"), "{wrong_counter}");
-    let wrong_preset =
-        error("optape", &Request { energy: Wanted::Named(vec!["compute_fp31".to_owned()]), ..Request::default() });
-    assert!(wrong_preset.contains("did you mean 'compute_fp32'?"), "{wrong_preset}");
+    let wrong_op = error(
+        "optape",
+        &select(Selection {
+            ops: vec![Glob::new("aten::addmn")],
+            ..Selection::default()
+        }),
+    );
+    assert!(
+        wrong_op.starts_with("there is no op 'aten::addmn'; did you mean 'aten::addmm'?"),
+        "{wrong_op}"
+    );
+    let wrong_stage = error(
+        "optape",
+        &select(Selection {
+            stages: vec!["forwards".to_owned()],
+            ..Selection::default()
+        }),
+    );
+    assert!(
+        wrong_stage.starts_with("there is no stage 'forwards'; did you mean 'forward'?"),
+        "{wrong_stage}"
+    );
+    let wrong_range = error(
+        "optape",
+        &select(Selection {
+            ranges: vec!["measur".to_owned()],
+            ..Selection::default()
+        }),
+    );
+    assert_eq!(
+        wrong_range,
+        "there is no range 'measur'; did you mean 'measure'?\n  known: measure"
+    );
+    let wrong_counter = error(
+        "optape",
+        &Request {
+            counters: Wanted::Named(vec!["flops".to_owned()]),
+            ..Request::default()
+        },
+    );
+    assert!(
+        wrong_counter.starts_with("there is no counter 'flops'; did you mean 'flop'?"),
+        "{wrong_counter}"
+    );
+    let wrong_preset = error(
+        "optape",
+        &Request {
+            energy: Wanted::Named(vec!["compute_fp31".to_owned()]),
+            ..Request::default()
+        },
+    );
+    assert!(
+        wrong_preset.contains("did you mean 'compute_fp32'?"),
+        "{wrong_preset}"
+    );
     let wrong_set = RuleSet::named("spikingjelly").unwrap_err().to_string();
-    assert!(wrong_set.contains("did you mean 'spikingjelly-2"), "{wrong_set}");
+    assert!(
+        wrong_set.contains("did you mean 'spikingjelly-2"),
+        "{wrong_set}"
+    );
 }
 
 #[test]
 fn selecting_nothing_is_said() {
-    let selection = Selection { scopes: vec![Glob::new("Other*")], ..Selection::default() };
-    let result = evaluate(&traces(), &RuleSet::named("optape").unwrap(), &Request { selection, ..Request::default() });
+    let selection = Selection {
+        scopes: vec![Glob::new("Other*")],
+        ..Selection::default()
+    };
+    let result = evaluate(
+        &traces(),
+        &RuleSet::named("optape").unwrap(),
+        &Request {
+            selection,
+            ..Request::default()
+        },
+    );
     assert!(matches!(result, Err(ReplayError::NothingSelected { .. })));
     let empty = Traces::of("empty", testing::tiny_trace());
-    let result = evaluate(&empty, &RuleSet::named("optape").unwrap(), &Request::default());
+    let result = evaluate(
+        &empty,
+        &RuleSet::named("optape").unwrap(),
+        &Request::default(),
+    );
     assert_eq!(
         result.unwrap_err().to_string(),
         "the selection everything selects no op call; the trace holds none at all"
@@ -127,12 +270,18 @@ fn without_statistics() -> Traces {
     let mut tape = Tape::new();
     let product = Call::new(
         schema::MM,
-        vec![optape_trace::Argument::Tensor(0), optape_trace::Argument::Tensor(1)],
+        vec![
+            optape_trace::Argument::Tensor(0),
+            optape_trace::Argument::Tensor(1),
+        ],
         vec![tensor(&[2, 3]), tensor(&[3, 4])],
         vec![tensor(&[2, 4])],
     );
     tape.call(optape_trace::ScopeId::GLOBAL, &product);
-    tape.call(optape_trace::ScopeId::GLOBAL, &product.with(vec![Statistic::spikes(0, 1), Statistic::analog(1)]));
+    tape.call(
+        optape_trace::ScopeId::GLOBAL,
+        &product.with(vec![Statistic::spikes(0, 1), Statistic::analog(1)]),
+    );
     Traces::of("bare.optape", tape.trace())
 }
 
@@ -141,15 +290,41 @@ fn a_missing_level_is_an_error_by_name_and_skipped_otherwise() {
     let set = RuleSet::named("optape").unwrap();
     let all = evaluate(&without_statistics(), &set, &Request::default()).unwrap();
     assert!(all.counters.get("flop").is_some() && all.counters.get("mac").is_none());
-    for name in ["counters/mac", "counters/ac", "counters/synop", "energy/compute_fp32"] {
-        assert!(all.skipped[name].contains("level T1"), "{name}: {:?}", all.skipped.get(name));
+    for name in [
+        "counters/mac",
+        "counters/ac",
+        "counters/synop",
+        "energy/compute_fp32",
+    ] {
+        assert!(
+            all.skipped[name].contains("level T1"),
+            "{name}: {:?}",
+            all.skipped.get(name)
+        );
     }
-    let named = Request { counters: Wanted::Named(vec!["mac".to_owned()]), ..Request::default() };
+    let named = Request {
+        counters: Wanted::Named(vec!["mac".to_owned()]),
+        ..Request::default()
+    };
     let error = evaluate(&without_statistics(), &set, &named).unwrap_err();
     assert!(matches!(error, ReplayError::MissingLevel { .. }), "{error}");
-    let energy = Request { energy: Wanted::Named(vec!["compute_int8".to_owned()]), ..Request::default() };
-    assert!(matches!(evaluate(&without_statistics(), &set, &energy), Err(ReplayError::MissingLevel { .. })));
-    let lenient = evaluate(&without_statistics(), &set, &Request { lenient: true, ..named }).unwrap();
+    let energy = Request {
+        energy: Wanted::Named(vec!["compute_int8".to_owned()]),
+        ..Request::default()
+    };
+    assert!(matches!(
+        evaluate(&without_statistics(), &set, &energy),
+        Err(ReplayError::MissingLevel { .. })
+    ));
+    let lenient = evaluate(
+        &without_statistics(),
+        &set,
+        &Request {
+            lenient: true,
+            ..named
+        },
+    )
+    .unwrap();
     let synop = lenient.coverage.counters.get("mac").unwrap();
     assert_eq!((synop.counted, synop.without_statistics), (1, 1));
     assert!(lenient.counters.get("mac").unwrap().partial);
@@ -161,20 +336,48 @@ fn a_counter_that_upstream_breaks_is_refused() {
     let argument = optape_trace::Argument::Tensor(0);
     tape.call(
         optape_trace::ScopeId::GLOBAL,
-        &Call::new(schema::LOGICAL_NOT, vec![argument], vec![tensor(&[6])], vec![tensor(&[6])]),
+        &Call::new(
+            schema::LOGICAL_NOT,
+            vec![argument],
+            vec![tensor(&[6])],
+            vec![tensor(&[6])],
+        ),
     );
     let traces = Traces::of("not.optape", tape.trace());
     let set = RuleSet::named("spikingjelly-2026-06").unwrap();
     let all = evaluate(&traces, &set, &Request::default()).unwrap();
-    assert_eq!(all.skipped["counters/memory_access"], "ValueError: not enough values to unpack (expected 2, got 1)");
-    assert!(all.energy.get("compute_fp32").is_some(), "the model does not read memory_access");
-    let named = Request { counters: Wanted::Named(vec!["memory_access".to_owned()]), ..Request::default() };
-    assert!(matches!(evaluate(&traces, &set, &named), Err(ReplayError::Refused { .. })));
+    assert_eq!(
+        all.skipped["counters/memory_access"],
+        "ValueError: not enough values to unpack (expected 2, got 1)"
+    );
+    assert!(
+        all.energy.get("compute_fp32").is_some(),
+        "the model does not read memory_access"
+    );
+    let named = Request {
+        counters: Wanted::Named(vec!["memory_access".to_owned()]),
+        ..Request::default()
+    };
+    assert!(matches!(
+        evaluate(&traces, &set, &named),
+        Err(ReplayError::Refused { .. })
+    ));
 }
 
 #[test]
 fn means_are_divided_by_what_the_trace_holds() {
-    let divisor = |per, samples| report("optape", &Request { per, samples, ..measured() }).per.map(|p| p.divisor);
+    let divisor = |per, samples| {
+        report(
+            "optape",
+            &Request {
+                per,
+                samples,
+                ..measured()
+            },
+        )
+        .per
+        .map(|p| p.divisor)
+    };
     assert_eq!(divisor(Per::Run, None), None);
     assert_eq!(divisor(Per::Step, None), Some(2));
     assert_eq!(divisor(Per::Sample, None), Some(4));
@@ -183,7 +386,10 @@ fn means_are_divided_by_what_the_trace_holds() {
     let no_samples = evaluate(
         &without_statistics(),
         &RuleSet::named("optape").unwrap(),
-        &Request { per: Per::Sample, ..Request::default() },
+        &Request {
+            per: Per::Sample,
+            ..Request::default()
+        },
     );
     assert!(matches!(no_samples, Err(ReplayError::Normalisation(_))));
 }
@@ -191,10 +397,23 @@ fn means_are_divided_by_what_the_trace_holds() {
 #[test]
 fn firing_rates_are_spikes_over_elements() {
     let report = report("optape", &measured());
-    let [layer] = report.firing_rates.as_slice() else { panic!("one spiking layer") };
-    assert_eq!((layer.module.as_str(), layer.calls, layer.elements, layer.spikes), ("Net.lif", 4, 32, 10));
+    let [layer] = report.firing_rates.as_slice() else {
+        panic!("one spiking layer")
+    };
+    assert_eq!(
+        (
+            layer.module.as_str(),
+            layer.calls,
+            layer.elements,
+            layer.spikes
+        ),
+        ("Net.lif", 4, 32, 10)
+    );
     assert_eq!(layer.rate, Some(10.0 / 32.0));
-    assert_eq!(layer.time_steps, None, "the trace does not say whether a call has several");
+    assert_eq!(
+        layer.time_steps, None,
+        "the trace does not say whether a call has several"
+    );
 }
 
 #[test]
@@ -204,7 +423,13 @@ fn explanations_fill_in_the_formula() {
     let mut bytes = Vec::new();
     explanation.write_text(&mut bytes).unwrap();
     insta::assert_snapshot!("explain_addmm", String::from_utf8(bytes).unwrap());
-    assert!(explain(&traces(), &set, &measured(), "Net.lif").unwrap().calls.iter().all(|c| c.module == "Net.lif"));
+    assert!(
+        explain(&traces(), &set, &measured(), "Net.lif")
+            .unwrap()
+            .calls
+            .iter()
+            .all(|c| c.module == "Net.lif")
+    );
     assert!(explain(&traces(), &set, &measured(), "nonsense").is_err());
 }
 
@@ -218,15 +443,24 @@ fn random_trace(choices: &[(u8, u64)]) -> Trace {
         let product = |first, second| {
             Call::new(
                 schema::MM,
-                vec![optape_trace::Argument::Tensor(0), optape_trace::Argument::Tensor(1)],
+                vec![
+                    optape_trace::Argument::Tensor(0),
+                    optape_trace::Argument::Tensor(1),
+                ],
                 vec![tensor(&[2, 3]), tensor(&[3, 4])],
                 vec![tensor(&[2, 4])],
             )
             .with(vec![first, second])
         };
         match kind {
-            0 => tape.call(scope, &product(Statistic::spikes(0, number % 7), Statistic::analog(1))),
-            1 => tape.call(scope, &product(Statistic::analog(0), Statistic::spikes(1, number % 13))),
+            0 => tape.call(
+                scope,
+                &product(Statistic::spikes(0, number % 7), Statistic::analog(1)),
+            ),
+            1 => tape.call(
+                scope,
+                &product(Statistic::analog(0), Statistic::spikes(1, number % 13)),
+            ),
             2 => tape.call(scope, &product(Statistic::analog(0), Statistic::analog(1))),
             3 => {
                 tape.step(step);

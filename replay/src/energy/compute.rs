@@ -53,14 +53,21 @@ impl ComputeModel {
     #[must_use]
     pub fn new(costs: &CostFile) -> Self {
         let cost = |key| costs.costs.get(key).copied().unwrap_or_default();
-        Self { name: costs.name.clone(), e_mac_pj: cost("e_mac_pj"), e_ac_pj: cost("e_ac_pj") }
+        Self {
+            name: costs.name.clone(),
+            e_mac_pj: cost("e_mac_pj"),
+            e_ac_pj: cost("e_ac_pj"),
+        }
     }
 
     /// Applies the model to the totals of [`Self::COUNTERS`], in that order. `matched`: any op has a rule in any of them.
     #[must_use]
     pub fn report(&self, rules: &str, totals: [i128; 4], matched: bool) -> ComputeReport {
         let [mac, ac, synop, flop] = totals;
-        #[expect(clippy::cast_precision_loss, reason = "energies are floats; counts beyond 2^53 keep 53 bits")]
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "energies are floats; counts beyond 2^53 keep 53 bits"
+        )]
         let (energy_mac_pj, energy_ac_pj) = (mac as f64 * self.e_mac_pj, ac as f64 * self.e_ac_pj);
         let mut warnings = Vec::new();
         if !matched {
@@ -94,14 +101,22 @@ mod tests {
     fn energy_is_counts_times_costs() {
         let model = ComputeModel::new(&CostFile::preset("compute_fp32").unwrap());
         let report = model.report("optape", [10, 100, 50, 1000], true);
-        assert!((report.energy_total_pj - 136.0).abs() < 1e-9, "{}", report.energy_total_pj);
+        assert!(
+            (report.energy_total_pj - 136.0).abs() < 1e-9,
+            "{}",
+            report.energy_total_pj
+        );
         assert!(report.warnings.is_empty());
         assert_eq!(report.counts["flop"], 1000);
     }
 
     #[test]
     fn nothing_matched_is_said() {
-        let model = ComputeModel { name: "x".into(), e_mac_pj: 1.0, e_ac_pj: 1.0 };
+        let model = ComputeModel {
+            name: "x".into(),
+            e_mac_pj: 1.0,
+            e_ac_pj: 1.0,
+        };
         assert_eq!(model.report("optape", [0; 4], false).warnings.len(), 1);
     }
 }

@@ -11,10 +11,22 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> Result<(), ReplayEr
     match &report.groups {
         Some(groups) => {
             let divided = report.per.as_ref();
-            let per = divided.map(|p| format!(" per {}", p.unit)).unwrap_or_default();
+            let per = divided
+                .map(|p| format!(" per {}", p.unit))
+                .unwrap_or_default();
             let mut head = vec![report.by.clone().unwrap_or_default(), "calls".to_owned()];
-            head.extend(report.counters.iter().map(|(name, c)| format!("{name} [{}{per}]", c.unit)));
-            head.extend(report.energy.iter().map(|(name, _)| format!("{name} [pJ{per}]")));
+            head.extend(
+                report
+                    .counters
+                    .iter()
+                    .map(|(name, c)| format!("{name} [{}{per}]", c.unit)),
+            );
+            head.extend(
+                report
+                    .energy
+                    .iter()
+                    .map(|(name, _)| format!("{name} [pJ{per}]")),
+            );
             line(&mut csv, &head)?;
             for group in groups {
                 let mut row = vec![group.key.clone(), group.calls.to_string()];
@@ -24,7 +36,9 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> Result<(), ReplayEr
                         row.extend(per.energy_total_pj.values().map(ToString::to_string));
                     }
                     // A group without a divisor of its own has no mean.
-                    (None, Some(_)) => row.extend(std::iter::repeat_n(String::new(), head.len() - 2)),
+                    (None, Some(_)) => {
+                        row.extend(std::iter::repeat_n(String::new(), head.len() - 2))
+                    }
                     (None, None) => {
                         row.extend(group.counters.values().map(|c| c.total.to_string()));
                         row.extend(group.energy.values().map(|e| e.energy_total_pj.to_string()));
@@ -42,36 +56,91 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> Result<(), ReplayEr
 fn flat<W: Write>(report: &Report, csv: &mut csv::Writer<W>) -> Result<(), ReplayError> {
     line(csv, &["section", "name", "scope", "op", "value", "unit"])?;
     for (name, counter) in report.counters.iter() {
-        line(csv, &["counters", name, "", "", &counter.total.to_string(), &counter.unit])?;
+        line(
+            csv,
+            &[
+                "counters",
+                name,
+                "",
+                "",
+                &counter.total.to_string(),
+                &counter.unit,
+            ],
+        )?;
         for (scope, ops) in &counter.scopes {
             for (op, value) in ops {
-                line(csv, &["counters", name, scope, op, &value.to_string(), &counter.unit])?;
+                line(
+                    csv,
+                    &[
+                        "counters",
+                        name,
+                        scope,
+                        op,
+                        &value.to_string(),
+                        &counter.unit,
+                    ],
+                )?;
             }
         }
     }
     for (name, energy) in report.energy.iter() {
-        line(csv, &["energy", name, "", "", &energy.energy_total_pj.to_string(), "pJ"])?;
+        line(
+            csv,
+            &[
+                "energy",
+                name,
+                "",
+                "",
+                &energy.energy_total_pj.to_string(),
+                "pJ",
+            ],
+        )?;
     }
     for layer in &report.firing_rates {
         let rate = layer.rate.map(|r| r.to_string()).unwrap_or_default();
-        line(csv, &["firing_rates", "rate", &layer.module, "", &rate, "spikes per neuron and time step"])?;
+        line(
+            csv,
+            &[
+                "firing_rates",
+                "rate",
+                &layer.module,
+                "",
+                &rate,
+                "spikes per neuron and time step",
+            ],
+        )?;
     }
     if let Some(per) = &report.per {
         for (name, value) in per.counters.iter() {
-            let unit = report.counters.get(name).map(|c| format!("{} per {}", c.unit, per.unit)).unwrap_or_default();
+            let unit = report
+                .counters
+                .get(name)
+                .map(|c| format!("{} per {}", c.unit, per.unit))
+                .unwrap_or_default();
             line(csv, &["per", name, "", "", &value.to_string(), &unit])?;
         }
         for (name, value) in per.energy_total_pj.iter() {
-            line(csv, &["per", name, "", "", &value.to_string(), &format!("pJ per {}", per.unit)])?;
+            line(
+                csv,
+                &[
+                    "per",
+                    name,
+                    "",
+                    "",
+                    &value.to_string(),
+                    &format!("pJ per {}", per.unit),
+                ],
+            )?;
         }
     }
     Ok(())
 }
 
 fn line<W: Write, S: AsRef<[u8]>>(csv: &mut csv::Writer<W>, row: &[S]) -> Result<(), ReplayError> {
-    csv.write_record(row).map_err(|error| match error.into_kind() {
-        // As it came, so that a closed pipe is still seen as one.
-        csv::ErrorKind::Io(error) => ReplayError::Write(error),
-        other => ReplayError::Write(std::io::Error::other(format!("{other:?}"))),
-    })
+    csv.write_record(row)
+        .map_err(|error| match error.into_kind() {
+            // As it came, so that a closed pipe is still seen as one.
+            csv::ErrorKind::Io(error) => ReplayError::Write(error),
+            other => ReplayError::Write(std::io::Error::other(format!("{other:?}"))),
+        })
 }

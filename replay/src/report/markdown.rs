@@ -10,11 +10,34 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> Result<(), ReplayEr
     for section in sections(report) {
         writeln!(out, "## {}\n", section.title)?;
         if let Some(rows) = &section.rows {
-            writeln!(out, "| {} |", rows.head.iter().map(|c| escaped(c)).collect::<Vec<_>>().join(" | "))?;
-            let rules: Vec<&str> = (0..rows.head.len()).map(|at| if rows.texts.contains(&at) { "---" } else { "---:" }).collect();
+            writeln!(
+                out,
+                "| {} |",
+                rows.head
+                    .iter()
+                    .map(|c| escaped(c))
+                    .collect::<Vec<_>>()
+                    .join(" | ")
+            )?;
+            let rules: Vec<&str> = (0..rows.head.len())
+                .map(|at| {
+                    if rows.texts.contains(&at) {
+                        "---"
+                    } else {
+                        "---:"
+                    }
+                })
+                .collect();
             writeln!(out, "| {} |", rules.join(" | "))?;
             for row in &rows.body {
-                writeln!(out, "| {} |", row.iter().map(|c| escaped(c)).collect::<Vec<_>>().join(" | "))?;
+                writeln!(
+                    out,
+                    "| {} |",
+                    row.iter()
+                        .map(|c| escaped(c))
+                        .collect::<Vec<_>>()
+                        .join(" | ")
+                )?;
             }
             writeln!(out)?;
         }

@@ -55,7 +55,10 @@ impl<T> Ordered<T> {
     /// A value by name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&T> {
-        self.0.iter().find(|(n, _)| n == name).map(|(_, value)| value)
+        self.0
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, value)| value)
     }
 
     /// Names and values, in order.
@@ -259,7 +262,8 @@ pub struct SelectionInfo {
 
 impl SelectionInfo {
     pub(crate) fn of(selection: &Selection) -> Self {
-        let texts = |globs: &[crate::selection::Glob]| globs.iter().map(ToString::to_string).collect();
+        let texts =
+            |globs: &[crate::selection::Glob]| globs.iter().map(ToString::to_string).collect();
         Self {
             range: selection.ranges.clone(),
             step: selection.steps.iter().map(steps_text).collect(),
@@ -300,8 +304,9 @@ pub struct Coverage {
     pub not_executed: u64,
     /// Calls that ran and whose module could not be found; they are counted, under `Global` alone.
     pub unattributed: u64,
-    /// Selected regions that ran outside of the dispatcher (compiled code, CUDA graphs): work that no figure holds.
-    pub opaque_regions: u64,
+    /// Selected regions that ran outside of the dispatcher (compiled code, CUDA graphs): work that no figure holds. Absent
+    /// where the run is long and its summaries were enough, so that nobody looked.
+    pub opaque_regions: Option<u64>,
     /// Records that were lost while recording, in the whole streams.
     pub dropped_records: u64,
     /// Each counter's.
@@ -339,7 +344,11 @@ impl CounterCoverage {
         let known = self.counted + self.zero_by_rule;
         let all = known + self.unknown + self.without_statistics + self.failed;
         #[expect(clippy::cast_precision_loss, reason = "a share is a float")]
-        let share = if all == 0 { 1.0 } else { known as f64 / all as f64 };
+        let share = if all == 0 {
+            1.0
+        } else {
+            known as f64 / all as f64
+        };
         self.share = share;
     }
 }
@@ -361,7 +370,10 @@ pub struct CounterReport {
     pub partial: bool,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde calls it with a reference"
+)]
 const fn is_false(value: &bool) -> bool {
     !*value
 }
@@ -392,7 +404,10 @@ pub struct FiringRate {
     pub without_statistics: u64,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde calls it with a reference"
+)]
 const fn is_zero(value: &u64) -> bool {
     *value == 0
 }
@@ -421,8 +436,12 @@ impl Normalised {
         Self {
             unit: per.name(),
             divisor,
-            counters: counters.map(|(name, total)| (name, total as f64 / divisor as f64)).collect(),
-            energy_total_pj: energy.map(|(name, total)| (name, total / divisor as f64)).collect(),
+            counters: counters
+                .map(|(name, total)| (name, total as f64 / divisor as f64))
+                .collect(),
+            energy_total_pj: energy
+                .map(|(name, total)| (name, total / divisor as f64))
+                .collect(),
         }
     }
 }

@@ -17,7 +17,14 @@ pub fn grouped(number: i128) -> String {
     text
 }
 
-const PREFIXES: [(f64, &str); 6] = [(1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")];
+const PREFIXES: [(f64, &str); 6] = [
+    (1e15, "P"),
+    (1e12, "T"),
+    (1e9, "G"),
+    (1e6, "M"),
+    (1e3, "k"),
+    (1.0, ""),
+];
 
 /// `12.3 M` + unit: three to four digits and a prefix.
 #[must_use]
@@ -25,7 +32,10 @@ pub fn scaled(value: f64, unit: &str) -> String {
     if value == 0.0 || !value.is_finite() {
         return format!("{value} {unit}").trim_end().to_owned();
     }
-    let (factor, prefix) = PREFIXES.into_iter().find(|(factor, _)| value.abs() >= *factor).unwrap_or((1.0, ""));
+    let (factor, prefix) = PREFIXES
+        .into_iter()
+        .find(|(factor, _)| value.abs() >= *factor)
+        .unwrap_or((1.0, ""));
     let number = value / factor;
     let decimals = match number.abs() {
         n if n >= 100.0 => 1,
@@ -33,21 +43,37 @@ pub fn scaled(value: f64, unit: &str) -> String {
         _ => 3,
     };
     let number = format!("{number:.decimals$}");
-    let number = if number.contains('.') { number.trim_end_matches('0').trim_end_matches('.') } else { &number };
+    let number = if number.contains('.') {
+        number.trim_end_matches('0').trim_end_matches('.')
+    } else {
+        &number
+    };
     format!("{number} {prefix}{unit}").trim_end().to_owned()
 }
 
 /// Picojoules with a prefix that fits.
 #[must_use]
 pub(super) fn energy(picojoules: f64) -> String {
-    const UNITS: [(f64, &str); 5] = [(1e12, "J"), (1e9, "mJ"), (1e6, "uJ"), (1e3, "nJ"), (1.0, "pJ")];
-    let (factor, unit) = UNITS.into_iter().find(|(factor, _)| picojoules.abs() >= *factor).unwrap_or((1.0, "pJ"));
+    const UNITS: [(f64, &str); 5] = [
+        (1e12, "J"),
+        (1e9, "mJ"),
+        (1e6, "uJ"),
+        (1e3, "nJ"),
+        (1.0, "pJ"),
+    ];
+    let (factor, unit) = UNITS
+        .into_iter()
+        .find(|(factor, _)| picojoules.abs() >= *factor)
+        .unwrap_or((1.0, "pJ"));
     scaled_plain(picojoules / factor, unit)
 }
 
 fn scaled_plain(value: f64, unit: &str) -> String {
     let text = format!("{value:.3}");
-    format!("{} {unit}", text.trim_end_matches('0').trim_end_matches('.'))
+    format!(
+        "{} {unit}",
+        text.trim_end_matches('0').trim_end_matches('.')
+    )
 }
 
 /// A mean: exact where it is whole, else four significant places after the point.
@@ -58,7 +84,11 @@ pub(super) fn mean(value: f64) -> String {
         let whole = value as i128;
         return grouped(whole);
     }
-    if value.abs() >= 1e4 { scaled(value, "") } else { format!("{value:.4}").trim_end_matches('0').to_owned() }
+    if value.abs() >= 1e4 {
+        scaled(value, "")
+    } else {
+        format!("{value:.4}").trim_end_matches('0').to_owned()
+    }
 }
 
 #[cfg(test)]

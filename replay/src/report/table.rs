@@ -40,7 +40,9 @@ fn layout(rows: &Rows) -> String {
     let mut table = Table::new();
     let mut style = presets::NOTHING;
     style.header_separator = LineStyle::none().fill('─').junction('─');
-    table.load_style(style).set_content_arrangement(ContentArrangement::Disabled);
+    table
+        .load_style(style)
+        .set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(&rows.head);
     for row in &rows.body {
         table.add_row(row);
@@ -74,7 +76,11 @@ pub(super) fn sections(report: &Report) -> Vec<Section> {
         sections.push(Section {
             title: "Not computed".to_owned(),
             rows: None,
-            lines: report.skipped.iter().map(|(name, why)| format!("{name}: {why}")).collect(),
+            lines: report
+                .skipped
+                .iter()
+                .map(|(name, why)| format!("{name}: {why}"))
+                .collect(),
         });
     }
     sections
@@ -92,20 +98,51 @@ fn head(report: &Report) -> Section {
         }
     }
     let records: u64 = report.streams.iter().map(|s| s.op_calls).sum();
-    lines.push(format!("processes  {} with {} op calls", report.streams.len(), numbers::grouped(i128::from(records))));
-    lines.push(format!("rules      {} (version {})", report.rules.name, report.rules.version));
+    lines.push(format!(
+        "processes  {} with {} op calls",
+        report.streams.len(),
+        numbers::grouped(i128::from(records))
+    ));
+    lines.push(format!(
+        "rules      {} (version {})",
+        report.rules.name, report.rules.version
+    ));
     let selection = report.selection.text();
-    lines.push(format!("selection  {}", if selection.is_empty() { "everything" } else { &selection }));
+    lines.push(format!(
+        "selection  {}",
+        if selection.is_empty() {
+            "everything"
+        } else {
+            &selection
+        }
+    ));
     if let Some(per) = &report.per {
-        lines.push(format!("per        {} ({} of them)", per.unit, numbers::grouped(i128::from(per.divisor))));
+        lines.push(format!(
+            "per        {} ({} of them)",
+            per.unit,
+            numbers::grouped(i128::from(per.divisor))
+        ));
     }
     lines.extend(report.notes.iter().map(|note| format!("note       {note}")));
-    Section { title: "Replay".to_owned(), rows: None, lines }
+    Section {
+        title: "Replay".to_owned(),
+        rows: None,
+        lines,
+    }
 }
 
 fn coverage(report: &Report) -> Section {
     let coverage = &report.coverage;
-    let head = ["counter", "counted", "zero by rule", "unknown", "no statistics", "covered"].map(str::to_owned).to_vec();
+    let head = [
+        "counter",
+        "counted",
+        "zero by rule",
+        "unknown",
+        "no statistics",
+        "covered",
+    ]
+    .map(str::to_owned)
+    .to_vec();
     let calls = |n: u64| numbers::grouped(i128::from(n));
     let body = coverage
         .counters
@@ -129,7 +166,11 @@ fn coverage(report: &Report) -> Section {
         calls(coverage.dropped_records)
     )];
     let mut unknown: Vec<(Vec<&str>, &BTreeMap<String, u64>)> = Vec::new();
-    for (name, c) in coverage.counters.iter().filter(|(_, c)| !c.unknown_ops.is_empty()) {
+    for (name, c) in coverage
+        .counters
+        .iter()
+        .filter(|(_, c)| !c.unknown_ops.is_empty())
+    {
         match unknown.iter_mut().find(|(_, ops)| **ops == c.unknown_ops) {
             Some((names, _)) => names.push(name),
             None => unknown.push((vec![name], &c.unknown_ops)),
@@ -138,35 +179,59 @@ fn coverage(report: &Report) -> Section {
     for (names, ops) in unknown {
         lines.push(format!("no rule in {} for {}", names.join(", "), list(ops)));
     }
-    if coverage.opaque_regions > 0 {
+    if let Some(regions) = coverage.opaque_regions.filter(|regions| *regions > 0) {
         lines.push(format!(
             "{} regions ran outside of the dispatcher (compiled code, CUDA graphs): their work is in no figure",
-            calls(coverage.opaque_regions)
+            calls(regions)
         ));
     }
-    let rows = (!coverage.counters.is_empty()).then_some(Rows { head, body, texts: &[0] });
-    Section { title: "Coverage, in op calls".to_owned(), rows, lines }
+    let rows = (!coverage.counters.is_empty()).then_some(Rows {
+        head,
+        body,
+        texts: &[0],
+    });
+    Section {
+        title: "Coverage, in op calls".to_owned(),
+        rows,
+        lines,
+    }
 }
 
 /// A share that is never rounded up to all.
 fn percent(share: f64) -> String {
     let text = format!("{:.1} %", share * 100.0);
-    if share < 1.0 && text == "100.0 %" { "99.9 %".to_owned() } else { text }
+    if share < 1.0 && text == "100.0 %" {
+        "99.9 %".to_owned()
+    } else {
+        text
+    }
 }
 
 /// The most frequent first, ten at most.
 fn list(ops: &BTreeMap<String, u64>) -> String {
     let mut ops: Vec<(&String, &u64)> = ops.iter().collect();
     ops.sort_by(|a, b| b.1.cmp(a.1).then_with(|| a.0.cmp(b.0)));
-    let mut parts: Vec<String> = ops.iter().take(10).map(|(op, calls)| format!("{op} ({calls})")).collect();
+    let mut parts: Vec<String> = ops
+        .iter()
+        .take(10)
+        .map(|(op, calls)| format!("{op} ({calls})"))
+        .collect();
     if ops.len() > 10 {
-        parts.push(format!("and {} more (all of them in --format json)", ops.len() - 10));
+        parts.push(format!(
+            "and {} more (all of them in --format json)",
+            ops.len() - 10
+        ));
     }
     parts.join(", ")
 }
 
 fn counters(report: &Report) -> Section {
-    let mut head = vec!["counter".to_owned(), "total".to_owned(), "unit".to_owned(), "about".to_owned()];
+    let mut head = vec![
+        "counter".to_owned(),
+        "total".to_owned(),
+        "unit".to_owned(),
+        "about".to_owned(),
+    ];
     if let Some(per) = &report.per {
         head.push(format!("per {}", per.unit));
     }
@@ -176,19 +241,39 @@ fn counters(report: &Report) -> Section {
         .map(|(name, c)| {
             #[expect(clippy::cast_precision_loss, reason = "rounded for people")]
             let about = numbers::scaled(c.total as f64, "");
-            let total = format!("{}{}", numbers::grouped(c.total), if c.partial { " (partial)" } else { "" });
+            let total = format!(
+                "{}{}",
+                numbers::grouped(c.total),
+                if c.partial { " (partial)" } else { "" }
+            );
             let mut row = vec![name.to_owned(), total, c.unit.clone(), about];
             if let Some(per) = &report.per {
-                row.push(per.counters.get(name).copied().map(numbers::mean).unwrap_or_default());
+                row.push(
+                    per.counters
+                        .get(name)
+                        .copied()
+                        .map(numbers::mean)
+                        .unwrap_or_default(),
+                );
             }
             row
         })
         .collect();
-    Section { title: "Counters".to_owned(), rows: Some(Rows { head, body, texts: &[0, 2] }), lines: Vec::new() }
+    Section {
+        title: "Counters".to_owned(),
+        rows: Some(Rows {
+            head,
+            body,
+            texts: &[0, 2],
+        }),
+        lines: Vec::new(),
+    }
 }
 
 fn energy(report: &Report) -> Section {
-    let mut head = ["model", "total", "mac", "ac", "costs"].map(str::to_owned).to_vec();
+    let mut head = ["model", "total", "mac", "ac", "costs"]
+        .map(str::to_owned)
+        .to_vec();
     if let Some(per) = &report.per {
         head.insert(2, format!("per {}", per.unit));
     }
@@ -197,7 +282,11 @@ fn energy(report: &Report) -> Section {
         .energy
         .iter()
         .map(|(name, e)| {
-            let costs: Vec<String> = e.config.iter().map(|(key, cost)| format!("{key} {cost}")).collect();
+            let costs: Vec<String> = e
+                .config
+                .iter()
+                .map(|(key, cost)| format!("{key} {cost}"))
+                .collect();
             let mut row = vec![
                 name.to_owned(),
                 numbers::energy(e.energy_total_pj),
@@ -206,7 +295,14 @@ fn energy(report: &Report) -> Section {
                 costs.join(", "),
             ];
             if let Some(per) = &report.per {
-                row.insert(2, per.energy_total_pj.get(name).copied().map(numbers::energy).unwrap_or_default());
+                row.insert(
+                    2,
+                    per.energy_total_pj
+                        .get(name)
+                        .copied()
+                        .map(numbers::energy)
+                        .unwrap_or_default(),
+                );
             }
             lines.extend(e.warnings.iter().map(|w| format!("{name}: {w}")));
             row
@@ -215,8 +311,16 @@ fn energy(report: &Report) -> Section {
     if let Some(first) = report.energy.values().next() {
         lines.insert(0, format!("modelled, not measured; {}", first.boundary));
     }
-    let texts: &[usize] = if report.per.is_some() { &[0, 5] } else { &[0, 4] };
-    Section { title: "Energy".to_owned(), rows: Some(Rows { head, body, texts }), lines }
+    let texts: &[usize] = if report.per.is_some() {
+        &[0, 5]
+    } else {
+        &[0, 4]
+    };
+    Section {
+        title: "Energy".to_owned(),
+        rows: Some(Rows { head, body, texts }),
+        lines,
+    }
 }
 
 fn groups(report: &Report) -> Section {
@@ -224,7 +328,12 @@ fn groups(report: &Report) -> Section {
     let groups = report.groups.as_deref().unwrap_or_default();
     let divided = groups.iter().any(|g| g.per.is_some());
     let mut head = vec![by.to_owned(), "calls".to_owned()];
-    head.extend(report.counters.iter().map(|(name, c)| format!("{name} [{}]", c.unit)));
+    head.extend(
+        report
+            .counters
+            .iter()
+            .map(|(name, c)| format!("{name} [{}]", c.unit)),
+    );
     head.extend(report.energy.iter().map(|(name, _)| name.to_owned()));
     let mut body: Vec<Vec<String>> = groups
         .iter()
@@ -237,7 +346,12 @@ fn groups(report: &Report) -> Section {
                 }
                 None => {
                     row.extend(group.counters.values().map(|c| numbers::grouped(c.total)));
-                    row.extend(group.energy.values().map(|e| numbers::energy(e.energy_total_pj)));
+                    row.extend(
+                        group
+                            .energy
+                            .values()
+                            .map(|e| numbers::energy(e.energy_total_pj)),
+                    );
                 }
             }
             row
@@ -252,13 +366,29 @@ fn groups(report: &Report) -> Section {
     if !report.energy.is_empty() {
         lines.push("energies are modelled, not measured".to_owned());
     }
-    let unit = report.per.as_ref().filter(|_| divided).map(|per| format!(", per {}", per.unit)).unwrap_or_default();
-    Section { title: format!("By {by}{unit}"), rows: Some(Rows { head, body, texts: &[0] }), lines }
+    let unit = report
+        .per
+        .as_ref()
+        .filter(|_| divided)
+        .map(|per| format!(", per {}", per.unit))
+        .unwrap_or_default();
+    Section {
+        title: format!("By {by}{unit}"),
+        rows: Some(Rows {
+            head,
+            body,
+            texts: &[0],
+        }),
+        lines,
+    }
 }
 
 /// The last row of groups that add up.
 fn total(report: &Report) -> Vec<String> {
-    let mut row = vec!["total".to_owned(), numbers::grouped(i128::from(report.coverage.op_calls))];
+    let mut row = vec![
+        "total".to_owned(),
+        numbers::grouped(i128::from(report.coverage.op_calls)),
+    ];
     match &report.per {
         Some(per) => {
             row.extend(per.counters.values().map(|v| numbers::mean(*v)));
@@ -266,20 +396,41 @@ fn total(report: &Report) -> Vec<String> {
         }
         None => {
             row.extend(report.counters.values().map(|c| numbers::grouped(c.total)));
-            row.extend(report.energy.values().map(|e| numbers::energy(e.energy_total_pj)));
+            row.extend(
+                report
+                    .energy
+                    .values()
+                    .map(|e| numbers::energy(e.energy_total_pj)),
+            );
         }
     }
     row
 }
 
 fn firing(report: &Report) -> Section {
-    let head = ["layer", "class", "output", "calls", "time steps", "spikes", "elements", "rate"].map(str::to_owned).to_vec();
+    let head = [
+        "layer",
+        "class",
+        "output",
+        "calls",
+        "time steps",
+        "spikes",
+        "elements",
+        "rate",
+    ]
+    .map(str::to_owned)
+    .to_vec();
     let big = |n: u128| numbers::grouped(i128::try_from(n).unwrap_or(i128::MAX));
     let body = report
         .firing_rates
         .iter()
         .map(|layer| {
-            let class = layer.class.rsplit('.').next().unwrap_or_default().to_owned();
+            let class = layer
+                .class
+                .rsplit('.')
+                .next()
+                .unwrap_or_default()
+                .to_owned();
             let rate = match layer.rate {
                 Some(rate) => format!("{rate:.4}"),
                 None if layer.without_statistics > 0 => "no statistics".to_owned(),
@@ -290,7 +441,9 @@ fn firing(report: &Report) -> Section {
                 class,
                 format!("{:?}", layer.shape),
                 numbers::grouped(i128::from(layer.calls)),
-                layer.time_steps.map_or_else(|| "-".to_owned(), |t| numbers::grouped(i128::from(t))),
+                layer
+                    .time_steps
+                    .map_or_else(|| "-".to_owned(), |t| numbers::grouped(i128::from(t))),
                 big(layer.spikes),
                 big(layer.elements),
                 rate,
@@ -299,7 +452,11 @@ fn firing(report: &Report) -> Section {
         .collect();
     Section {
         title: "Firing rates (spikes per neuron and time step)".to_owned(),
-        rows: Some(Rows { head, body, texts: &[0, 1, 2] }),
+        rows: Some(Rows {
+            head,
+            body,
+            texts: &[0, 1, 2],
+        }),
         lines: Vec::new(),
     }
 }

@@ -8,8 +8,8 @@ use std::cell::RefCell;
 use std::fmt;
 
 use optape_trace::{
-    Argument, NotTaken, OpDef, Operand, Pattern, SignatureDef, State, TensorMeta, When, call_flags, fields,
-    tensor_flags,
+    Argument, NotTaken, OpDef, Operand, Pattern, SignatureDef, State, TensorMeta, When, call_flags,
+    fields, tensor_flags,
 };
 
 /// Why a rule gave no number.
@@ -46,7 +46,11 @@ pub struct MissingLevel {
 
 impl fmt::Display for MissingLevel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the trace does not hold {} (level {}); {}", self.what, self.level, self.way_out)
+        write!(
+            f,
+            "the trace does not hold {} (level {}); {}",
+            self.what, self.level, self.way_out
+        )
     }
 }
 
@@ -108,18 +112,31 @@ impl TensorView<'_> {
     /// # Errors
     /// Where there is no such dimension.
     pub fn size(&self, dimension: isize) -> Result<i128, RuleError> {
-        let at = if dimension < 0 { dimension + self.meta.shape.len() as isize } else { dimension };
+        let at = if dimension < 0 {
+            dimension + self.meta.shape.len() as isize
+        } else {
+            dimension
+        };
         usize::try_from(at)
             .ok()
             .and_then(|at| self.meta.shape.get(at))
             .map(|&size| i128::from(size.max(0)))
-            .ok_or_else(|| RuleError::Unsuited(format!("a tensor of {} dimensions has no dimension {dimension}", self.meta.shape.len())))
+            .ok_or_else(|| {
+                RuleError::Unsuited(format!(
+                    "a tensor of {} dimensions has no dimension {dimension}",
+                    self.meta.shape.len()
+                ))
+            })
     }
 
     /// Product of the sizes from a dimension on.
     #[must_use]
     pub fn elements_from(&self, dimension: usize) -> i128 {
-        self.meta.shape.iter().skip(dimension).fold(1, |n, &size| n.saturating_mul(i128::from(size.max(0))))
+        self.meta
+            .shape
+            .iter()
+            .skip(dimension)
+            .fold(1, |n, &size| n.saturating_mul(i128::from(size.max(0))))
     }
 
     /// A Python or C++ number in tensor arithmetic.
@@ -173,19 +190,30 @@ impl<'a> CallRow<'a> {
     /// Where a tensor or an integer argument is larger than anything that fits a machine.
     pub fn check(&self) -> Result<(), RuleError> {
         if self.signature.arguments.is_empty() && !self.op.arguments.is_empty() {
-            return Err(RuleError::Unsuited("its arguments were not kept: the recorder's table of signatures was full".to_owned()));
+            return Err(RuleError::Unsuited(
+                "its arguments were not kept: the recorder's table of signatures was full"
+                    .to_owned(),
+            ));
         }
         for tensor in &self.signature.tensors {
-            let large = tensor.shape.iter().any(|&size| !(0..=1 << 34).contains(&size));
+            let large = tensor
+                .shape
+                .iter()
+                .any(|&size| !(0..=1 << 34).contains(&size));
             if large || tensor.elements() > MOST_ELEMENTS {
-                return Err(RuleError::Unsuited(format!("a tensor of shape {:?} cannot have existed", tensor.shape)));
+                return Err(RuleError::Unsuited(format!(
+                    "a tensor of shape {:?} cannot have existed",
+                    tensor.shape
+                )));
             }
         }
         for argument in &self.signature.arguments {
             if let Argument::IntList(list) = argument
                 && list.iter().any(|v| v.unsigned_abs() > 1 << 34)
             {
-                return Err(RuleError::Unsuited(format!("the integers {list:?} are out of range")));
+                return Err(RuleError::Unsuited(format!(
+                    "the integers {list:?} are out of range"
+                )));
             }
         }
         Ok(())
@@ -221,7 +249,10 @@ impl<'a> CallRow<'a> {
     }
 
     fn view(&self, index: u16) -> Option<TensorView<'a>> {
-        self.signature.tensors.get(usize::from(index)).map(|meta| TensorView { meta, index })
+        self.signature
+            .tensors
+            .get(usize::from(index))
+            .map(|meta| TensorView { meta, index })
     }
 
     fn tensor_of(&self, argument: Option<&'a Argument>) -> Option<TensorView<'a>> {
@@ -234,7 +265,11 @@ impl<'a> CallRow<'a> {
     fn views_of(&self, argument: &'a Argument) -> Vec<TensorView<'a>> {
         match argument {
             Argument::Tensor(index) => self.view(*index).into_iter().collect(),
-            Argument::TensorList(list) => list.iter().flatten().filter_map(|&index| self.view(index)).collect(),
+            Argument::TensorList(list) => list
+                .iter()
+                .flatten()
+                .filter_map(|&index| self.view(index))
+                .collect(),
             _ => Vec::new(),
         }
     }
@@ -265,20 +300,25 @@ impl<'a> CallRow<'a> {
     /// # Errors
     /// Where it is not.
     pub fn tensor_at(&self, position: usize) -> Result<TensorView<'a>, RuleError> {
-        self.optional_tensor_at(position)
-            .ok_or_else(|| RuleError::Unsuited(format!("argument {position} of the call is no tensor")))
+        self.optional_tensor_at(position).ok_or_else(|| {
+            RuleError::Unsuited(format!("argument {position} of the call is no tensor"))
+        })
     }
 
     /// The tensors of a list argument (or the one tensor of a plain one).
     #[must_use]
     pub fn tensors(&self, name: &str) -> Vec<TensorView<'a>> {
-        self.argument(name).map(|a| self.views_of(a)).unwrap_or_default()
+        self.argument(name)
+            .map(|a| self.views_of(a))
+            .unwrap_or_default()
     }
 
     /// The tensors of a list argument by its place.
     #[must_use]
     pub fn tensors_at(&self, position: usize) -> Vec<TensorView<'a>> {
-        self.argument_at(position).map(|a| self.views_of(a)).unwrap_or_default()
+        self.argument_at(position)
+            .map(|a| self.views_of(a))
+            .unwrap_or_default()
     }
 
     /// An output by its place; `None` where it is undefined or no tensor.
@@ -292,14 +332,19 @@ impl<'a> CallRow<'a> {
     /// # Errors
     /// Where it is not.
     pub fn output(&self, position: usize) -> Result<TensorView<'a>, RuleError> {
-        self.optional_output(position)
-            .ok_or_else(|| RuleError::Unsuited(format!("the call has no tensor as output {position}")))
+        self.optional_output(position).ok_or_else(|| {
+            RuleError::Unsuited(format!("the call has no tensor as output {position}"))
+        })
     }
 
     /// All tensors of all outputs.
     #[must_use]
     pub fn outputs(&self) -> Vec<TensorView<'a>> {
-        self.signature.outputs.iter().flat_map(|a| self.views_of(a)).collect()
+        self.signature
+            .outputs
+            .iter()
+            .flat_map(|a| self.views_of(a))
+            .collect()
     }
 
     /// Whether an argument was given at all (neither `None` nor an undefined tensor).
@@ -316,7 +361,9 @@ impl<'a> CallRow<'a> {
         match self.argument(name) {
             Some(Argument::IntList(list)) => Ok(list.iter().map(|&v| i128::from(v)).collect()),
             Some(Argument::Int(value)) => Ok(vec![i128::from(*value)]),
-            _ => Err(RuleError::Unsuited(format!("the call has no integers '{name}'"))),
+            _ => Err(RuleError::Unsuited(format!(
+                "the call has no integers '{name}'"
+            ))),
         }
     }
 
@@ -327,7 +374,9 @@ impl<'a> CallRow<'a> {
     pub fn integer(&self, name: &str) -> Result<i128, RuleError> {
         match self.argument(name) {
             Some(Argument::Int(value) | Argument::Enumerator(value)) => Ok(i128::from(*value)),
-            _ => Err(RuleError::Unsuited(format!("the call has no integer '{name}'"))),
+            _ => Err(RuleError::Unsuited(format!(
+                "the call has no integer '{name}'"
+            ))),
         }
     }
 
@@ -339,7 +388,9 @@ impl<'a> CallRow<'a> {
         match self.argument(name) {
             Some(Argument::Bool(value)) => Ok(*value),
             Some(Argument::Int(value)) => Ok(*value != 0),
-            _ => Err(RuleError::Unsuited(format!("the call has no bool '{name}'"))),
+            _ => Err(RuleError::Unsuited(format!(
+                "the call has no bool '{name}'"
+            ))),
         }
     }
 
@@ -350,7 +401,9 @@ impl<'a> CallRow<'a> {
     pub fn booleans(&self, name: &str) -> Result<&'a [bool], RuleError> {
         match self.argument(name) {
             Some(Argument::BoolList(list)) => Ok(list),
-            _ => Err(RuleError::Unsuited(format!("the call has no bools '{name}'"))),
+            _ => Err(RuleError::Unsuited(format!(
+                "the call has no bools '{name}'"
+            ))),
         }
     }
 
@@ -364,7 +417,9 @@ impl<'a> CallRow<'a> {
     #[must_use]
     pub fn keyword_number(&self, name: &str, absent: f64) -> Number {
         match self.position(name) {
-            Some(at) if self.op.arguments.get(at).is_some_and(|a| a.keyword_only) => self.number(name, absent),
+            Some(at) if self.op.arguments.get(at).is_some_and(|a| a.keyword_only) => {
+                self.number(name, absent)
+            }
             _ => Number::Known(absent),
         }
     }
@@ -372,7 +427,10 @@ impl<'a> CallRow<'a> {
     /// Whether the schema says that the op writes the argument.
     #[must_use]
     pub fn writes(&self, name: &str) -> bool {
-        self.op.arguments.iter().any(|a| a.name == name && a.written)
+        self.op
+            .arguments
+            .iter()
+            .any(|a| a.name == name && a.written)
     }
 
     /// Whether autograd summed two gradients here (see [`call_flags::ACCUMULATION`]).
@@ -384,20 +442,30 @@ impl<'a> CallRow<'a> {
     /// When tools that look after the op see the value of an argument: a written one has its new value.
     #[must_use]
     pub fn seen_after(&self, name: &str) -> When {
-        if self.writes(name) && !self.values_before { When::After } else { When::Before }
+        if self.writes(name) && !self.values_before {
+            When::After
+        } else {
+            When::Before
+        }
     }
 
     /// The operand that holds an argument's statistics: the tensor itself, or, for values after the op, the
     /// output that is the same tensor.
     fn operand(&self, name: &str, when: When) -> Option<Operand> {
         let at = self.position(name)?;
-        let Argument::Tensor(index) = self.signature.arguments.get(at)? else { return None };
+        let Argument::Tensor(index) = self.signature.arguments.get(at)? else {
+            return None;
+        };
         let own = Operand::Tensor(*index);
         if when == When::Before || self.pattern.entry(own, when).is_some() {
             return Some(own);
         }
         let alias = &self.op.arguments.get(at)?.alias;
-        let output = self.op.returns.iter().position(|r| !alias.is_empty() && r.alias == *alias)?;
+        let output = self
+            .op
+            .returns
+            .iter()
+            .position(|r| !alias.is_empty() && r.alias == *alias)?;
         match self.signature.outputs.get(output)? {
             Argument::Tensor(index) => Some(Operand::Tensor(*index)),
             _ => None,
@@ -410,7 +478,9 @@ impl<'a> CallRow<'a> {
     /// [`RuleError::Missing`] where that was not asked.
     pub fn binary(&self, name: &str, when: When) -> Result<bool, RuleError> {
         let what = || format!("whether '{name}' is binary");
-        let operand = self.operand(name, when).ok_or_else(|| self.missing("T1", &what(), None))?;
+        let operand = self
+            .operand(name, when)
+            .ok_or_else(|| self.missing("T1", &what(), None))?;
         let entry = self.pattern.entry(operand, when);
         match entry.and_then(|e| e.binary) {
             Some(binary) => {
@@ -427,7 +497,9 @@ impl<'a> CallRow<'a> {
     /// [`RuleError::Missing`] where they were not counted.
     pub fn nonzeros(&self, name: &str, when: When) -> Result<i128, RuleError> {
         let what = || format!("the nonzeros of '{name}'");
-        let operand = self.operand(name, when).ok_or_else(|| self.missing("T1", &what(), None))?;
+        let operand = self
+            .operand(name, when)
+            .ok_or_else(|| self.missing("T1", &what(), None))?;
         let sum = self.integer_sum(operand, when, fields::NONZEROS, "T1", what)?;
         Ok(self.note(&format!("nonzeros({name})"), sum))
     }
@@ -438,7 +510,9 @@ impl<'a> CallRow<'a> {
     /// [`RuleError::Missing`] where they were not counted.
     pub fn fan_out_nonzeros(&self, name: &str) -> Result<i128, RuleError> {
         let what = || format!("the fan-out of the nonzeros of '{name}'");
-        let operand = self.operand(name, When::Before).ok_or_else(|| self.missing("T2", &what(), None))?;
+        let operand = self
+            .operand(name, When::Before)
+            .ok_or_else(|| self.missing("T2", &what(), None))?;
         let sum = self.integer_sum(operand, When::Before, fields::FAN_OUT_NONZEROS, "T2", what)?;
         Ok(self.note(&format!("fan_out_nonzeros({name})"), sum))
     }
@@ -448,7 +522,11 @@ impl<'a> CallRow<'a> {
     /// # Errors
     /// [`RuleError::Missing`] where it was not computed.
     pub fn product_sum(&self) -> Result<i128, RuleError> {
-        let when = if self.pattern.entry(Operand::Product, When::After).is_some() { When::After } else { When::Before };
+        let when = if self.pattern.entry(Operand::Product, When::After).is_some() {
+            When::After
+        } else {
+            When::Before
+        };
         let what = || "the sum over the product of the two binary factors".to_owned();
         let sum = self.integer_sum(Operand::Product, when, fields::PRODUCT_SUM, "T4", what)?;
         Ok(self.note("product_sum", sum))
@@ -464,7 +542,9 @@ impl<'a> CallRow<'a> {
     ) -> Result<i128, RuleError> {
         let state = self.pattern.entry(operand, when).map(|e| e.state);
         let at = integer_position(self.pattern, operand, when, field);
-        let sum = at.and_then(|at| self.integer_sums.get(at)).ok_or_else(|| self.missing(level, &what(), state))?;
+        let sum = at
+            .and_then(|at| self.integer_sums.get(at))
+            .ok_or_else(|| self.missing(level, &what(), state))?;
         i128::try_from(*sum).map_err(|_| RuleError::Unsuited(format!("{} overflow", what())))
     }
 
@@ -473,19 +553,28 @@ impl<'a> CallRow<'a> {
             Some(State::NotTaken(why)) => format!("it was not taken: {}", not_taken(why)),
             Some(State::Lost) => "it was lost when the process or the device died".to_owned(),
             Some(State::Pending) => "it has not arrived yet".to_owned(),
-            Some(State::Present) | None if optape_trace::needs::rules_need(&self.op.qualified_name()).is_some() => {
+            Some(State::Present) | None
+                if optape_trace::needs::rules_need(&self.op.qualified_name()).is_some() =>
+            {
                 "record with `optape record --stats rules`".to_owned()
             }
             Some(State::Present) | None => "record with `optape record --stats all`".to_owned(),
         };
         let what = format!("{what} of {}", self.op.qualified_name());
-        RuleError::Missing(Box::new(MissingLevel { level, what, way_out }))
+        RuleError::Missing(Box::new(MissingLevel {
+            level,
+            what,
+            way_out,
+        }))
     }
 }
 
 fn number_of(argument: &Argument) -> Number {
     match argument {
-        #[expect(clippy::cast_precision_loss, reason = "only 0 and 1 are told apart from the rest")]
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "only 0 and 1 are told apart from the rest"
+        )]
         Argument::Int(value) => Number::Known(*value as f64),
         Argument::Float(value) => Number::Known(*value),
         Argument::Bool(value) => Number::Known(f64::from(u8::from(*value))),
@@ -494,7 +583,12 @@ fn number_of(argument: &Argument) -> Number {
 }
 
 /// The place of an integer statistic among the integer sums of a pattern's row.
-pub(crate) fn integer_position(pattern: &Pattern, operand: Operand, when: When, field: u32) -> Option<usize> {
+pub(crate) fn integer_position(
+    pattern: &Pattern,
+    operand: Operand,
+    when: When,
+    field: u32,
+) -> Option<usize> {
     let integers = |mask: u32| (mask & 0xffff).count_ones() as usize;
     let mut at = 0;
     for entry in &pattern.entries {
@@ -509,7 +603,9 @@ pub(crate) fn integer_position(pattern: &Pattern, operand: Operand, when: When, 
 const fn not_taken(why: NotTaken) -> &'static str {
     match why {
         NotTaken::Layout => "the layout has no plain elements (sparse, nested, quantized, mkldnn)",
-        NotTaken::LazyBit => "the tensor is conjugated or negated lazily, its bytes are not its values",
+        NotTaken::LazyBit => {
+            "the tensor is conjugated or negated lazily, its bytes are not its values"
+        }
         NotTaken::Subclass => "the tensor is a Python subclass",
         NotTaken::Device => "statistics are not taken on that device",
         NotTaken::DType => "statistics are not taken of that element type",

@@ -1,7 +1,10 @@
 //! What the rules of mac, ac and synop read is in the table of needs that capture works by.
 
 use optape_trace::needs::{self, Need as Taken, OpNeeds, Product};
-use optape_trace::{Argument, OpDef, Operand, Pattern, PatternEntry, SignatureDef, Stage, State, TensorMeta, When, fields};
+use optape_trace::{
+    Argument, OpDef, Operand, Pattern, PatternEntry, SignatureDef, Stage, State, TensorMeta, When,
+    fields,
+};
 
 use super::{CallRow, Counted, Need, RULE_SETS, RuleSet};
 use crate::testing::{op, tensor};
@@ -9,7 +12,10 @@ use crate::testing::{op, tensor};
 const COUNTERS: [&str; 3] = ["mac", "ac", "synop"];
 
 fn sets() -> Vec<RuleSet> {
-    RULE_SETS.iter().map(|name| RuleSet::named(name).unwrap()).collect()
+    RULE_SETS
+        .iter()
+        .map(|name| RuleSet::named(name).unwrap())
+        .collect()
 }
 
 #[test]
@@ -21,11 +27,13 @@ fn every_need_that_a_rule_declares_is_in_the_table() {
             for name in counter.ops() {
                 let rule = counter.rule(name).unwrap();
                 for need in &rule.needs {
-                    let line = needs::rules_need(name).unwrap_or_else(|| panic!("{}: {name} needs statistics", set.name));
+                    let line = needs::rules_need(name)
+                        .unwrap_or_else(|| panic!("{}: {name} needs statistics", set.name));
                     let there = match need {
                         Need::Spikes(argument, after) => {
                             let written = name.contains("_.") || name.ends_with('_');
-                            line.covers(argument, When::Before, false) && (!*after || !written || line.covers(argument, When::After, true))
+                            line.covers(argument, When::Before, false)
+                                && (!*after || !written || line.covers(argument, When::After, true))
                         }
                         Need::FanOut(argument) => {
                             matches!(line.product, Some((first, _, Product::Convolution)) if first == *argument)
@@ -41,15 +49,25 @@ fn every_need_that_a_rule_declares_is_in_the_table() {
     assert!(checked > 300, "only {checked} needs were looked at");
 }
 
+/// An op, its arguments, their tensors, its results.
+type Tried = (OpDef, Vec<Argument>, Vec<TensorMeta>, Vec<TensorMeta>);
+
 /// Calls of every op in the table, with tensors that fit.
-fn calls() -> Vec<(OpDef, Vec<Argument>, Vec<TensorMeta>, Vec<TensorMeta>)> {
+fn calls() -> Vec<Tried> {
     use Argument::{Bool, Int, IntList, None, Tensor};
     let t = tensor;
     let mut calls = Vec::new();
-    let mut add = |schema: &str, arguments: Vec<Argument>, inputs: Vec<TensorMeta>, output: TensorMeta| {
-        calls.push((op(schema), arguments, inputs, vec![output]));
-    };
-    for (name, writes) in [("add", false), ("add_", true), ("sub", false), ("sub_", true), ("rsub", false)] {
+    let mut add =
+        |schema: &str, arguments: Vec<Argument>, inputs: Vec<TensorMeta>, output: TensorMeta| {
+            calls.push((op(schema), arguments, inputs, vec![output]));
+        };
+    for (name, writes) in [
+        ("add", false),
+        ("add_", true),
+        ("sub", false),
+        ("sub_", true),
+        ("rsub", false),
+    ] {
         let kind = if writes { "Tensor(a!)" } else { "Tensor" };
         add(
             &format!("aten::{name}.Tensor({kind} self, Tensor other, *, Scalar alpha=1) -> {kind}"),
@@ -64,27 +82,60 @@ fn calls() -> Vec<(OpDef, Vec<Argument>, Vec<TensorMeta>, Vec<TensorMeta>)> {
             t(&[2, 3]),
         );
     }
-    add("aten::mm(Tensor self, Tensor mat2) -> Tensor", vec![Tensor(0), Tensor(1)], vec![t(&[2, 3]), t(&[3, 4])], t(&[2, 4]));
+    add(
+        "aten::mm(Tensor self, Tensor mat2) -> Tensor",
+        vec![Tensor(0), Tensor(1)],
+        vec![t(&[2, 3]), t(&[3, 4])],
+        t(&[2, 4]),
+    );
     for name in ["addmm", "addmm_"] {
         add(
-            &format!("aten::{name}(Tensor self, Tensor mat1, Tensor mat2, *, Scalar beta=1, Scalar alpha=1) -> Tensor"),
+            &format!(
+                "aten::{name}(Tensor self, Tensor mat1, Tensor mat2, *, Scalar beta=1, Scalar alpha=1) -> Tensor"
+            ),
             vec![Tensor(0), Tensor(1), Tensor(2), Int(1), Int(1)],
             vec![t(&[2, 4]), t(&[2, 3]), t(&[3, 4])],
             t(&[2, 4]),
         );
     }
-    add("aten::bmm(Tensor self, Tensor mat2) -> Tensor", vec![Tensor(0), Tensor(1)], vec![t(&[5, 2, 3]), t(&[5, 3, 4])], t(&[5, 2, 4]));
-    for (name, out) in [("baddbmm", vec![5, 2, 4]), ("baddbmm_", vec![5, 2, 4]), ("addbmm", vec![2, 4])] {
+    add(
+        "aten::bmm(Tensor self, Tensor mat2) -> Tensor",
+        vec![Tensor(0), Tensor(1)],
+        vec![t(&[5, 2, 3]), t(&[5, 3, 4])],
+        t(&[5, 2, 4]),
+    );
+    for (name, out) in [
+        ("baddbmm", vec![5, 2, 4]),
+        ("baddbmm_", vec![5, 2, 4]),
+        ("addbmm", vec![2, 4]),
+    ] {
         add(
-            &format!("aten::{name}(Tensor self, Tensor batch1, Tensor batch2, *, Scalar beta=1, Scalar alpha=1) -> Tensor"),
+            &format!(
+                "aten::{name}(Tensor self, Tensor batch1, Tensor batch2, *, Scalar beta=1, Scalar alpha=1) -> Tensor"
+            ),
             vec![Tensor(0), Tensor(1), Tensor(2), Int(1), Int(1)],
             vec![t(&out), t(&[5, 2, 3]), t(&[5, 3, 4])],
             t(&out),
         );
     }
-    add("aten::matmul(Tensor self, Tensor other) -> Tensor", vec![Tensor(0), Tensor(1)], vec![t(&[5, 2, 3]), t(&[3, 4])], t(&[5, 2, 4]));
-    add("aten::mv(Tensor self, Tensor vec) -> Tensor", vec![Tensor(0), Tensor(1)], vec![t(&[2, 3]), t(&[3])], t(&[2]));
-    add("aten::dot(Tensor self, Tensor tensor) -> Tensor", vec![Tensor(0), Tensor(1)], vec![t(&[3]), t(&[3])], t(&[]));
+    add(
+        "aten::matmul(Tensor self, Tensor other) -> Tensor",
+        vec![Tensor(0), Tensor(1)],
+        vec![t(&[5, 2, 3]), t(&[3, 4])],
+        t(&[5, 2, 4]),
+    );
+    add(
+        "aten::mv(Tensor self, Tensor vec) -> Tensor",
+        vec![Tensor(0), Tensor(1)],
+        vec![t(&[2, 3]), t(&[3])],
+        t(&[2]),
+    );
+    add(
+        "aten::dot(Tensor self, Tensor tensor) -> Tensor",
+        vec![Tensor(0), Tensor(1)],
+        vec![t(&[3]), t(&[3])],
+        t(&[]),
+    );
     add(
         "aten::addmv(Tensor self, Tensor mat, Tensor vec, *, Scalar beta=1, Scalar alpha=1) -> Tensor",
         vec![Tensor(0), Tensor(1), Tensor(2), Int(1), Int(1)],
@@ -101,27 +152,51 @@ fn calls() -> Vec<(OpDef, Vec<Argument>, Vec<TensorMeta>, Vec<TensorMeta>)> {
         "aten::convolution(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, bool transposed, \
          int[] output_padding, int groups) -> Tensor",
         vec![
-            Tensor(0), Tensor(1), None, IntList(vec![1, 1]), IntList(vec![0, 0]), IntList(vec![1, 1]), Bool(false),
-            IntList(vec![0, 0]), Int(1),
+            Tensor(0),
+            Tensor(1),
+            None,
+            IntList(vec![1, 1]),
+            IntList(vec![0, 0]),
+            IntList(vec![1, 1]),
+            Bool(false),
+            IntList(vec![0, 0]),
+            Int(1),
         ],
         vec![t(&[2, 3, 5, 5]), t(&[4, 3, 3, 3])],
         t(&[2, 4, 3, 3]),
     );
-    for (dimensions, overload) in [(1, ""), (1, ".padding"), (2, ""), (2, ".padding"), (3, ""), (3, ".padding")] {
+    for (dimensions, overload) in [
+        (1, ""),
+        (1, ".padding"),
+        (2, ""),
+        (2, ".padding"),
+        (3, ""),
+        (3, ".padding"),
+    ] {
         let space = vec![5; dimensions];
         add(
-            &format!("aten::conv{dimensions}d{overload}(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor"),
+            &format!(
+                "aten::conv{dimensions}d{overload}(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor"
+            ),
             vec![Tensor(0), Tensor(1), None],
-            vec![t(&[&[2, 3], &space[..]].concat()), t(&[&[4, 3], &vec![1; dimensions][..]].concat())],
+            vec![
+                t(&[&[2, 3], &space[..]].concat()),
+                t(&[&[4, 3], &vec![1; dimensions][..]].concat()),
+            ],
             t(&[&[2, 4], &space[..]].concat()),
         );
     }
     for (dimensions, overload) in [(1, ""), (2, ".input"), (3, ".input")] {
         let space = vec![5; dimensions];
         add(
-            &format!("aten::conv_transpose{dimensions}d{overload}(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor"),
+            &format!(
+                "aten::conv_transpose{dimensions}d{overload}(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor"
+            ),
             vec![Tensor(0), Tensor(1), None],
-            vec![t(&[&[2, 3], &space[..]].concat()), t(&[&[3, 4], &vec![1; dimensions][..]].concat())],
+            vec![
+                t(&[&[2, 3], &space[..]].concat()),
+                t(&[&[3, 4], &vec![1; dimensions][..]].concat()),
+            ],
             t(&[&[2, 4], &space[..]].concat()),
         );
     }
@@ -129,7 +204,12 @@ fn calls() -> Vec<(OpDef, Vec<Argument>, Vec<TensorMeta>, Vec<TensorMeta>)> {
 }
 
 /// The statistics that capture takes of a call by the table alone, where its operands are binary or not as `binary` says.
-fn taken(op: &OpDef, arguments: &[Argument], line: &OpNeeds, binary: &dyn Fn(usize) -> bool) -> Pattern {
+fn taken(
+    op: &OpDef,
+    arguments: &[Argument],
+    line: &OpNeeds,
+    binary: &dyn Fn(usize) -> bool,
+) -> Pattern {
     let place = |name: &str| op.arguments.iter().position(|a| a.name == name);
     let index = |name: &str| match place(name).and_then(|at| arguments.get(at)) {
         Some(Argument::Tensor(index)) => Some(*index),
@@ -141,11 +221,19 @@ fn taken(op: &OpDef, arguments: &[Argument], line: &OpNeeds, binary: &dyn Fn(usi
         let is_binary = binary(usize::from(tensor));
         let counted = is_binary || *need != Taken::Binary;
         let mut mask = if counted { fields::NONZEROS } else { 0 };
-        if is_binary && matches!(line.product, Some((first, _, Product::Convolution)) if first == *name) {
+        if is_binary
+            && matches!(line.product, Some((first, _, Product::Convolution)) if first == *name)
+        {
             mask |= fields::FAN_OUT_NONZEROS;
         }
-        let written = place(name).and_then(|at| op.arguments.get(at)).is_some_and(|a| a.written);
-        let times: &[When] = if written { &[When::Before, When::After] } else { &[When::Before] };
+        let written = place(name)
+            .and_then(|at| op.arguments.get(at))
+            .is_some_and(|a| a.written);
+        let times: &[When] = if written {
+            &[When::Before, When::After]
+        } else {
+            &[When::Before]
+        };
         entries.extend(times.iter().map(|when| PatternEntry {
             operand: Operand::Tensor(tensor),
             when: *when,
@@ -155,7 +243,9 @@ fn taken(op: &OpDef, arguments: &[Argument], line: &OpNeeds, binary: &dyn Fn(usi
         }));
     }
     if let Some((a, b, _)) = line.product
-        && [a, b].iter().all(|name| index(name).is_some_and(|tensor| binary(usize::from(tensor))))
+        && [a, b]
+            .iter()
+            .all(|name| index(name).is_some_and(|tensor| binary(usize::from(tensor))))
     {
         entries.push(PatternEntry {
             operand: Operand::Product,
@@ -172,13 +262,21 @@ fn taken(op: &OpDef, arguments: &[Argument], line: &OpNeeds, binary: &dyn Fn(usi
 #[test]
 fn what_capture_takes_by_the_table_is_enough_for_every_rule() {
     let calls = calls();
-    for line in needs::RULES.iter().filter(|line| line.op.starts_with("aten::")) {
-        assert!(calls.iter().any(|(op, ..)| op.qualified_name() == line.op), "no call of {} is tried", line.op);
+    for line in needs::RULES
+        .iter()
+        .filter(|line| line.op.starts_with("aten::"))
+    {
+        assert!(
+            calls.iter().any(|(op, ..)| op.qualified_name() == line.op),
+            "no call of {} is tried",
+            line.op
+        );
     }
     for set in sets() {
         for (op, arguments, inputs, outputs) in &calls {
             let name = op.qualified_name();
-            let line = needs::rules_need(&name).unwrap_or_else(|| panic!("{name} is not in the table"));
+            let line =
+                needs::rules_need(&name).unwrap_or_else(|| panic!("{name} is not in the table"));
             for binary in 0..4u8 {
                 // Factors stand in the last two tensors; a bias before them is asked by no rule.
                 let first = inputs.len().saturating_sub(2);
@@ -210,9 +308,16 @@ fn what_capture_takes_by_the_table_is_enough_for_every_rule() {
                     let counted = set.counter(counter).unwrap().count(&row);
                     let fits = match set.name {
                         super::optape::NAME => matches!(counted, Counted::Value(_) | Counted::Zero),
-                        _ => matches!(counted, Counted::Value(_) | Counted::Zero | Counted::Unknown(None)),
+                        _ => matches!(
+                            counted,
+                            Counted::Value(_) | Counted::Zero | Counted::Unknown(None)
+                        ),
                     };
-                    assert!(fits, "{} {counter} of {name}, binary {binary:02b}: {counted:?}", set.name);
+                    assert!(
+                        fits,
+                        "{} {counter} of {name}, binary {binary:02b}: {counted:?}",
+                        set.name
+                    );
                 }
             }
         }

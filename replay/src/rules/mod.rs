@@ -47,8 +47,8 @@ use std::sync::Arc;
 
 use optape_trace::{OpDef, call_flags};
 
-pub use call::{CallRow, MissingLevel, Notes, Number, RuleError, TensorView};
 pub(crate) use call::integer_position;
+pub use call::{CallRow, MissingLevel, Notes, Number, RuleError, TensorView};
 
 /// What a counter says of a row.
 #[derive(Clone, Debug, PartialEq)]
@@ -126,14 +126,25 @@ pub struct Rule {
 
 impl fmt::Debug for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Rule").field("formula", &self.formula).field("source", &self.source).finish_non_exhaustive()
+        f.debug_struct("Rule")
+            .field("formula", &self.formula)
+            .field("source", &self.source)
+            .finish_non_exhaustive()
     }
 }
 
 impl Rule {
     /// A rule that counts nothing, for a reason.
-    pub fn zero(reason: impl Into<Cow<'static, str>>, source: impl Into<Cow<'static, str>>) -> Self {
-        Self { formula: "0".into(), source: source.into(), needs: Vec::new(), evaluate: Evaluate::Zero(reason.into()) }
+    pub fn zero(
+        reason: impl Into<Cow<'static, str>>,
+        source: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self {
+            formula: "0".into(),
+            source: source.into(),
+            needs: Vec::new(),
+            evaluate: Evaluate::Zero(reason.into()),
+        }
     }
 
     /// A rule over metadata alone; the formula is that of one call.
@@ -157,7 +168,12 @@ impl Rule {
         needs: Vec<Need>,
         evaluate: impl Fn(&CallRow<'_>) -> Result<i128, RuleError> + Send + Sync + 'static,
     ) -> Self {
-        Self { formula: formula.into(), source: source.into(), needs, evaluate: Evaluate::PerRow(Arc::new(evaluate)) }
+        Self {
+            formula: formula.into(),
+            source: source.into(),
+            needs,
+            evaluate: Evaluate::PerRow(Arc::new(evaluate)),
+        }
     }
 
     /// Why nothing is counted, where that is the rule.
@@ -175,7 +191,8 @@ impl Rule {
         let result = match &self.evaluate {
             Evaluate::Zero(_) => return Counted::Zero,
             Evaluate::PerCall(formula) => row.check().and_then(|()| formula(row)).and_then(|one| {
-                one.checked_mul(i128::from(row.calls)).ok_or_else(|| RuleError::Unsuited("the count overflows".into()))
+                one.checked_mul(i128::from(row.calls))
+                    .ok_or_else(|| RuleError::Unsuited("the count overflows".into()))
             }),
             Evaluate::PerRow(formula) => row.check().and_then(|()| formula(row)),
         };
@@ -199,7 +216,11 @@ pub struct TableCounter {
 impl TableCounter {
     /// An empty table.
     pub fn new(name: impl Into<Cow<'static, str>>, unit: impl Into<Cow<'static, str>>) -> Self {
-        Self { name: name.into(), unit: unit.into(), rules: BTreeMap::new() }
+        Self {
+            name: name.into(),
+            unit: unit.into(),
+            rules: BTreeMap::new(),
+        }
     }
 
     /// Adds the rule of an overload. The later of two wins.
@@ -231,13 +252,17 @@ impl Counter for TableCounter {
     }
 
     fn count(&self, row: &CallRow<'_>) -> Counted {
-        self.rule_of(row).map_or(Counted::Unknown(None), |rule| rule.count(row))
+        self.rule_of(row)
+            .map_or(Counted::Unknown(None), |rule| rule.count(row))
     }
 }
 
 /// The overload that returns a new tensor: `aten::add.Tensor` for `aten::add_.Tensor`.
 fn fresh(op: &OpDef) -> OpDef {
-    OpDef { name: op.name.strip_suffix('_').unwrap_or(&op.name).to_owned(), ..op.clone() }
+    OpDef {
+        name: op.name.strip_suffix('_').unwrap_or(&op.name).to_owned(),
+        ..op.clone()
+    }
 }
 
 /// Rules under one name and version.
@@ -260,12 +285,19 @@ pub struct RuleSet {
 
 impl fmt::Debug for RuleSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RuleSet").field("name", &self.name).field("version", &self.version).finish_non_exhaustive()
+        f.debug_struct("RuleSet")
+            .field("name", &self.name)
+            .field("version", &self.version)
+            .finish_non_exhaustive()
     }
 }
 
 /// Names of the built-in rule sets; the first is the default.
-pub const RULE_SETS: [&str; 3] = [optape::NAME, spikingjelly::Version::June2026.name(), spikingjelly::Version::V2_0_0.name()];
+pub const RULE_SETS: [&str; 3] = [
+    optape::NAME,
+    spikingjelly::Version::June2026.name(),
+    spikingjelly::Version::V2_0_0.name(),
+];
 
 impl RuleSet {
     /// A built-in rule set by name.
@@ -278,14 +310,19 @@ impl RuleSet {
             optape::NAME => Ok(optape::rule_set()),
             n if n == Version::June2026.name() => Ok(spikingjelly::rule_set(Version::June2026)),
             n if n == Version::V2_0_0.name() => Ok(spikingjelly::rule_set(Version::V2_0_0)),
-            _ => Err(crate::ReplayError::unknown_name("rule set", name, RULE_SETS)),
+            _ => Err(crate::ReplayError::unknown_name(
+                "rule set", name, RULE_SETS,
+            )),
         }
     }
 
     /// A counter of the set.
     #[must_use]
     pub fn counter(&self, name: &str) -> Option<&dyn Counter> {
-        self.counters.iter().find(|c| c.name() == name).map(AsRef::as_ref)
+        self.counters
+            .iter()
+            .find(|c| c.name() == name)
+            .map(AsRef::as_ref)
     }
 
     /// Names of the counters.
@@ -296,7 +333,10 @@ impl RuleSet {
     /// The row as this set's rules see it.
     #[must_use]
     pub fn seen<'a>(&self, row: CallRow<'a>) -> CallRow<'a> {
-        CallRow { values_before: self.accumulations_are_add && row.is_accumulation(), ..row }
+        CallRow {
+            values_before: self.accumulations_are_add && row.is_accumulation(),
+            ..row
+        }
     }
 
     /// The name under which the set's reports show the op of a row, as Python prints it: `aten.add.Tensor`.

@@ -43,7 +43,11 @@ impl Form {
     /// What the spike rules of such a product read.
     pub(crate) fn needs(self) -> Vec<Need> {
         let (a, b) = self.factors();
-        let mut needs = vec![Need::Spikes(a, false), Need::Spikes(b, false), Need::Product];
+        let mut needs = vec![
+            Need::Spikes(a, false),
+            Need::Spikes(b, false),
+            Need::Product,
+        ];
         if matches!(self, Self::Convolution(_)) {
             needs.push(Need::FanOut(a));
         }
@@ -66,7 +70,11 @@ impl Form {
         let (x, y) = (row.tensor(a)?, row.tensor(b)?);
         let products = match self {
             Self::Matrix(..) => {
-                let (m, k, n) = (row.note("m", x.size(0)?), row.note("k", x.size(1)?), row.note("n", y.size(1)?));
+                let (m, k, n) = (
+                    row.note("m", x.size(0)?),
+                    row.note("k", x.size(1)?),
+                    row.note("n", y.size(1)?),
+                );
                 same(k, y.size(0)?)?;
                 m * n * k
             }
@@ -87,7 +95,12 @@ impl Form {
             }
             Self::Convolution(by_name) => convolution_products(row, by_name)?,
         };
-        Ok(Geometry { left: (a, x), right: (b, y), products, convolution: matches!(self, Self::Convolution(_)) })
+        Ok(Geometry {
+            left: (a, x),
+            right: (b, y),
+            products,
+            convolution: matches!(self, Self::Convolution(_)),
+        })
     }
 }
 
@@ -100,13 +113,25 @@ pub(crate) fn is_transposed(row: &CallRow<'_>, by_name: Option<bool>) -> Result<
 /// `weight.size(1)` is already divided by the groups.
 fn convolution_products(row: &CallRow<'_>, by_name: Option<bool>) -> Result<i128, RuleError> {
     let (input, weight, out) = (row.tensor("input")?, row.tensor("weight")?, row.output(0)?);
-    let positions = if is_transposed(row, by_name)? { input } else { out };
+    let positions = if is_transposed(row, by_name)? {
+        input
+    } else {
+        out
+    };
     let positions = row.note("positions", positions.elements());
-    Ok(positions * row.note("weight.size(1)", weight.size(1)?) * row.note("kernel", weight.elements_from(2)))
+    Ok(positions
+        * row.note("weight.size(1)", weight.size(1)?)
+        * row.note("kernel", weight.elements_from(2)))
 }
 
 fn same(a: i128, b: i128) -> Result<(), RuleError> {
-    if a == b { Ok(()) } else { Err(RuleError::Unsuited(format!("the inner sizes {a} and {b} of the product differ"))) }
+    if a == b {
+        Ok(())
+    } else {
+        Err(RuleError::Unsuited(format!(
+            "the inner sizes {a} and {b} of the product differ"
+        )))
+    }
 }
 
 impl Geometry<'_> {
@@ -114,7 +139,11 @@ impl Geometry<'_> {
     pub(crate) fn macs(&self, row: &CallRow<'_>) -> Result<i128, RuleError> {
         let spikes = row.binary(self.left.0, row.seen_after(self.left.0))?
             || row.binary(self.right.0, row.seen_after(self.right.0))?;
-        if spikes { Ok(0) } else { times(self.products, i128::from(row.calls)) }
+        if spikes {
+            Ok(0)
+        } else {
+            times(self.products, i128::from(row.calls))
+        }
     }
 
     /// Accumulates that spikes cause, over all calls of the row: each nonzero of a binary factor adds the elements of the
@@ -131,14 +160,26 @@ impl Geometry<'_> {
         }
     }
 
-    fn uses(&self, row: &CallRow<'_>, factor: (&'static str, TensorView<'_>)) -> Result<i128, RuleError> {
+    fn uses(
+        &self,
+        row: &CallRow<'_>,
+        factor: (&'static str, TensorView<'_>),
+    ) -> Result<i128, RuleError> {
         let elements = factor.1.elements();
-        let uses = if elements == 0 { 0 } else { self.products / elements };
-        times(row.nonzeros(factor.0, row.seen_after(factor.0))?, row.note("uses", uses))
+        let uses = if elements == 0 {
+            0
+        } else {
+            self.products / elements
+        };
+        times(
+            row.nonzeros(factor.0, row.seen_after(factor.0))?,
+            row.note("uses", uses),
+        )
     }
 }
 
 /// A product that may be large.
 pub(crate) fn times(a: i128, b: i128) -> Result<i128, RuleError> {
-    a.checked_mul(b).ok_or_else(|| RuleError::Unsuited("the count overflows".to_owned()))
+    a.checked_mul(b)
+        .ok_or_else(|| RuleError::Unsuited("the count overflows".to_owned()))
 }

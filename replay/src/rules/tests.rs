@@ -49,9 +49,15 @@ fn mm(first: Statistic, second: Statistic) -> Call {
 fn a_matrix_product_counts_2k_minus_1_or_2k_flops_per_output() {
     let call = mm(Statistic::analog(0), Statistic::analog(1));
     assert_eq!(counted(JUNE, "flop", &call, 3), Counted::Value(3 * 8 * 5));
-    assert_eq!(counted(RELEASE, "flop", &call, 3), Counted::Value(3 * 8 * 6));
+    assert_eq!(
+        counted(RELEASE, "flop", &call, 3),
+        Counted::Value(3 * 8 * 6)
+    );
     assert_eq!(counted(OWN, "flop", &call, 3), Counted::Value(3 * 8 * 6));
-    assert_eq!(counted(RELEASE, "memory_access", &call, 1), Counted::Value(4 * (6 + 12 + 8)));
+    assert_eq!(
+        counted(RELEASE, "memory_access", &call, 1),
+        Counted::Value(4 * (6 + 12 + 8))
+    );
 }
 
 #[test]
@@ -76,7 +82,9 @@ fn a_missing_level_is_named_and_not_counted_as_zero() {
     let mut call = mm(Statistic::analog(0), Statistic::analog(1));
     call.statistics.clear();
     for set in [JUNE, RELEASE, OWN] {
-        let Counted::Missing(missing) = counted(set, "mac", &call, 1) else { panic!("{set}: a number without statistics") };
+        let Counted::Missing(missing) = counted(set, "mac", &call, 1) else {
+            panic!("{set}: a number without statistics")
+        };
         assert_eq!(missing.level, "T1");
         assert_eq!(
             missing.to_string(),
@@ -86,10 +94,20 @@ fn a_missing_level_is_named_and_not_counted_as_zero() {
 }
 
 fn addmm(alpha: Argument, beta: Argument, spikes: bool) -> Call {
-    let first = if spikes { Statistic::spikes(1, 3) } else { Statistic::analog(1) };
+    let first = if spikes {
+        Statistic::spikes(1, 3)
+    } else {
+        Statistic::analog(1)
+    };
     Call::new(
         schema::ADDMM,
-        vec![Argument::Tensor(0), Argument::Tensor(1), Argument::Tensor(2), beta, alpha],
+        vec![
+            Argument::Tensor(0),
+            Argument::Tensor(1),
+            Argument::Tensor(2),
+            beta,
+            alpha,
+        ],
         vec![tensor(&[4]), tensor(&[2, 3]), tensor(&[3, 4])],
         vec![tensor(&[2, 4])],
     )
@@ -106,11 +124,22 @@ fn alpha_and_beta_are_seen_as_structure_or_as_varying() {
         (one(), Argument::FloatPayload, 40 + 4 + 8, 0),
     ];
     for (alpha, beta, flops, _) in cases {
-        assert_eq!(counted(JUNE, "flop", &addmm(alpha, beta, false), 1), Counted::Value(flops));
+        assert_eq!(
+            counted(JUNE, "flop", &addmm(alpha, beta, false), 1),
+            Counted::Value(flops)
+        );
     }
-    let unread = counted(JUNE, "memory_access", &addmm(one(), Argument::Float(0.0), false), 1);
+    let unread = counted(
+        JUNE,
+        "memory_access",
+        &addmm(one(), Argument::Float(0.0), false),
+        1,
+    );
     let read = counted(JUNE, "memory_access", &addmm(one(), one(), false), 1);
-    assert_eq!((unread, read), (Counted::Value(4 * 26), Counted::Value(4 * 30)));
+    assert_eq!(
+        (unread, read),
+        (Counted::Value(4 * 26), Counted::Value(4 * 30))
+    );
 }
 
 #[test]
@@ -138,7 +167,12 @@ fn upstream_sees_in_place_operands_after_the_op() {
         schema::ADD_,
         vec![
             Statistic::spikes(0, 2),
-            Statistic { binary: Some(false), numbers: Vec::new(), ..Statistic::spikes(0, 0) }.after(),
+            Statistic {
+                binary: Some(false),
+                numbers: Vec::new(),
+                ..Statistic::spikes(0, 0)
+            }
+            .after(),
             Statistic::spikes(1, 3),
         ],
     );
@@ -166,7 +200,11 @@ fn numbers_are_no_tensors() {
 fn upstream_looks_for_alpha_among_keyword_arguments_alone() {
     let call = Call::new(
         schema::RSUB,
-        vec![Argument::Tensor(0), Argument::Int(1), Argument::FloatPayload],
+        vec![
+            Argument::Tensor(0),
+            Argument::Int(1),
+            Argument::FloatPayload,
+        ],
         vec![tensor(&[2, 3])],
         vec![tensor(&[2, 3])],
     );
@@ -176,10 +214,20 @@ fn upstream_looks_for_alpha_among_keyword_arguments_alone() {
 
 #[test]
 fn logical_not_breaks_upstream_memory_access_and_not_ours() {
-    let call = Call::new(schema::LOGICAL_NOT, vec![Argument::Tensor(0)], vec![tensor(&[6])], vec![tensor(&[6])]);
+    let call = Call::new(
+        schema::LOGICAL_NOT,
+        vec![Argument::Tensor(0)],
+        vec![tensor(&[6])],
+        vec![tensor(&[6])],
+    );
     for set in [JUNE, RELEASE] {
-        let Counted::Failed(text) = counted(set, "memory_access", &call, 1) else { panic!("{set} does not fail") };
-        assert_eq!(text, "ValueError: not enough values to unpack (expected 2, got 1)");
+        let Counted::Failed(text) = counted(set, "memory_access", &call, 1) else {
+            panic!("{set} does not fail")
+        };
+        assert_eq!(
+            text,
+            "ValueError: not enough values to unpack (expected 2, got 1)"
+        );
     }
     assert_eq!(counted(OWN, "memory_access", &call, 1), Counted::Value(48));
 }
@@ -211,14 +259,26 @@ fn convolution(transposed: bool, shapes: [&[i64]; 3], groups: i64) -> Call {
 fn convolutions_count_kernel_times_positions_groups_and_transposition_included() {
     let plain = convolution(false, [&[2, 3, 5, 5], &[4, 3, 3, 3], &[2, 4, 3, 3]], 1);
     let products = 2 * 4 * 9 * 27;
-    assert_eq!(counted(RELEASE, "flop", &plain, 1), Counted::Value(2 * products));
-    assert_eq!(counted(JUNE, "flop", &plain, 1), Counted::Value(2 * products - 72));
+    assert_eq!(
+        counted(RELEASE, "flop", &plain, 1),
+        Counted::Value(2 * products)
+    );
+    assert_eq!(
+        counted(JUNE, "flop", &plain, 1),
+        Counted::Value(2 * products - 72)
+    );
     let grouped = convolution(false, [&[2, 4, 5, 5], &[4, 2, 3, 3], &[2, 4, 3, 3]], 2);
     let transposed = convolution(true, [&[2, 3, 3, 3], &[3, 4, 3, 3], &[2, 4, 5, 5]], 1);
     for set in [JUNE, RELEASE, OWN] {
         assert_eq!(counted(set, "mac", &plain, 1), Counted::Value(products));
-        assert_eq!(counted(set, "mac", &grouped, 1), Counted::Value(2 * 4 * 9 * 18));
-        assert_eq!(counted(set, "mac", &transposed, 1), Counted::Value(2 * 3 * 9 * 36));
+        assert_eq!(
+            counted(set, "mac", &grouped, 1),
+            Counted::Value(2 * 4 * 9 * 18)
+        );
+        assert_eq!(
+            counted(set, "mac", &transposed, 1),
+            Counted::Value(2 * 3 * 9 * 36)
+        );
     }
 }
 
@@ -242,30 +302,70 @@ fn the_gradient_of_a_grouped_convolution_is_mended() {
                 Argument::Int(groups),
                 Argument::BoolList(vec![true, true, true]),
             ],
-            vec![tensor(&[2, 4, 3, 3]), tensor(&[2, c_in, 5, 5]), tensor(&[4, c_in / groups, 3, 3])],
-            vec![tensor(&[2, c_in, 5, 5]), tensor(&[4, c_in / groups, 3, 3]), tensor(&[4])],
+            vec![
+                tensor(&[2, 4, 3, 3]),
+                tensor(&[2, c_in, 5, 5]),
+                tensor(&[4, c_in / groups, 3, 3]),
+            ],
+            vec![
+                tensor(&[2, c_in, 5, 5]),
+                tensor(&[4, c_in / groups, 3, 3]),
+                tensor(&[4]),
+            ],
         )
     };
     let bias = 4 * (2 * 9 - 1);
     let products = |depth: i128| 2 * 4 * 9 * depth * 9;
-    assert_eq!(counted(OWN, "flop", &call(1, 4), 1), Counted::Value(4 * products(4) + bias));
-    assert_eq!(counted(RELEASE, "flop", &call(1, 4), 1), Counted::Value(4 * products(4) + bias));
-    assert_eq!(counted(OWN, "flop", &call(2, 4), 1), Counted::Value(4 * products(2) + bias));
+    assert_eq!(
+        counted(OWN, "flop", &call(1, 4), 1),
+        Counted::Value(4 * products(4) + bias)
+    );
+    assert_eq!(
+        counted(RELEASE, "flop", &call(1, 4), 1),
+        Counted::Value(4 * products(4) + bias)
+    );
+    assert_eq!(
+        counted(OWN, "flop", &call(2, 4), 1),
+        Counted::Value(4 * products(2) + bias)
+    );
     // Upstream takes the weight's gradient for that of an ungrouped convolution.
-    assert_eq!(counted(RELEASE, "flop", &call(2, 4), 1), Counted::Value(2 * products(2) + 2 * products(4) + bias));
+    assert_eq!(
+        counted(RELEASE, "flop", &call(2, 4), 1),
+        Counted::Value(2 * products(2) + 2 * products(4) + bias)
+    );
 }
 
 #[test]
 fn hostile_sizes_are_no_numbers() {
     let huge = mm_of(&[1 << 40, 1 << 20], &[1 << 20, 4]);
     for set in [JUNE, RELEASE, OWN] {
-        assert!(matches!(counted(set, "flop", &huge, 1), Counted::Unknown(Some(_))), "{set}");
-        assert!(matches!(counted(set, "flop", &mm_of(&[2, -3], &[3, 4]), 1), Counted::Unknown(Some(_))), "{set}");
+        assert!(
+            matches!(counted(set, "flop", &huge, 1), Counted::Unknown(Some(_))),
+            "{set}"
+        );
+        assert!(
+            matches!(
+                counted(set, "flop", &mm_of(&[2, -3], &[3, 4]), 1),
+                Counted::Unknown(Some(_))
+            ),
+            "{set}"
+        );
     }
-    assert!(matches!(counted(OWN, "flop", &mm_of(&[2, 3], &[5, 4]), 1), Counted::Unknown(Some(_))));
+    assert!(matches!(
+        counted(OWN, "flop", &mm_of(&[2, 3], &[5, 4]), 1),
+        Counted::Unknown(Some(_))
+    ));
 }
 
 fn mm_of(a: &[i64], b: &[i64]) -> Call {
-    let meta = |shape: &[i64]| optape_trace::TensorMeta { shape: shape.to_vec(), ..tensor(&[]) };
-    Call::new(schema::MM, vec![Argument::Tensor(0), Argument::Tensor(1)], vec![meta(a), meta(b)], vec![tensor(&[2, 4])])
+    let meta = |shape: &[i64]| optape_trace::TensorMeta {
+        shape: shape.to_vec(),
+        ..tensor(&[])
+    };
+    Call::new(
+        schema::MM,
+        vec![Argument::Tensor(0), Argument::Tensor(1)],
+        vec![meta(a), meta(b)],
+        vec![tensor(&[2, 4])],
+    )
 }

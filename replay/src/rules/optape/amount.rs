@@ -55,12 +55,23 @@ fn first<'a>(row: &CallRow<'a>) -> Result<TensorView<'a>, RuleError> {
 }
 
 fn input_elements(row: &CallRow<'_>) -> Result<i128, RuleError> {
-    let tensors = (0..row.op.arguments.len()).map(|i| row.tensors_at(i)).find(|t| !t.is_empty());
+    let tensors = (0..row.op.arguments.len())
+        .map(|i| row.tensors_at(i))
+        .find(|t| !t.is_empty());
     // A list may be empty; a single tensor has to be there.
     match tensors {
         Some(tensors) => Ok(tensors.iter().map(TensorView::elements).sum()),
-        None if row.op.arguments.iter().any(|a| a.type_name.contains("Tensor[]")) => Ok(0),
-        None => Err(RuleError::Unsuited("the call has no tensor argument".to_owned())),
+        None if row
+            .op
+            .arguments
+            .iter()
+            .any(|a| a.type_name.contains("Tensor[]")) =>
+        {
+            Ok(0)
+        }
+        None => Err(RuleError::Unsuited(
+            "the call has no tensor argument".to_owned(),
+        )),
     }
 }
 
@@ -74,7 +85,9 @@ pub(super) fn out_elements(row: &CallRow<'_>) -> i128 {
         return outputs.iter().map(TensorView::elements).sum();
     }
     let written = row.op.arguments.iter().position(|a| a.written);
-    written.map_or(0, |i| row.tensors_at(i).iter().map(TensorView::elements).sum())
+    written.map_or(0, |i| {
+        row.tensors_at(i).iter().map(TensorView::elements).sum()
+    })
 }
 
 /// The rule of an amount; an empty one is zero, for the reason given.
@@ -123,7 +136,10 @@ pub(super) fn work(flop: Amount, ac: Amount) -> Work {
 
 /// As [`work`], with multiply-accumulates.
 pub(super) fn work_with_mac(flop: Amount, mac: Amount, ac: Amount) -> Work {
-    Work { mac: rule(mac, NO_PRODUCTS), ..work(flop, ac) }
+    Work {
+        mac: rule(mac, NO_PRODUCTS),
+        ..work(flop, ac)
+    }
 }
 
 /// Adds the same work for several ops.
@@ -137,8 +153,12 @@ pub(super) fn insert_all(tables: &mut Tables, ops: &[&'static str], flop: Amount
 pub(super) fn insert_per_element(tables: &mut Tables, op: String, flops: i128, additions: i128) {
     let per_element = move |count: i128, why: &'static str| match count {
         0 => zero(why),
-        1 => per_call("elements(out)", |row| Ok(row.note("elements(out)", out_elements(row)))),
-        n => per_call(format!("{n} * elements(out)"), move |row| Ok(n * row.note("elements(out)", out_elements(row)))),
+        1 => per_call("elements(out)", |row| {
+            Ok(row.note("elements(out)", out_elements(row)))
+        }),
+        n => per_call(format!("{n} * elements(out)"), move |row| {
+            Ok(n * row.note("elements(out)", out_elements(row)))
+        }),
     };
     tables.insert(
         op,
@@ -158,7 +178,10 @@ mod tests {
 
     #[test]
     fn the_text_of_an_amount_reads_like_a_formula() {
-        assert_eq!(text(&[(5, Input), (-2, Slices)]), "5 * elements(self) - 2 * slices");
+        assert_eq!(
+            text(&[(5, Input), (-2, Slices)]),
+            "5 * elements(self) - 2 * slices"
+        );
         assert_eq!(text(&[(1, Out)]), "elements(out)");
     }
 }

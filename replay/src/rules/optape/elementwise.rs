@@ -1,7 +1,9 @@
 //! Ops that compute every element of the result on its own: arithmetic, comparisons, activations and their gradients.
 
 use super::amount::{insert_per_element, out_elements};
-use super::{NO_ADDITIONS, NO_PRODUCTS, NO_SYNAPSES, SOURCE, Tables, Work, per_call, traffic, zero};
+use super::{
+    NO_ADDITIONS, NO_PRODUCTS, NO_SYNAPSES, SOURCE, Tables, Work, per_call, traffic, zero,
+};
 use crate::rules::product::times;
 use crate::rules::{CallRow, Need, Rule, RuleError};
 
@@ -10,9 +12,36 @@ use crate::rules::{CallRow, Need, Rule, RuleError};
 const UNARY: &[(&[&str], i128, i128)] = &[
     (
         &[
-            "exp", "exp2", "log", "log2", "log10", "sqrt", "sin", "cos", "tan", "asin", "acos", "atan", "erf", "erfc", "erfinv", "abs",
-            "neg", "sign", "sgn", "reciprocal", "floor", "ceil", "round", "trunc", "lgamma", "digamma", "bitwise_not",
-            "logical_not", "relu", "sinc",
+            "exp",
+            "exp2",
+            "log",
+            "log2",
+            "log10",
+            "sqrt",
+            "sin",
+            "cos",
+            "tan",
+            "asin",
+            "acos",
+            "atan",
+            "erf",
+            "erfc",
+            "erfinv",
+            "abs",
+            "neg",
+            "sign",
+            "sgn",
+            "reciprocal",
+            "floor",
+            "ceil",
+            "round",
+            "trunc",
+            "lgamma",
+            "digamma",
+            "bitwise_not",
+            "logical_not",
+            "relu",
+            "sinc",
         ],
         1,
         0,
@@ -57,11 +86,35 @@ const UNARY_FRESH: &[(&[&str], i128, i128)] = &[
 
 /// Without in-place or `out` overloads, or with names of their own: (overloads, flops per element, additions per element).
 const NAMED: &[(&[&str], i128, i128)] = &[
-    (&["aten::isnan", "aten::isinf", "aten::isfinite", "aten::signbit", "aten::isposinf", "aten::isneginf"], 1, 0),
-    (&["aten::selu", "aten::selu_", "aten::celu", "aten::celu_"], 4, 1),
+    (
+        &[
+            "aten::isnan",
+            "aten::isinf",
+            "aten::isfinite",
+            "aten::signbit",
+            "aten::isposinf",
+            "aten::isneginf",
+        ],
+        1,
+        0,
+    ),
+    (
+        &["aten::selu", "aten::selu_", "aten::celu", "aten::celu_"],
+        4,
+        1,
+    ),
     (&["aten::relu6", "aten::relu6_"], 2, 0),
     (&["aten::clamp.Tensor", "aten::clamp_.Tensor"], 2, 0),
-    (&["aten::clamp_min.Tensor", "aten::clamp_min_.Tensor", "aten::clamp_max.Tensor", "aten::clamp_max_.Tensor"], 1, 0),
+    (
+        &[
+            "aten::clamp_min.Tensor",
+            "aten::clamp_min_.Tensor",
+            "aten::clamp_max.Tensor",
+            "aten::clamp_max_.Tensor",
+        ],
+        1,
+        0,
+    ),
     (&["aten::clip", "aten::clip_"], 2, 0),
     (&["aten::_prelu_kernel", "aten::prelu"], 2, 0),
     (&["aten::rrelu_with_noise", "aten::rrelu_with_noise_"], 2, 0),
@@ -69,50 +122,222 @@ const NAMED: &[(&[&str], i128, i128)] = &[
     (&["aten::glu", "aten::glu.out"], 5, 1),
     (
         &[
-            "aten::pow.Tensor_Scalar", "aten::pow.Tensor_Tensor", "aten::pow.Scalar", "aten::pow_.Scalar", "aten::pow_.Tensor",
-            "aten::pow.Tensor_Scalar_out", "aten::pow.Tensor_Tensor_out", "aten::pow.Scalar_out", "aten::float_power.Tensor_Scalar", "aten::float_power.Tensor_Tensor",
+            "aten::pow.Tensor_Scalar",
+            "aten::pow.Tensor_Tensor",
+            "aten::pow.Scalar",
+            "aten::pow_.Scalar",
+            "aten::pow_.Tensor",
+            "aten::pow.Tensor_Scalar_out",
+            "aten::pow.Tensor_Tensor_out",
+            "aten::pow.Scalar_out",
+            "aten::float_power.Tensor_Scalar",
+            "aten::float_power.Tensor_Tensor",
         ],
         1,
         0,
     ),
-    (&["aten::div.Tensor_mode", "aten::div.Scalar_mode", "aten::div_.Tensor_mode", "aten::div_.Scalar_mode"], 2, 0),
-    (&["aten::floor_divide", "aten::floor_divide.Scalar", "aten::floor_divide_.Tensor", "aten::floor_divide_.Scalar"], 2, 0),
-    (&["aten::true_divide.Tensor", "aten::true_divide.Scalar", "aten::true_divide_.Tensor", "aten::divide.Tensor", "aten::divide.Scalar"], 1, 0),
-    (&["aten::multiply.Tensor", "aten::multiply.Scalar", "aten::multiply_.Tensor", "aten::multiply_.Scalar"], 1, 0),
-    (&["aten::maximum", "aten::maximum.out", "aten::minimum", "aten::minimum.out", "aten::fmax", "aten::fmin"], 1, 0),
+    (
+        &[
+            "aten::div.Tensor_mode",
+            "aten::div.Scalar_mode",
+            "aten::div_.Tensor_mode",
+            "aten::div_.Scalar_mode",
+        ],
+        2,
+        0,
+    ),
+    (
+        &[
+            "aten::floor_divide",
+            "aten::floor_divide.Scalar",
+            "aten::floor_divide_.Tensor",
+            "aten::floor_divide_.Scalar",
+        ],
+        2,
+        0,
+    ),
+    (
+        &[
+            "aten::true_divide.Tensor",
+            "aten::true_divide.Scalar",
+            "aten::true_divide_.Tensor",
+            "aten::divide.Tensor",
+            "aten::divide.Scalar",
+        ],
+        1,
+        0,
+    ),
+    (
+        &[
+            "aten::multiply.Tensor",
+            "aten::multiply.Scalar",
+            "aten::multiply_.Tensor",
+            "aten::multiply_.Scalar",
+        ],
+        1,
+        0,
+    ),
+    (
+        &[
+            "aten::maximum",
+            "aten::maximum.out",
+            "aten::minimum",
+            "aten::minimum.out",
+            "aten::fmax",
+            "aten::fmin",
+        ],
+        1,
+        0,
+    ),
     (&["aten::max.other", "aten::min.other"], 1, 0),
-    (&["aten::logical_and", "aten::logical_and_", "aten::logical_or", "aten::logical_or_", "aten::logical_xor", "aten::logical_xor_"], 1, 0),
-    (&["aten::logical_and.out", "aten::logical_or.out", "aten::logical_xor.out"], 1, 0),
-    (&["aten::atan2", "aten::atan2_", "aten::copysign.Tensor", "aten::copysign.Scalar", "aten::heaviside", "aten::heaviside_"], 1, 0),
+    (
+        &[
+            "aten::logical_and",
+            "aten::logical_and_",
+            "aten::logical_or",
+            "aten::logical_or_",
+            "aten::logical_xor",
+            "aten::logical_xor_",
+        ],
+        1,
+        0,
+    ),
+    (
+        &[
+            "aten::logical_and.out",
+            "aten::logical_or.out",
+            "aten::logical_xor.out",
+        ],
+        1,
+        0,
+    ),
+    (
+        &[
+            "aten::atan2",
+            "aten::atan2_",
+            "aten::copysign.Tensor",
+            "aten::copysign.Scalar",
+            "aten::heaviside",
+            "aten::heaviside_",
+        ],
+        1,
+        0,
+    ),
     // sqrt(a * a + b * b).
     (&["aten::hypot", "aten::hypot_"], 4, 1),
-    (&["aten::xlogy.Tensor", "aten::xlogy.Scalar_Other", "aten::xlogy.Scalar_Self"], 2, 0),
+    (
+        &[
+            "aten::xlogy.Tensor",
+            "aten::xlogy.Scalar_Other",
+            "aten::xlogy.Scalar_Self",
+        ],
+        2,
+        0,
+    ),
     // max + log(exp(a - max) + exp(b - max)).
     (&["aten::logaddexp", "aten::logaddexp2"], 8, 4),
     // min(x, 0) - log(1 + exp(-|x|)).
     (&["aten::log_sigmoid", "aten::log_sigmoid_forward"], 7, 2),
     // Mask and scale.
-    (&["aten::native_dropout", "aten::native_dropout_backward", "aten::dropout", "aten::dropout_", "aten::feature_dropout"], 2, 0),
+    (
+        &[
+            "aten::native_dropout",
+            "aten::native_dropout_backward",
+            "aten::dropout",
+            "aten::dropout_",
+            "aten::feature_dropout",
+        ],
+        2,
+        0,
+    ),
     (&["aten::_masked_scale"], 2, 0),
     // A random number is compared with the probability.
-    (&["aten::bernoulli", "aten::bernoulli.p", "aten::bernoulli_.float", "aten::bernoulli_.Tensor"], 1, 0),
+    (
+        &[
+            "aten::bernoulli",
+            "aten::bernoulli.p",
+            "aten::bernoulli_.float",
+            "aten::bernoulli_.Tensor",
+        ],
+        1,
+        0,
+    ),
     // start + i * step.
-    (&["aten::arange", "aten::arange.start", "aten::arange.start_step", "aten::arange.out", "aten::arange.start_out"], 2, 1),
+    (
+        &[
+            "aten::arange",
+            "aten::arange.start",
+            "aten::arange.start_step",
+            "aten::arange.out",
+            "aten::arange.start_out",
+        ],
+        2,
+        1,
+    ),
     (&["aten::linspace", "aten::linspace.out"], 2, 1),
     // Gradients of activations: g * y * (1 - y); g * (1 - y * y); g where x > t.
-    (&["aten::sigmoid_backward", "aten::tanh_backward", "aten::sigmoid_backward.grad_input", "aten::tanh_backward.grad_input"], 3, 1),
-    (&["aten::threshold_backward", "aten::threshold_backward.grad_input", "aten::hardshrink_backward", "aten::softshrink_backward"], 1, 0),
+    (
+        &[
+            "aten::sigmoid_backward",
+            "aten::tanh_backward",
+            "aten::sigmoid_backward.grad_input",
+            "aten::tanh_backward.grad_input",
+        ],
+        3,
+        1,
+    ),
+    (
+        &[
+            "aten::threshold_backward",
+            "aten::threshold_backward.grad_input",
+            "aten::hardshrink_backward",
+            "aten::softshrink_backward",
+        ],
+        1,
+        0,
+    ),
     // g * (cdf(x) + x * pdf(x)).
-    (&["aten::gelu_backward", "aten::gelu_backward.grad_input"], 11, 2),
+    (
+        &["aten::gelu_backward", "aten::gelu_backward.grad_input"],
+        11,
+        2,
+    ),
     // g * s * (1 + x * (1 - s)) with s = sigmoid(x).
-    (&["aten::silu_backward", "aten::silu_backward.grad_input"], 9, 3),
+    (
+        &["aten::silu_backward", "aten::silu_backward.grad_input"],
+        9,
+        3,
+    ),
     (&["aten::mish_backward"], 14, 4),
-    (&["aten::hardsigmoid_backward", "aten::hardtanh_backward", "aten::leaky_relu_backward"], 2, 0),
+    (
+        &[
+            "aten::hardsigmoid_backward",
+            "aten::hardtanh_backward",
+            "aten::leaky_relu_backward",
+        ],
+        2,
+        0,
+    ),
     (&["aten::hardswish_backward"], 4, 1),
     (&["aten::elu_backward"], 4, 1),
     // g * z / (z + 1) with z = exp(beta * x).
-    (&["aten::softplus_backward", "aten::softplus_backward.grad_input"], 5, 1),
-    (&["aten::log_sigmoid_backward", "aten::logit_backward", "aten::glu_backward"], 5, 1),
+    (
+        &[
+            "aten::softplus_backward",
+            "aten::softplus_backward.grad_input",
+        ],
+        5,
+        1,
+    ),
+    (
+        &[
+            "aten::log_sigmoid_backward",
+            "aten::logit_backward",
+            "aten::glu_backward",
+        ],
+        5,
+        1,
+    ),
     (&["aten::_prelu_kernel_backward"], 3, 0),
     (&["aten::rrelu_with_noise_backward"], 1, 0),
     (&["aten::square.out"], 1, 0),
@@ -120,11 +345,32 @@ const NAMED: &[(&[&str], i128, i128)] = &[
 
 /// Functions of two arguments with `Tensor` and `Scalar` overloads, one flop each.
 const BINARY: &[&str] = &[
-    "mul", "div", "eq", "ne", "lt", "le", "gt", "ge", "bitwise_and", "bitwise_or", "bitwise_xor", "fmod", "remainder",
+    "mul",
+    "div",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "bitwise_and",
+    "bitwise_or",
+    "bitwise_xor",
+    "fmod",
+    "remainder",
 ];
 
 /// As [`BINARY`], under the names that Python's operators use.
-const OPERATORS: &[&str] = &["__and__", "__or__", "__xor__", "__iand__", "__ior__", "__ixor__", "__lshift__", "__rshift__"];
+const OPERATORS: &[&str] = &[
+    "__and__",
+    "__or__",
+    "__xor__",
+    "__iand__",
+    "__ior__",
+    "__ixor__",
+    "__lshift__",
+    "__rshift__",
+];
 
 pub(super) fn fill(tables: &mut Tables) {
     for (names, flops, additions) in UNARY {
@@ -152,7 +398,11 @@ pub(super) fn fill(tables: &mut Tables) {
             insert_per_element(tables, format!("aten::{name}.{overload}"), 1, 0);
             insert_per_element(tables, format!("aten::{name}_.{overload}"), 1, 0);
         }
-        let out = if matches!(*name, "mul" | "div") { "out" } else { "Tensor_out" };
+        let out = if matches!(*name, "mul" | "div") {
+            "out"
+        } else {
+            "Tensor_out"
+        };
         insert_per_element(tables, format!("aten::{name}.{out}"), 1, 0);
         insert_per_element(tables, format!("aten::{name}.Scalar_out"), 1, 0);
     }
@@ -167,11 +417,23 @@ pub(super) fn fill(tables: &mut Tables) {
     for op in ADD_LIKE_WITHOUT_STATISTICS {
         tables.insert(*op, add_like(true));
     }
-    for op in ["aten::addcmul", "aten::addcmul_", "aten::addcmul.out", "aten::addcdiv", "aten::addcdiv_", "aten::addcdiv.out"] {
+    for op in [
+        "aten::addcmul",
+        "aten::addcmul_",
+        "aten::addcmul.out",
+        "aten::addcdiv",
+        "aten::addcdiv_",
+        "aten::addcdiv.out",
+    ] {
         tables.insert(op, fused(2, 1, "value"));
     }
     for op in [
-        "aten::lerp.Scalar", "aten::lerp_.Scalar", "aten::lerp.Scalar_out", "aten::lerp.Tensor", "aten::lerp_.Tensor", "aten::lerp.Tensor_out",
+        "aten::lerp.Scalar",
+        "aten::lerp_.Scalar",
+        "aten::lerp.Scalar_out",
+        "aten::lerp.Tensor",
+        "aten::lerp_.Tensor",
+        "aten::lerp.Tensor_out",
     ] {
         // self + weight * (end - self).
         insert_per_element(tables, op.to_owned(), 3, 2);
@@ -180,13 +442,25 @@ pub(super) fn fill(tables: &mut Tables) {
 
 /// Additions and subtractions whose operands the trace knows as binary or not.
 const ADD_LIKE: &[&str] = &[
-    "aten::add.Tensor", "aten::add_.Tensor", "aten::sub.Tensor", "aten::sub_.Tensor", "aten::rsub.Tensor",
+    "aten::add.Tensor",
+    "aten::add_.Tensor",
+    "aten::sub.Tensor",
+    "aten::sub_.Tensor",
+    "aten::rsub.Tensor",
 ];
 
 /// The same with a number, or under other names of which statistics are not taken: every element counts.
 const ADD_LIKE_WITHOUT_STATISTICS: &[&str] = &[
-    "aten::add.Scalar", "aten::add_.Scalar", "aten::sub.Scalar", "aten::sub_.Scalar", "aten::rsub.Scalar", "aten::add.out",
-    "aten::sub.out", "aten::subtract.Tensor", "aten::subtract_.Tensor", "aten::subtract.Scalar",
+    "aten::add.Scalar",
+    "aten::add_.Scalar",
+    "aten::sub.Scalar",
+    "aten::sub_.Scalar",
+    "aten::rsub.Scalar",
+    "aten::add.out",
+    "aten::sub.out",
+    "aten::subtract.Tensor",
+    "aten::subtract_.Tensor",
+    "aten::subtract.Scalar",
     "aten::subtract_.Scalar",
 ];
 
@@ -196,10 +470,16 @@ fn add_like(every_element: bool) -> Work {
         if row.number("alpha", 1.0).is_one() {
             return Ok(out);
         }
-        Ok(out + row.note("elements(other)", row.optional_tensor("other").map_or(1, |t| t.elements())))
+        Ok(out
+            + row.note(
+                "elements(other)",
+                row.optional_tensor("other").map_or(1, |t| t.elements()),
+            ))
     });
     let ac = if every_element {
-        per_call("elements(out)", |row| Ok(row.note("elements(out)", out_elements(row))))
+        per_call("elements(out)", |row| {
+            Ok(row.note("elements(out)", out_elements(row)))
+        })
     } else {
         Rule::per_row(
             "both binary and alpha == 1: the nonzeros of each * how often it is used; else elements(out) per call",
@@ -208,7 +488,13 @@ fn add_like(every_element: bool) -> Work {
             additions,
         )
     };
-    Work { flop, memory_access: traffic(), mac: zero(NO_PRODUCTS), ac, synop: zero(NO_SYNAPSES) }
+    Work {
+        flop,
+        memory_access: traffic(),
+        mac: zero(NO_PRODUCTS),
+        ac,
+        synop: zero(NO_SYNAPSES),
+    }
 }
 
 /// Adding spikes to spikes costs an addition per spike. Values are those before the op, also where it is in place.
@@ -217,7 +503,9 @@ fn additions(row: &CallRow<'_>) -> Result<i128, RuleError> {
 
     let out = row.note("elements(out)", out_elements(row));
     let dense = times(out, i128::from(row.calls))?;
-    let (Some(x), Some(y)) = (row.optional_tensor("self"), row.optional_tensor("other")) else { return Ok(dense) };
+    let (Some(x), Some(y)) = (row.optional_tensor("self"), row.optional_tensor("other")) else {
+        return Ok(dense);
+    };
     if x.is_number() || y.is_number() || !row.number("alpha", 1.0).is_one() {
         return Ok(dense);
     }
@@ -232,16 +520,21 @@ fn additions(row: &CallRow<'_>) -> Result<i128, RuleError> {
 /// self + value * (a op b): `flops` per element, one more where `value` is not 1.
 fn fused(flops: i128, additions: i128, scale: &'static str) -> Work {
     Work {
-        flop: per_call(format!("{flops} * elements(out) + [{scale} != 1] elements(out)"), move |row| {
-            let scaled = i128::from(!row.number(scale, 1.0).is_one());
-            Ok((flops + scaled) * row.note("elements(out)", out_elements(row)))
-        }),
+        flop: per_call(
+            format!("{flops} * elements(out) + [{scale} != 1] elements(out)"),
+            move |row| {
+                let scaled = i128::from(!row.number(scale, 1.0).is_one());
+                Ok((flops + scaled) * row.note("elements(out)", out_elements(row)))
+            },
+        ),
         memory_access: traffic(),
         mac: zero("elementwise: the product is added to another tensor, not accumulated"),
         ac: if additions == 0 {
             zero(NO_ADDITIONS)
         } else {
-            per_call(format!("{additions} * elements(out)"), move |row| Ok(additions * row.note("elements(out)", out_elements(row))))
+            per_call(format!("{additions} * elements(out)"), move |row| {
+                Ok(additions * row.note("elements(out)", out_elements(row)))
+            })
         },
         synop: zero(NO_SYNAPSES),
     }

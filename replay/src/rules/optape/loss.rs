@@ -22,16 +22,45 @@ pub(super) fn fill(tables: &mut Tables) {
     ] {
         tables.insert(op, elementwise(flops, additions));
     }
-    for op in ["aten::nll_loss_forward", "aten::nll_loss2d_forward", "aten::nll_loss", "aten::nll_loss_nd", "aten::nll_loss2d"] {
+    for op in [
+        "aten::nll_loss_forward",
+        "aten::nll_loss2d_forward",
+        "aten::nll_loss",
+        "aten::nll_loss_nd",
+        "aten::nll_loss2d",
+    ] {
         tables.insert(op, negative_log_likelihood());
     }
     tables.insert("aten::cross_entropy_loss", cross_entropy());
 
     // Gradients: per element of the result.
-    insert_all(tables, &["aten::mse_loss_backward", "aten::mse_loss_backward.grad_input"], &[(3, Out)], &[(1, Out)]);
-    insert_all(tables, &["aten::smooth_l1_loss_backward", "aten::huber_loss_backward"], &[(4, Out)], &[(1, Out)]);
-    insert_all(tables, &["aten::binary_cross_entropy_backward"], &[(5, Out)], &[(2, Out)]);
-    insert_all(tables, &["aten::soft_margin_loss_backward"], &[(5, Out)], &[(1, Out)]);
+    insert_all(
+        tables,
+        &[
+            "aten::mse_loss_backward",
+            "aten::mse_loss_backward.grad_input",
+        ],
+        &[(3, Out)],
+        &[(1, Out)],
+    );
+    insert_all(
+        tables,
+        &["aten::smooth_l1_loss_backward", "aten::huber_loss_backward"],
+        &[(4, Out)],
+        &[(1, Out)],
+    );
+    insert_all(
+        tables,
+        &["aten::binary_cross_entropy_backward"],
+        &[(5, Out)],
+        &[(2, Out)],
+    );
+    insert_all(
+        tables,
+        &["aten::soft_margin_loss_backward"],
+        &[(5, Out)],
+        &[(1, Out)],
+    );
     for op in ["aten::nll_loss_backward", "aten::nll_loss2d_backward"] {
         tables.insert(
             op,
@@ -45,7 +74,15 @@ pub(super) fn fill(tables: &mut Tables) {
         );
     }
     // At least one comparison per element of the scores.
-    insert_all(tables, &["aten::multi_margin_loss", "aten::multilabel_margin_loss_forward"], &[(3, Input)], &[(2, Input)]);
+    insert_all(
+        tables,
+        &[
+            "aten::multi_margin_loss",
+            "aten::multilabel_margin_loss_forward",
+        ],
+        &[(3, Input)],
+        &[(2, Input)],
+    );
 }
 
 /// `at::Reduction`: none, mean, sum.
@@ -55,16 +92,22 @@ fn reduced(row: &CallRow<'_>) -> Result<bool, RuleError> {
 
 fn elementwise(flops: i128, additions: i128) -> Work {
     Work {
-        flop: per_call(format!("{flops} * elements(self) + [reduced] elements(self)"), move |row| {
-            let n = row.note("elements(self)", row.tensor("self")?.elements());
-            Ok((flops + i128::from(reduced(row)?)) * n)
-        }),
+        flop: per_call(
+            format!("{flops} * elements(self) + [reduced] elements(self)"),
+            move |row| {
+                let n = row.note("elements(self)", row.tensor("self")?.elements());
+                Ok((flops + i128::from(reduced(row)?)) * n)
+            },
+        ),
         memory_access: traffic(),
         mac: zero(NO_PRODUCTS),
-        ac: per_call(format!("{additions} * elements(self) + [reduced] (elements(self) - 1)"), move |row| {
-            let n = row.note("elements(self)", row.tensor("self")?.elements());
-            Ok(additions * n + if reduced(row)? { (n - 1).max(0) } else { 0 })
-        }),
+        ac: per_call(
+            format!("{additions} * elements(self) + [reduced] (elements(self) - 1)"),
+            move |row| {
+                let n = row.note("elements(self)", row.tensor("self")?.elements());
+                Ok(additions * n + if reduced(row)? { (n - 1).max(0) } else { 0 })
+            },
+        ),
         synop: zero(NO_SYNAPSES),
     }
 }
@@ -76,17 +119,23 @@ fn targets(row: &CallRow<'_>) -> Result<i128, RuleError> {
 /// Picks one log-probability per target, negates, weighs and averages.
 fn negative_log_likelihood() -> Work {
     Work {
-        flop: per_call("elements(target) + [weight] elements(target) + [reduced] elements(target)", |row| {
-            let n = targets(row)?;
-            Ok(n * (1 + i128::from(row.is_given("weight")) + i128::from(reduced(row)?)))
-        }),
-        memory_access: per_call("one element of self per target, targets, weights and results", |row| {
-            let element = i128::from(row.tensor("self")?.meta.dtype.bytes());
-            let target = row.tensor("target")?;
-            let weight = row.optional_tensor("weight").map_or(0, |t| t.bytes());
-            let results: i128 = row.outputs().iter().map(|t| t.bytes()).sum();
-            Ok(targets(row)? * element + target.bytes() + weight + results)
-        }),
+        flop: per_call(
+            "elements(target) + [weight] elements(target) + [reduced] elements(target)",
+            |row| {
+                let n = targets(row)?;
+                Ok(n * (1 + i128::from(row.is_given("weight")) + i128::from(reduced(row)?)))
+            },
+        ),
+        memory_access: per_call(
+            "one element of self per target, targets, weights and results",
+            |row| {
+                let element = i128::from(row.tensor("self")?.meta.dtype.bytes());
+                let target = row.tensor("target")?;
+                let weight = row.optional_tensor("weight").map_or(0, |t| t.bytes());
+                let results: i128 = row.outputs().iter().map(|t| t.bytes()).sum();
+                Ok(targets(row)? * element + target.bytes() + weight + results)
+            },
+        ),
         mac: zero(NO_PRODUCTS),
         ac: per_call("[reduced] elements(target) - 1", |row| {
             let n = targets(row)?;
@@ -102,7 +151,10 @@ fn cross_entropy() -> Work {
         let x = row.tensor("self")?;
         let classes = x.size(if x.dimensions() > 1 { 1 } else { 0 })?;
         let n = row.note("n", x.elements());
-        Ok((n, row.note("rows", if classes == 0 { 0 } else { n / classes })))
+        Ok((
+            n,
+            row.note("rows", if classes == 0 { 0 } else { n / classes }),
+        ))
     }
     Work {
         flop: per_call("5n - rows + rows + [reduced] rows", |row| {

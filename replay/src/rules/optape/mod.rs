@@ -120,29 +120,41 @@ fn per_call(
 /// nothing, its results are what it writes in place.
 fn traffic() -> Rule {
     per_call("bytes(operands) + bytes(results)", |row| {
-        let read: i128 = row.op.arguments.iter().enumerate().filter(|(_, a)| !(a.written && a.keyword_only)).map(|(i, _)| bytes(&row.tensors_at(i))).sum();
-        Ok(row.note("bytes(operands)", read) + row.note("bytes(results)", written(row)))
-    })
-}
-
-/// As [`traffic`], without what an argument names: it is overwritten, not read.
-fn traffic_without(argument: &'static str) -> Rule {
-    per_call(format!("bytes(operands but {argument}) + bytes(results)"), move |row| {
         let read: i128 = row
             .op
             .arguments
             .iter()
             .enumerate()
-            .filter(|(_, a)| a.name != argument && !(a.written && a.keyword_only))
+            .filter(|(_, a)| !(a.written && a.keyword_only))
             .map(|(i, _)| bytes(&row.tensors_at(i)))
             .sum();
         Ok(row.note("bytes(operands)", read) + row.note("bytes(results)", written(row)))
     })
 }
 
+/// As [`traffic`], without what an argument names: it is overwritten, not read.
+fn traffic_without(argument: &'static str) -> Rule {
+    per_call(
+        format!("bytes(operands but {argument}) + bytes(results)"),
+        move |row| {
+            let read: i128 = row
+                .op
+                .arguments
+                .iter()
+                .enumerate()
+                .filter(|(_, a)| a.name != argument && !(a.written && a.keyword_only))
+                .map(|(i, _)| bytes(&row.tensors_at(i)))
+                .sum();
+            Ok(row.note("bytes(operands)", read) + row.note("bytes(results)", written(row)))
+        },
+    )
+}
+
 /// Results written once.
 fn results_only() -> Rule {
-    per_call("bytes(results)", |row| Ok(row.note("bytes(results)", written(row))))
+    per_call("bytes(results)", |row| {
+        Ok(row.note("bytes(results)", written(row)))
+    })
 }
 
 fn bytes(tensors: &[TensorView<'_>]) -> i128 {
@@ -154,7 +166,13 @@ fn written(row: &CallRow<'_>) -> i128 {
     if !outputs.is_empty() {
         return bytes(&outputs);
     }
-    row.op.arguments.iter().enumerate().filter(|(_, a)| a.written).map(|(i, _)| bytes(&row.tensors_at(i))).sum()
+    row.op
+        .arguments
+        .iter()
+        .enumerate()
+        .filter(|(_, a)| a.written)
+        .map(|(i, _)| bytes(&row.tensors_at(i)))
+        .sum()
 }
 
 #[cfg(test)]
@@ -168,10 +186,18 @@ mod tests {
             .iter()
             .map(|name| {
                 let counter = set.counter(name).unwrap();
-                ALL_OPS.iter().copied().filter(|op| counter.rule(op).is_some()).collect()
+                ALL_OPS
+                    .iter()
+                    .copied()
+                    .filter(|op| counter.rule(op).is_some())
+                    .collect()
             })
             .collect();
-        assert!(names.iter().all(|n| *n == names[0] && n.len() == ALL_OPS.len()));
+        assert!(
+            names
+                .iter()
+                .all(|n| *n == names[0] && n.len() == ALL_OPS.len())
+        );
     }
 
     /// A sample over all families.

@@ -30,7 +30,9 @@ impl Kind {
                 if inner == 0 { 0 } else { x.elements() / inner }
             }
             Self::Group => {
-                let groups = row.integer("group").or_else(|_| row.integer("num_groups"))?;
+                let groups = row
+                    .integer("group")
+                    .or_else(|_| row.integer("num_groups"))?;
                 x.size(0)? * groups
             }
         };
@@ -49,9 +51,18 @@ impl Kind {
 pub(super) fn fill(tables: &mut Tables) {
     let batch: [(&str, Kind); 10] = [
         ("aten::native_batch_norm", Kind::Batch(Some("training"))),
-        ("aten::_native_batch_norm_legit", Kind::Batch(Some("training"))),
-        ("aten::_native_batch_norm_legit.no_stats", Kind::Batch(Some("training"))),
-        ("aten::_native_batch_norm_legit_no_training", Kind::BatchAlways(false)),
+        (
+            "aten::_native_batch_norm_legit",
+            Kind::Batch(Some("training")),
+        ),
+        (
+            "aten::_native_batch_norm_legit.no_stats",
+            Kind::Batch(Some("training")),
+        ),
+        (
+            "aten::_native_batch_norm_legit_no_training",
+            Kind::BatchAlways(false),
+        ),
         ("aten::_batch_norm_with_update", Kind::BatchAlways(true)),
         ("aten::_batch_norm_no_update", Kind::BatchAlways(false)),
         ("aten::cudnn_batch_norm", Kind::Batch(Some("training"))),
@@ -67,12 +78,30 @@ pub(super) fn fill(tables: &mut Tables) {
     tables.insert("aten::native_group_norm", forward(Kind::Group));
     tables.insert("aten::group_norm", forward(Kind::Group));
 
-    tables.insert("aten::native_batch_norm_backward", backward(Kind::Batch(Some("train")), "grad_out"));
-    tables.insert("aten::batch_norm_backward", backward(Kind::Batch(Some("update")), "grad_out"));
-    tables.insert("aten::cudnn_batch_norm_backward", backward(Kind::Batch(None), "grad_output"));
-    tables.insert("aten::miopen_batch_norm_backward", backward(Kind::Batch(None), "grad_output"));
-    tables.insert("aten::native_layer_norm_backward", backward(Kind::Layer, "grad_out"));
-    tables.insert("aten::native_group_norm_backward", backward(Kind::Group, "grad_out"));
+    tables.insert(
+        "aten::native_batch_norm_backward",
+        backward(Kind::Batch(Some("train")), "grad_out"),
+    );
+    tables.insert(
+        "aten::batch_norm_backward",
+        backward(Kind::Batch(Some("update")), "grad_out"),
+    );
+    tables.insert(
+        "aten::cudnn_batch_norm_backward",
+        backward(Kind::Batch(None), "grad_output"),
+    );
+    tables.insert(
+        "aten::miopen_batch_norm_backward",
+        backward(Kind::Batch(None), "grad_output"),
+    );
+    tables.insert(
+        "aten::native_layer_norm_backward",
+        backward(Kind::Layer, "grad_out"),
+    );
+    tables.insert(
+        "aten::native_group_norm_backward",
+        backward(Kind::Group, "grad_out"),
+    );
 
     for op in ["aten::_fused_rms_norm", "aten::rms_norm"] {
         tables.insert(op, rms());
@@ -105,7 +134,13 @@ fn forward(kind: Kind) -> Work {
         flop: per_call(
             "with statistics: 5n + 4c + [weight] 2n + [running statistics] 6c; without: 2n + 2c + [weight] 2n",
             move |row| {
-                let Shape { n, c, affine, computes, running } = shape(row, kind)?;
+                let Shape {
+                    n,
+                    c,
+                    affine,
+                    computes,
+                    running,
+                } = shape(row, kind)?;
                 // Mean n, variance 2n + 2c, root 2c, normalisation 2n; weight and bias 2n; running mean and variance 6c.
                 Ok(if computes {
                     5 * n + 4 * c + 2 * affine + if running { 6 * c } else { 0 }
@@ -115,15 +150,37 @@ fn forward(kind: Kind) -> Work {
             },
         ),
         memory_access: traffic(),
-        mac: per_call("[weight] n + [statistics computed and kept] 2c", move |row| {
-            let Shape { c, affine, computes, running, .. } = shape(row, kind)?;
-            Ok(affine + if computes && running { 2 * c } else { 0 })
-        }),
-        ac: per_call("with statistics: 3n + [running statistics] 2c; without: n + c", move |row| {
-            let Shape { n, c, computes, running, .. } = shape(row, kind)?;
-            // Sum n - c, variance n, epsilon c, deviations n.
-            Ok(if computes { 3 * n + if running { 2 * c } else { 0 } } else { n + c })
-        }),
+        mac: per_call(
+            "[weight] n + [statistics computed and kept] 2c",
+            move |row| {
+                let Shape {
+                    c,
+                    affine,
+                    computes,
+                    running,
+                    ..
+                } = shape(row, kind)?;
+                Ok(affine + if computes && running { 2 * c } else { 0 })
+            },
+        ),
+        ac: per_call(
+            "with statistics: 3n + [running statistics] 2c; without: n + c",
+            move |row| {
+                let Shape {
+                    n,
+                    c,
+                    computes,
+                    running,
+                    ..
+                } = shape(row, kind)?;
+                // Sum n - c, variance n, epsilon c, deviations n.
+                Ok(if computes {
+                    3 * n + if running { 2 * c } else { 0 }
+                } else {
+                    n + c
+                })
+            },
+        ),
         synop: zero(NO_SYNAPSES),
     }
 }
@@ -139,11 +196,21 @@ fn asked(row: &CallRow<'_>) -> [bool; 3] {
 
 fn backward(kind: Kind, grad: &'static str) -> Work {
     /// (n, c, elements of the weight, gradients asked for, statistics were computed)
-    fn parts(row: &CallRow<'_>, kind: Kind, grad: &str) -> Result<(i128, i128, i128, [bool; 3], bool), RuleError> {
+    fn parts(
+        row: &CallRow<'_>,
+        kind: Kind,
+        grad: &str,
+    ) -> Result<(i128, i128, i128, [bool; 3], bool), RuleError> {
         let n = row.note("n", row.tensor(grad)?.elements());
         let c = kind.groups(row, "input")?;
         let weight = row.optional_tensor("weight").map_or(c, |w| w.elements());
-        Ok((n, c, row.note("w", weight), asked(row), kind.computes_statistics(row)?))
+        Ok((
+            n,
+            c,
+            row.note("w", weight),
+            asked(row),
+            kind.computes_statistics(row)?,
+        ))
     }
     Work {
         flop: per_call(
@@ -157,7 +224,11 @@ fn backward(kind: Kind, grad: &'static str) -> Work {
                 if input {
                     // Normalised input 2n, two sums (n - c and 2n - c), their combination 5n + 2c; layer and group norms
                     // multiply with the weight first, n.
-                    flops += if computes { 2 * n + (n - c) + (2 * n - c) + (5 * n + 2 * c) } else { 2 * n };
+                    flops += if computes {
+                        2 * n + (n - c) + (2 * n - c) + (5 * n + 2 * c)
+                    } else {
+                        2 * n
+                    };
                     if !per_channel && row.is_given("weight") {
                         flops += n;
                     }
@@ -180,25 +251,32 @@ fn backward(kind: Kind, grad: &'static str) -> Work {
             let (n, _, _, [input, weight, _], computes) = parts(row, kind, grad)?;
             let per_channel = matches!(kind, Kind::Batch(_) | Kind::BatchAlways(_));
             let in_input = i128::from(input && computes) * n;
-            let in_weight = if weight && !(per_channel && input && computes) { n } else { 0 };
+            let in_weight = if weight && !(per_channel && input && computes) {
+                n
+            } else {
+                0
+            };
             Ok(in_input + in_weight)
         }),
-        ac: per_call("[input with statistics] 4n - c; [weight alone] n; [bias alone] n - w", move |row| {
-            let (n, c, w, [input, weight, bias], computes) = parts(row, kind, grad)?;
-            let per_channel = matches!(kind, Kind::Batch(_) | Kind::BatchAlways(_));
-            let shared = input && computes && per_channel;
-            let mut additions = 0;
-            if input && computes {
-                additions += n + (n - c) + 2 * n;
-            }
-            if weight && !shared && !(input && computes) {
-                additions += n;
-            }
-            if bias && !shared {
-                additions += n - w;
-            }
-            Ok(additions.max(0))
-        }),
+        ac: per_call(
+            "[input with statistics] 4n - c; [weight alone] n; [bias alone] n - w",
+            move |row| {
+                let (n, c, w, [input, weight, bias], computes) = parts(row, kind, grad)?;
+                let per_channel = matches!(kind, Kind::Batch(_) | Kind::BatchAlways(_));
+                let shared = input && computes && per_channel;
+                let mut additions = 0;
+                if input && computes {
+                    additions += n + (n - c) + 2 * n;
+                }
+                if weight && !shared && !(input && computes) {
+                    additions += n;
+                }
+                if bias && !shared {
+                    additions += n - w;
+                }
+                Ok(additions.max(0))
+            },
+        ),
         synop: zero(NO_SYNAPSES),
     }
 }
@@ -212,7 +290,10 @@ fn rms() -> Work {
             Ok(3 * n + 3 * c + if row.is_given("weight") { n } else { 0 })
         }),
         memory_access: traffic(),
-        mac: per_call("n", |row| Ok(row.note("n", row.tensor("input")?.elements()))),
+        mac: per_call(
+            "n",
+            |row| Ok(row.note("n", row.tensor("input")?.elements())),
+        ),
         ac: per_call("c", |row| Kind::Layer.groups(row, "input")),
         synop: zero(NO_SYNAPSES),
     }
@@ -226,7 +307,11 @@ fn rms_backward() -> Work {
             let weight = row.optional_tensor("weight");
             let [input, of_weight, _] = asked(row);
             // <g, x> per row 2n, x times it n, difference n, scale 2n.
-            let mut flops = if input { 6 * n + 2 * c + if weight.is_some() { n } else { 0 } } else { 0 };
+            let mut flops = if input {
+                6 * n + 2 * c + if weight.is_some() { n } else { 0 }
+            } else {
+                0
+            };
             if of_weight {
                 flops += 3 * n - weight.map_or(0, |w| w.elements());
             }

@@ -1,7 +1,9 @@
 //! Ops of optimizers: `_foreach_*` over lists of tensors, and the fused ones.
 
 use super::amount::{insert_per_element, out_elements};
-use super::{NO_ADDITIONS, NO_PRODUCTS, NO_SYNAPSES, Tables, Work, per_call, traffic, traffic_without, zero};
+use super::{
+    NO_ADDITIONS, NO_PRODUCTS, NO_SYNAPSES, Tables, Work, per_call, traffic, traffic_without, zero,
+};
 use crate::rules::{CallRow, RuleError, TensorView};
 
 /// (name, overloads, flops per element, additions per element); each also in place.
@@ -39,13 +41,30 @@ const FOREACH: &[(&str, &[&str], i128, i128)] = &[
 pub(super) fn fill(tables: &mut Tables) {
     for (name, overloads, flops, additions) in FOREACH {
         for overload in *overloads {
-            let suffix = if overload.is_empty() { String::new() } else { format!(".{overload}") };
-            insert_per_element(tables, format!("aten::_foreach_{name}{suffix}"), *flops, *additions);
-            insert_per_element(tables, format!("aten::_foreach_{name}_{suffix}"), *flops, *additions);
+            let suffix = if overload.is_empty() {
+                String::new()
+            } else {
+                format!(".{overload}")
+            };
+            insert_per_element(
+                tables,
+                format!("aten::_foreach_{name}{suffix}"),
+                *flops,
+                *additions,
+            );
+            insert_per_element(
+                tables,
+                format!("aten::_foreach_{name}_{suffix}"),
+                *flops,
+                *additions,
+            );
         }
     }
     for name in ["add", "sub"] {
-        for op in [format!("aten::_foreach_{name}.List"), format!("aten::_foreach_{name}_.List")] {
+        for op in [
+            format!("aten::_foreach_{name}.List"),
+            format!("aten::_foreach_{name}_.List"),
+        ] {
             tables.insert(op, foreach_add());
         }
     }
@@ -53,19 +72,32 @@ pub(super) fn fill(tables: &mut Tables) {
         tables.insert(op, foreach_add());
     }
     // Squares, accumulated, and a root; comparisons.
-    for (op, flops, macs) in [("aten::_foreach_norm.Scalar", 2, 1), ("aten::_foreach_max", 1, 0)] {
+    for (op, flops, macs) in [
+        ("aten::_foreach_norm.Scalar", 2, 1),
+        ("aten::_foreach_max", 1, 0),
+    ] {
         tables.insert(
             op,
             Work {
-                flop: per_call(format!("{flops} * elements(self)"), move |row| Ok(flops * elements(row, "self"))),
+                flop: per_call(format!("{flops} * elements(self)"), move |row| {
+                    Ok(flops * elements(row, "self"))
+                }),
                 memory_access: traffic(),
-                mac: if macs == 0 { zero(NO_PRODUCTS) } else { per_call("elements(self)", |row| Ok(elements(row, "self"))) },
+                mac: if macs == 0 {
+                    zero(NO_PRODUCTS)
+                } else {
+                    per_call("elements(self)", |row| Ok(elements(row, "self")))
+                },
                 ac: zero(NO_ADDITIONS),
                 synop: zero(NO_SYNAPSES),
             },
         );
     }
-    for (op, overwritten) in [("aten::_foreach_zero_", "self"), ("aten::_foreach_copy_", "self"), ("aten::_foreach_zero", "self")] {
+    for (op, overwritten) in [
+        ("aten::_foreach_zero_", "self"),
+        ("aten::_foreach_copy_", "self"),
+        ("aten::_foreach_zero", "self"),
+    ] {
         tables.insert(
             op,
             Work {
@@ -79,7 +111,10 @@ pub(super) fn fill(tables: &mut Tables) {
     }
 
     for name in ["adam", "adamw"] {
-        for op in [format!("aten::_fused_{name}_"), format!("aten::_fused_{name}_.tensor_lr")] {
+        for op in [
+            format!("aten::_fused_{name}_"),
+            format!("aten::_fused_{name}_.tensor_lr"),
+        ] {
             tables.insert(op, adam(name == "adamw"));
         }
     }
@@ -138,7 +173,9 @@ fn foreach_add() -> Work {
         }),
         memory_access: traffic(),
         mac: zero(NO_PRODUCTS),
-        ac: per_call("elements(out)", |row| Ok(row.note("elements(out)", out_elements(row)))),
+        ac: per_call("elements(out)", |row| {
+            Ok(row.note("elements(out)", out_elements(row)))
+        }),
         synop: zero(NO_SYNAPSES),
     }
 }
@@ -149,14 +186,28 @@ type PerElement = fn(&CallRow<'_>) -> Result<i128, RuleError>;
 fn fused(flop: &'static str, flops: PerElement, ac: &'static str, additions: PerElement) -> Work {
     Work {
         flop: per_call(flop, move |row| Ok(flops(row)? * elements(row, "self"))),
-        memory_access: per_call("bytes(operands) + bytes(operands that are written)", |row| {
-            let arguments = &row.op.arguments;
-            let read: i128 = (0..arguments.len()).map(|i| super::bytes(&row.tensors_at(i))).sum();
-            let written: i128 = arguments.iter().enumerate().filter(|(_, a)| a.written).map(|(i, _)| super::bytes(&row.tensors_at(i))).sum();
-            Ok(row.note("bytes(operands)", read) + row.note("bytes(written)", written))
-        }),
+        memory_access: per_call(
+            "bytes(operands) + bytes(operands that are written)",
+            |row| {
+                let arguments = &row.op.arguments;
+                let read: i128 = (0..arguments.len())
+                    .map(|i| super::bytes(&row.tensors_at(i)))
+                    .sum();
+                let written: i128 = arguments
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, a)| a.written)
+                    .map(|(i, _)| super::bytes(&row.tensors_at(i)))
+                    .sum();
+                Ok(row.note("bytes(operands)", read) + row.note("bytes(written)", written))
+            },
+        ),
         mac: zero("elementwise: products are added to state, not accumulated over a dimension"),
-        ac: if ac.is_empty() { zero(NO_ADDITIONS) } else { per_call(ac, move |row| Ok(additions(row)? * elements(row, "self"))) },
+        ac: if ac.is_empty() {
+            zero(NO_ADDITIONS)
+        } else {
+            per_call(ac, move |row| Ok(additions(row)? * elements(row, "self")))
+        },
         synop: zero(NO_SYNAPSES),
     }
 }
@@ -166,14 +217,18 @@ fn adam(decoupled: bool) -> Work {
     if decoupled {
         return fused(
             "(13 + [weight_decay] 1 + [amsgrad] 1 + [maximize] 1) * elements(self)",
-            |row| Ok(13 + given(row, "weight_decay") + set(row, "amsgrad")? + set(row, "maximize")?),
+            |row| {
+                Ok(13 + given(row, "weight_decay") + set(row, "amsgrad")? + set(row, "maximize")?)
+            },
             "5 * elements(self)",
             |_| Ok(5),
         );
     }
     fused(
         "(13 + [weight_decay] 2 + [amsgrad] 1 + [maximize] 1) * elements(self)",
-        |row| Ok(13 + 2 * given(row, "weight_decay") + set(row, "amsgrad")? + set(row, "maximize")?),
+        |row| {
+            Ok(13 + 2 * given(row, "weight_decay") + set(row, "amsgrad")? + set(row, "maximize")?)
+        },
         "(5 + [weight_decay] 1) * elements(self)",
         |row| Ok(5 + given(row, "weight_decay")),
     )
@@ -183,7 +238,10 @@ fn sgd() -> Work {
     fused(
         "(2 + [weight_decay] 2 + [momentum] 3 + [nesterov] 2 + [maximize] 1) * elements(self)",
         |row| {
-            Ok(2 + 2 * given(row, "weight_decay") + 3 * given(row, "momentum") + 2 * set(row, "nesterov")? + set(row, "maximize")?)
+            Ok(2 + 2 * given(row, "weight_decay")
+                + 3 * given(row, "momentum")
+                + 2 * set(row, "nesterov")?
+                + set(row, "maximize")?)
         },
         "(1 + [weight_decay] 1 + [momentum] 1 + [nesterov] 1) * elements(self)",
         |row| Ok(1 + given(row, "weight_decay") + given(row, "momentum") + set(row, "nesterov")?),

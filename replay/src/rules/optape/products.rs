@@ -1,7 +1,9 @@
 //! Matrix products and convolutions, forward and backward, under every name that they are seen by: the composite ones
 //! (`linear`, `conv2d`, `matmul`) appear under inference mode.
 
-use super::{NO_ADDITIONS, NO_SYNAPSES, SOURCE, Tables, Work, per_call, traffic, traffic_without, zero};
+use super::{
+    NO_ADDITIONS, NO_SYNAPSES, SOURCE, Tables, Work, per_call, traffic, traffic_without, zero,
+};
 use crate::rules::product::{Form, is_transposed};
 use crate::rules::{CallRow, Need, Rule, RuleError};
 
@@ -10,24 +12,64 @@ const PRODUCTS: &[(&str, Form, Added)] = &[
     ("aten::bmm", Form::Batched("self", "mat2"), Added::None),
     ("aten::addmm", Form::Matrix("mat1", "mat2"), Added::Scaled),
     ("aten::addmm_", Form::Matrix("mat1", "mat2"), Added::Scaled),
-    ("aten::baddbmm", Form::Batched("batch1", "batch2"), Added::Scaled),
-    ("aten::baddbmm_", Form::Batched("batch1", "batch2"), Added::Scaled),
-    ("aten::addbmm", Form::Batched("batch1", "batch2"), Added::Scaled),
-    ("aten::matmul", Form::Broadcast("self", "other"), Added::None),
+    (
+        "aten::baddbmm",
+        Form::Batched("batch1", "batch2"),
+        Added::Scaled,
+    ),
+    (
+        "aten::baddbmm_",
+        Form::Batched("batch1", "batch2"),
+        Added::Scaled,
+    ),
+    (
+        "aten::addbmm",
+        Form::Batched("batch1", "batch2"),
+        Added::Scaled,
+    ),
+    (
+        "aten::matmul",
+        Form::Broadcast("self", "other"),
+        Added::None,
+    ),
     ("aten::mv", Form::Broadcast("self", "vec"), Added::None),
     ("aten::addmv", Form::Broadcast("mat", "vec"), Added::Scaled),
     ("aten::dot", Form::Broadcast("self", "tensor"), Added::None),
     ("aten::linear", Form::Linear, Added::Bias),
     ("aten::convolution", Form::Convolution(None), Added::Bias),
     ("aten::conv1d", Form::Convolution(Some(false)), Added::Bias),
-    ("aten::conv1d.padding", Form::Convolution(Some(false)), Added::Bias),
+    (
+        "aten::conv1d.padding",
+        Form::Convolution(Some(false)),
+        Added::Bias,
+    ),
     ("aten::conv2d", Form::Convolution(Some(false)), Added::Bias),
-    ("aten::conv2d.padding", Form::Convolution(Some(false)), Added::Bias),
+    (
+        "aten::conv2d.padding",
+        Form::Convolution(Some(false)),
+        Added::Bias,
+    ),
     ("aten::conv3d", Form::Convolution(Some(false)), Added::Bias),
-    ("aten::conv3d.padding", Form::Convolution(Some(false)), Added::Bias),
-    ("aten::conv_transpose1d", Form::Convolution(Some(true)), Added::Bias),
-    ("aten::conv_transpose2d.input", Form::Convolution(Some(true)), Added::Bias),
-    ("aten::conv_transpose3d.input", Form::Convolution(Some(true)), Added::Bias),
+    (
+        "aten::conv3d.padding",
+        Form::Convolution(Some(false)),
+        Added::Bias,
+    ),
+    (
+        "aten::conv_transpose1d",
+        Form::Convolution(Some(true)),
+        Added::Bias,
+    ),
+    (
+        "aten::conv_transpose2d.input",
+        Form::Convolution(Some(true)),
+        Added::Bias,
+    ),
+    (
+        "aten::conv_transpose3d.input",
+        Form::Convolution(Some(true)),
+        Added::Bias,
+    ),
 ];
 
 /// What is added to the product.
@@ -44,7 +86,10 @@ pub(super) fn fill(tables: &mut Tables) {
     for &(op, form, added) in PRODUCTS {
         tables.insert(op, product(form, added));
     }
-    for op in ["aten::convolution_backward", "aten::convolution_backward_overrideable"] {
+    for op in [
+        "aten::convolution_backward",
+        "aten::convolution_backward_overrideable",
+    ] {
         tables.insert(op, convolution_backward());
     }
     // Every pair of elements is multiplied once.
@@ -52,7 +97,9 @@ pub(super) fn fill(tables: &mut Tables) {
         tables.insert(
             op,
             Work {
-                flop: per_call("elements(out)", |row| Ok(row.note("elements(out)", row.output(0)?.elements()))),
+                flop: per_call("elements(out)", |row| {
+                    Ok(row.note("elements(out)", row.output(0)?.elements()))
+                }),
                 memory_access: traffic(),
                 mac: zero("an outer product: nothing is accumulated"),
                 ac: zero(NO_ADDITIONS),
@@ -67,7 +114,9 @@ fn product(form: Form, added: Added) -> Work {
     let extra = match added {
         Added::None => "",
         Added::Bias => " + [bias] elements(out)",
-        Added::Scaled => " + [alpha != 1] elements(out) + [beta != 0] elements(out) + [beta neither 0 nor 1] elements(self)",
+        Added::Scaled => {
+            " + [alpha != 1] elements(out) + [beta != 0] elements(out) + [beta neither 0 nor 1] elements(self)"
+        }
     };
     let accumulates = || {
         Rule::per_row(
@@ -83,10 +132,20 @@ fn product(form: Form, added: Added) -> Work {
             Ok(2 * form.geometry(row)?.products + addition(row, added)?)
         }),
         memory_access: if added == Added::Scaled {
-            per_call("bytes(operands) + bytes(results); self is not read where beta == 0", move |row| {
-                let bias = if row.number("beta", 1.0).is_zero() { 0 } else { row.tensor("self")?.bytes() };
-                Ok(row.tensor(a)?.bytes() + row.tensor(b)?.bytes() + bias + row.output(0)?.bytes())
-            })
+            per_call(
+                "bytes(operands) + bytes(results); self is not read where beta == 0",
+                move |row| {
+                    let bias = if row.number("beta", 1.0).is_zero() {
+                        0
+                    } else {
+                        row.tensor("self")?.bytes()
+                    };
+                    Ok(row.tensor(a)?.bytes()
+                        + row.tensor(b)?.bytes()
+                        + bias
+                        + row.output(0)?.bytes())
+                },
+            )
         } else {
             traffic_without("out")
         },
@@ -122,14 +181,29 @@ fn addition(row: &CallRow<'_>, added: Added) -> Result<i128, RuleError> {
 
 /// Both gradients of a convolution multiply as often as the convolution itself, groups included.
 fn products_of_backward(row: &CallRow<'_>) -> Result<i128, RuleError> {
-    let (grad, input, weight) = (row.tensor("grad_output")?, row.tensor("input")?, row.tensor("weight")?);
-    let positions = if is_transposed(row, None)? { input } else { grad };
+    let (grad, input, weight) = (
+        row.tensor("grad_output")?,
+        row.tensor("input")?,
+        row.tensor("weight")?,
+    );
+    let positions = if is_transposed(row, None)? {
+        input
+    } else {
+        grad
+    };
     let positions = row.note("positions", positions.elements());
-    Ok(positions * row.note("weight.size(1)", weight.size(1)?) * row.note("kernel", weight.elements_from(2)))
+    Ok(positions
+        * row.note("weight.size(1)", weight.size(1)?)
+        * row.note("kernel", weight.elements_from(2)))
 }
 
 fn asked(row: &CallRow<'_>, gradient: usize) -> Result<i128, RuleError> {
-    Ok(i128::from(row.booleans("output_mask")?.get(gradient).copied().unwrap_or(false)))
+    Ok(i128::from(
+        row.booleans("output_mask")?
+            .get(gradient)
+            .copied()
+            .unwrap_or(false),
+    ))
 }
 
 fn bias_gradient(row: &CallRow<'_>) -> Result<i128, RuleError> {
@@ -143,7 +217,12 @@ fn convolution_backward() -> Work {
         flop: per_call(
             "2 * positions * weight.size(1) * kernel for each of the input's and the weight's gradient + [mask 2] \
              elements(grad) - channels",
-            |row| Ok(2 * (asked(row, 0)? + asked(row, 1)?) * products_of_backward(row)? + bias_gradient(row)?),
+            |row| {
+                Ok(
+                    2 * (asked(row, 0)? + asked(row, 1)?) * products_of_backward(row)?
+                        + bias_gradient(row)?,
+                )
+            },
         ),
         memory_access: traffic(),
         mac: per_call(

@@ -16,9 +16,17 @@ struct Cell {
 }
 
 /// 4 sums, 3 sigmoids of 4, 2 tangents of 5, 3 + 1.
-const LSTM: Cell = Cell { flops: 4 + 12 + 10 + 4, additions: 4 + 3 + 4 + 1, biases: 8 };
+const LSTM: Cell = Cell {
+    flops: 4 + 12 + 10 + 4,
+    additions: 4 + 3 + 4 + 1,
+    biases: 8,
+};
 /// 3 sums, 2 sigmoids, 1 tangent, r * n, 4.
-const GRU: Cell = Cell { flops: 3 + 8 + 5 + 1 + 4, additions: 3 + 2 + 2 + 2, biases: 6 };
+const GRU: Cell = Cell {
+    flops: 3 + 8 + 5 + 1 + 4,
+    additions: 3 + 2 + 2 + 2,
+    biases: 6,
+};
 
 pub(super) fn fill(tables: &mut Tables) {
     tables.insert("aten::lstm.input", layers(LSTM));
@@ -33,25 +41,56 @@ pub(super) fn fill(tables: &mut Tables) {
 fn sizes_of_layers(row: &CallRow<'_>) -> Result<(i128, i128), RuleError> {
     let input = row.tensor("input")?;
     let steps = input.elements() / input.size(-1)?.max(1);
-    let weights: i128 = row.tensors("params").iter().filter(|t| t.dimensions() == 2).map(TensorView::elements).sum();
-    let hidden = row.tensors("hx").first().copied().ok_or_else(|| RuleError::Unsuited("the call has no state".to_owned()))?;
+    let weights: i128 = row
+        .tensors("params")
+        .iter()
+        .filter(|t| t.dimensions() == 2)
+        .map(TensorView::elements)
+        .sum();
+    let hidden = row
+        .tensors("hx")
+        .first()
+        .copied()
+        .ok_or_else(|| RuleError::Unsuited("the call has no state".to_owned()))?;
     let directions = if row.boolean("bidirectional")? { 2 } else { 1 };
     let units = row.integer("num_layers")? * directions * hidden.size(-1)?;
-    Ok((row.note("products", steps * weights), row.note("updates", steps * units)))
+    Ok((
+        row.note("products", steps * weights),
+        row.note("updates", steps * units),
+    ))
 }
 
 fn layers(cell: Cell) -> Work {
-    let biases = move |row: &CallRow<'_>| Ok::<i128, RuleError>(if row.boolean("has_biases")? { cell.biases } else { 0 });
+    let biases = move |row: &CallRow<'_>| {
+        Ok::<i128, RuleError>(if row.boolean("has_biases")? {
+            cell.biases
+        } else {
+            0
+        })
+    };
     Work {
-        flop: per_call(format!("2 * products + {} * updates + [biases] {} * updates", cell.flops, cell.biases), move |row| {
-            let (products, updates) = sizes_of_layers(row)?;
-            Ok(2 * products + (cell.flops + biases(row)?) * updates)
-        }),
+        flop: per_call(
+            format!(
+                "2 * products + {} * updates + [biases] {} * updates",
+                cell.flops, cell.biases
+            ),
+            move |row| {
+                let (products, updates) = sizes_of_layers(row)?;
+                Ok(2 * products + (cell.flops + biases(row)?) * updates)
+            },
+        ),
         memory_access: traffic(),
-        mac: per_call("products; whether a factor is binary is not looked at", |row| Ok(sizes_of_layers(row)?.0)),
-        ac: per_call(format!("{} * updates + [biases] {} * updates", cell.additions, cell.biases), move |row| {
-            Ok((cell.additions + biases(row)?) * sizes_of_layers(row)?.1)
-        }),
+        mac: per_call(
+            "products; whether a factor is binary is not looked at",
+            |row| Ok(sizes_of_layers(row)?.0),
+        ),
+        ac: per_call(
+            format!(
+                "{} * updates + [biases] {} * updates",
+                cell.additions, cell.biases
+            ),
+            move |row| Ok((cell.additions + biases(row)?) * sizes_of_layers(row)?.1),
+        ),
         synop: zero(NO_SYNAPSES),
     }
 }
@@ -60,7 +99,9 @@ fn layers(cell: Cell) -> Work {
 fn sizes_of_layer(row: &CallRow<'_>, weights: [&str; 2]) -> Result<(i128, i128), RuleError> {
     // torch's modes: 2 is LSTM. oneDNN runs no other as one op.
     if row.integer("mode")? != 2 {
-        return Err(RuleError::Unsuited("a recurrent layer that is no LSTM".to_owned()));
+        return Err(RuleError::Unsuited(
+            "a recurrent layer that is no LSTM".to_owned(),
+        ));
     }
     let input = row.tensor("input")?;
     let steps = input.elements() / input.size(-1)?.max(1);
@@ -68,19 +109,34 @@ fn sizes_of_layer(row: &CallRow<'_>, weights: [&str; 2]) -> Result<(i128, i128),
     for weight in weights {
         products += steps * row.tensor(weight)?.elements();
     }
-    Ok((row.note("products", products), row.note("updates", steps * row.integer("hidden_size")?)))
+    Ok((
+        row.note("products", products),
+        row.note("updates", steps * row.integer("hidden_size")?),
+    ))
 }
 
 fn one_layer() -> Work {
     const WEIGHTS: [&str; 2] = ["weight0", "weight1"];
-    let biases = |row: &CallRow<'_>| Ok::<i128, RuleError>(if row.boolean("has_biases")? { LSTM.biases } else { 0 });
+    let biases = |row: &CallRow<'_>| {
+        Ok::<i128, RuleError>(if row.boolean("has_biases")? {
+            LSTM.biases
+        } else {
+            0
+        })
+    };
     Work {
-        flop: per_call("2 * products + 30 * updates + [biases] 8 * updates", move |row| {
-            let (products, updates) = sizes_of_layer(row, WEIGHTS)?;
-            Ok(2 * products + (LSTM.flops + biases(row)?) * updates)
-        }),
+        flop: per_call(
+            "2 * products + 30 * updates + [biases] 8 * updates",
+            move |row| {
+                let (products, updates) = sizes_of_layer(row, WEIGHTS)?;
+                Ok(2 * products + (LSTM.flops + biases(row)?) * updates)
+            },
+        ),
         memory_access: traffic(),
-        mac: per_call("products; whether a factor is binary is not looked at", |row| Ok(sizes_of_layer(row, WEIGHTS)?.0)),
+        mac: per_call(
+            "products; whether a factor is binary is not looked at",
+            |row| Ok(sizes_of_layer(row, WEIGHTS)?.0),
+        ),
         ac: per_call("12 * updates + [biases] 8 * updates", move |row| {
             Ok((LSTM.additions + biases(row)?) * sizes_of_layer(row, WEIGHTS)?.1)
         }),
@@ -97,8 +153,13 @@ fn one_layer_backward() -> Work {
             Ok(4 * products + 27 * updates)
         }),
         memory_access: traffic(),
-        mac: per_call("2 * products", |row| Ok(2 * sizes_of_layer(row, WEIGHTS)?.0)),
-        ac: per_call("11 * updates", |row| Ok(11 * sizes_of_layer(row, WEIGHTS)?.1)),
+        mac: per_call(
+            "2 * products",
+            |row| Ok(2 * sizes_of_layer(row, WEIGHTS)?.0),
+        ),
+        ac: per_call("11 * updates", |row| {
+            Ok(11 * sizes_of_layer(row, WEIGHTS)?.1)
+        }),
         synop: zero("a gradient: no spike drives it"),
     }
 }
@@ -106,10 +167,13 @@ fn one_layer_backward() -> Work {
 /// Terms of a sum over products of three factors: two multiplications and one addition each.
 fn three_factors(terms: fn(&CallRow<'_>) -> Result<i128, RuleError>) -> Work {
     Work {
-        flop: per_call("3 * terms - elements(out) + [bias] elements(out)", move |row| {
-            let out = row.note("elements(out)", row.output(0)?.elements());
-            Ok(3 * terms(row)? - out + if row.is_given("bias") { out } else { 0 })
-        }),
+        flop: per_call(
+            "3 * terms - elements(out) + [bias] elements(out)",
+            move |row| {
+                let out = row.note("elements(out)", row.output(0)?.elements());
+                Ok(3 * terms(row)? - out + if row.is_given("bias") { out } else { 0 })
+            },
+        ),
         memory_access: traffic(),
         mac: per_call("terms: one multiplication of each is accumulated", terms),
         ac: zero(NO_ADDITIONS),
@@ -119,7 +183,10 @@ fn three_factors(terms: fn(&CallRow<'_>) -> Result<i128, RuleError>) -> Work {
 
 fn bilinear(row: &CallRow<'_>) -> Result<i128, RuleError> {
     let weight = row.tensor("weight")?;
-    Ok(row.note("terms", row.output(0)?.elements() * weight.size(1)? * weight.size(2)?))
+    Ok(row.note(
+        "terms",
+        row.output(0)?.elements() * weight.size(1)? * weight.size(2)?,
+    ))
 }
 
 /// Each factor gets dimensions of size 1 at the places of its `expand` list; the terms fill what they span together.
@@ -130,7 +197,11 @@ fn trilinear(row: &CallRow<'_>) -> Result<i128, RuleError> {
         let expanded = row.integers(expand)?;
         let mut sizes = tensor.meta.shape.iter();
         for at in 0..tensor.dimensions() + expanded.len() {
-            let size = if expanded.contains(&(at as i128)) { 1 } else { i128::from(sizes.next().copied().unwrap_or(1)) };
+            let size = if expanded.contains(&(at as i128)) {
+                1
+            } else {
+                i128::from(sizes.next().copied().unwrap_or(1))
+            };
             match span.get_mut(at) {
                 Some(largest) => *largest = size.max(*largest),
                 None => span.push(size),
@@ -138,5 +209,7 @@ fn trilinear(row: &CallRow<'_>) -> Result<i128, RuleError> {
         }
     }
     let terms = span.iter().try_fold(1i128, |n, &size| n.checked_mul(size));
-    terms.map(|terms| row.note("terms", terms)).ok_or_else(|| RuleError::Unsuited("the count overflows".to_owned()))
+    terms
+        .map(|terms| row.note("terms", terms))
+        .ok_or_else(|| RuleError::Unsuited("the count overflows".to_owned()))
 }

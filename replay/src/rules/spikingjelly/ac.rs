@@ -16,19 +16,29 @@ pub(super) fn table(version: Version) -> TableCounter {
     }
     table.insert(
         "aten::native_batch_norm",
-        Rule::per_call("training: (n - c) + n + c + n + [running statistics] 2c; evaluation: c + n", source, batch_norm),
+        Rule::per_call(
+            "training: (n - c) + n + c + n + [running statistics] 2c; evaluation: c + n",
+            source,
+            batch_norm,
+        ),
     );
     table.insert(
         "aten::avg_pool2d",
         Rule::per_call("elements(out) * (kernel - 1)", source, |row| {
             let kernel: i128 = row.integers("kernel_size")?.iter().product();
-            Ok(row.note("elements(out)", row.output(0)?.elements()) * (row.note("kernel", kernel) - 1))
+            Ok(row.note("elements(out)", row.output(0)?.elements())
+                * (row.note("kernel", kernel) - 1))
         }),
     );
     let reduction = Rule::per_call("elements(self) - elements(out)", source, |row| {
-        Ok(row.note("elements(self)", row.tensor_at(0)?.elements()) - row.note("elements(out)", row.output(0)?.elements()))
+        Ok(row.note("elements(self)", row.tensor_at(0)?.elements())
+            - row.note("elements(out)", row.output(0)?.elements()))
     });
-    add_all(&mut table, &["aten::sum", "aten::sum.dim_IntList", "aten::mean.dim"], &reduction);
+    add_all(
+        &mut table,
+        &["aten::sum", "aten::sum.dim_IntList", "aten::mean.dim"],
+        &reduction,
+    );
     let add = Rule::per_row(
         "both binary: nonzeros(self) + nonzeros(other); else elements(out) per call",
         source,
@@ -36,7 +46,9 @@ pub(super) fn table(version: Version) -> TableCounter {
         element_wise,
     );
     add_all(&mut table, &ADD_TENSOR, &add);
-    let every = Rule::per_call("elements(out)", source, |row| Ok(row.note("elements(out)", row.output(0)?.elements())));
+    let every = Rule::per_call("elements(out)", source, |row| {
+        Ok(row.note("elements(out)", row.output(0)?.elements()))
+    });
     add_all(&mut table, &ADD_SCALAR, &every);
     table.insert("aten::sigmoid_", every);
     table
@@ -45,7 +57,9 @@ pub(super) fn table(version: Version) -> TableCounter {
 fn element_wise(row: &CallRow<'_>) -> Result<i128, RuleError> {
     let x = row.tensor_at(0)?;
     if x.is_number() {
-        return Err(RuleError::Failed("AttributeError: 'float' object has no attribute 'dtype'".to_owned()));
+        return Err(RuleError::Failed(
+            "AttributeError: 'float' object has no attribute 'dtype'".to_owned(),
+        ));
     }
     let dense = row.note("elements(out)", row.output(0)?.elements()) * i128::from(row.calls);
     let both = row.optional_tensor_at(1).is_some_and(|y| !y.is_number())
@@ -54,7 +68,8 @@ fn element_wise(row: &CallRow<'_>) -> Result<i128, RuleError> {
     if !both {
         return Ok(dense);
     }
-    Ok(row.nonzeros("self", row.seen_after("self"))? + row.nonzeros("other", row.seen_after("other"))?)
+    Ok(row.nonzeros("self", row.seen_after("self"))?
+        + row.nonzeros("other", row.seen_after("other"))?)
 }
 
 fn batch_norm(row: &CallRow<'_>) -> Result<i128, RuleError> {
@@ -63,6 +78,10 @@ fn batch_norm(row: &CallRow<'_>) -> Result<i128, RuleError> {
     if !row.boolean("training")? {
         return Ok(c + n);
     }
-    let running = if row.is_given("running_mean") { 2 * c } else { 0 };
+    let running = if row.is_given("running_mean") {
+        2 * c
+    } else {
+        0
+    };
     Ok((n - c) + n + c + n + running)
 }

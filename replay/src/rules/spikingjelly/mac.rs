@@ -24,11 +24,20 @@ pub(super) fn table(version: Version) -> TableCounter {
         let (a, b) = form.factors();
         let needs = vec![Need::Spikes(a, false), Need::Spikes(b, false)];
         let formula = format!("{} per call; 0 where a factor is binary", form.text());
-        table.insert(op, Rule::per_row(formula, source, needs, move |row| form.geometry(row)?.macs(row)));
+        table.insert(
+            op,
+            Rule::per_row(formula, source, needs, move |row| {
+                form.geometry(row)?.macs(row)
+            }),
+        );
     }
     table.insert(
         "aten::native_batch_norm",
-        Rule::per_call("[weight] n + [training, running statistics] 2c", source, batch_norm),
+        Rule::per_call(
+            "[weight] n + [training, running statistics] 2c",
+            source,
+            batch_norm,
+        ),
     );
     table
 }
@@ -36,7 +45,15 @@ pub(super) fn table(version: Version) -> TableCounter {
 fn batch_norm(row: &CallRow<'_>) -> Result<i128, RuleError> {
     let x = row.tensor_at(0)?;
     let c = row.note("c", x.size(1)?);
-    let affine = if row.is_given("weight") { row.note("n", x.elements()) } else { 0 };
-    let running = if row.boolean("training")? && row.is_given("running_mean") { 2 * c } else { 0 };
+    let affine = if row.is_given("weight") {
+        row.note("n", x.elements())
+    } else {
+        0
+    };
+    let running = if row.boolean("training")? && row.is_given("running_mean") {
+        2 * c
+    } else {
+        0
+    };
     Ok(affine + running)
 }

@@ -1,6 +1,9 @@
 //! Bytes that an op reads and writes at least: its operands once, its results once.
 
-use super::{ADD_SCALAR, ADD_TENSOR, ATTENTION, ATTENTION_BACKWARD, BINARY, VIEWS, VIEWS_OF_2_0_0, Version, add_all};
+use super::{
+    ADD_SCALAR, ADD_TENSOR, ATTENTION, ATTENTION_BACKWARD, BINARY, VIEWS, VIEWS_OF_2_0_0, Version,
+    add_all,
+};
 use crate::rules::{CallRow, Rule, RuleError, TableCounter, TensorView};
 
 /// The table of a version.
@@ -11,17 +14,31 @@ pub(super) fn table(version: Version) -> TableCounter {
     };
     let mut table = TableCounter::new("memory_access", "byte");
 
-    let product = Rule::per_call("bytes(x) + bytes(y) + bytes(out)", source, |row| operands(row, &[0, 1]));
-    add_all(&mut table, &["aten::mm", "aten::bmm"], &product);
-    let added = Rule::per_call("bytes(x) + bytes(y) + bytes(out) + [beta != 0] bytes(self)", source, |row| {
-        let bias = if row.keyword_number("beta", 1.0).is_zero() { 0 } else { bytes(row, "self", row.optional_tensor_at(0)) };
-        Ok(operands(row, &[1, 2])? + bias)
+    let product = Rule::per_call("bytes(x) + bytes(y) + bytes(out)", source, |row| {
+        operands(row, &[0, 1])
     });
+    add_all(&mut table, &["aten::mm", "aten::bmm"], &product);
+    let added = Rule::per_call(
+        "bytes(x) + bytes(y) + bytes(out) + [beta != 0] bytes(self)",
+        source,
+        |row| {
+            let bias = if row.keyword_number("beta", 1.0).is_zero() {
+                0
+            } else {
+                bytes(row, "self", row.optional_tensor_at(0))
+            };
+            Ok(operands(row, &[1, 2])? + bias)
+        },
+    );
     add_all(&mut table, &["aten::addmm", "aten::baddbmm"], &added);
 
     table.insert(
         "aten::convolution",
-        Rule::per_call("bytes(input) + bytes(weight) + bytes(bias) + bytes(out)", source, |row| operands(row, &[0, 1, 2])),
+        Rule::per_call(
+            "bytes(input) + bytes(weight) + bytes(bias) + bytes(out)",
+            source,
+            |row| operands(row, &[0, 1, 2]),
+        ),
     );
     table.insert(
         "aten::convolution_backward",
@@ -48,7 +65,11 @@ pub(super) fn table(version: Version) -> TableCounter {
     );
     table.insert(
         "aten::native_batch_norm_backward",
-        Rule::per_call("what the gradients asked for read, once; nothing that is written", source, batch_norm_backward),
+        Rule::per_call(
+            "what the gradients asked for read, once; nothing that is written",
+            source,
+            batch_norm_backward,
+        ),
     );
 
     table.insert(
@@ -60,10 +81,14 @@ pub(super) fn table(version: Version) -> TableCounter {
     // Argument 1 of the operator is `self`; upstream takes it for the indices.
     table.insert(
         "aten::max_pool2d_with_indices_backward",
-        Rule::per_call("bytes(grad) + bytes(self) + bytes(out)", source, |row| operands(row, &[0, 1])),
+        Rule::per_call("bytes(grad) + bytes(self) + bytes(out)", source, |row| {
+            operands(row, &[0, 1])
+        }),
     );
 
-    let unary = Rule::per_call("bytes(self) + bytes(out)", source, |row| operands(row, &[0]));
+    let unary = Rule::per_call("bytes(self) + bytes(out)", source, |row| {
+        operands(row, &[0])
+    });
     add_all(
         &mut table,
         &[
@@ -80,14 +105,18 @@ pub(super) fn table(version: Version) -> TableCounter {
         ],
         &unary,
     );
-    let binary = Rule::per_call("bytes(self) + bytes(other) + bytes(out)", source, |row| operands(row, &[0, 1]));
+    let binary = Rule::per_call("bytes(self) + bytes(other) + bytes(out)", source, |row| {
+        operands(row, &[0, 1])
+    });
     add_all(&mut table, &ADD_TENSOR, &binary);
     add_all(&mut table, &ADD_SCALAR, &binary);
     add_all(&mut table, &BINARY, &binary);
     table.insert(
         "aten::logical_not",
         Rule::per_call("fails: the rule is for two operands", source, |_| {
-            Err(RuleError::Failed("ValueError: not enough values to unpack (expected 2, got 1)".to_owned()))
+            Err(RuleError::Failed(
+                "ValueError: not enough values to unpack (expected 2, got 1)".to_owned(),
+            ))
         }),
     );
 
@@ -106,15 +135,24 @@ pub(super) fn table(version: Version) -> TableCounter {
     if version >= Version::V2_0_0 {
         table.insert("aten::sigmoid", unary);
         add_all(&mut table, &VIEWS_OF_2_0_0, &view);
-        let forward = Rule::per_call("bytes(q) + bytes(k) + bytes(v) + bytes(bias) + bytes(out)", source, |row| {
-            Ok(operands(row, &[0, 1, 2])? + attention_bias(row))
-        });
+        let forward = Rule::per_call(
+            "bytes(q) + bytes(k) + bytes(v) + bytes(bias) + bytes(out)",
+            source,
+            |row| Ok(operands(row, &[0, 1, 2])? + attention_bias(row)),
+        );
         add_all(&mut table, &ATTENTION, &forward);
-        let backward =
-            Rule::per_call("bytes(grad) + bytes(q) + bytes(k) + bytes(v) + bytes(bias) + bytes(outputs)", source, |row| {
-                let read: i128 = (0..4).map(|i| bytes(row, "", row.optional_tensor_at(i))).sum();
-                Ok(read + attention_bias(row) + row.outputs().iter().map(TensorView::bytes).sum::<i128>())
-            });
+        let backward = Rule::per_call(
+            "bytes(grad) + bytes(q) + bytes(k) + bytes(v) + bytes(bias) + bytes(outputs)",
+            source,
+            |row| {
+                let read: i128 = (0..4)
+                    .map(|i| bytes(row, "", row.optional_tensor_at(i)))
+                    .sum();
+                Ok(read
+                    + attention_bias(row)
+                    + row.outputs().iter().map(TensorView::bytes).sum::<i128>())
+            },
+        );
         add_all(&mut table, &ATTENTION_BACKWARD, &backward);
     }
     table
@@ -122,7 +160,11 @@ pub(super) fn table(version: Version) -> TableCounter {
 
 fn bytes(row: &CallRow<'_>, name: &str, tensor: Option<TensorView<'_>>) -> i128 {
     let bytes = tensor.map_or(0, |t| t.bytes());
-    if name.is_empty() { bytes } else { row.note(&format!("bytes({name})"), bytes) }
+    if name.is_empty() {
+        bytes
+    } else {
+        row.note(&format!("bytes({name})"), bytes)
+    }
 }
 
 /// Bytes of the arguments at some places, and of the first output.
@@ -187,5 +229,10 @@ fn batch_norm_backward(row: &CallRow<'_>) -> Result<i128, RuleError> {
 }
 
 fn attention_bias(row: &CallRow<'_>) -> i128 {
-    bytes(row, "bias", row.optional_tensor("attn_bias").or_else(|| row.optional_tensor("attn_mask")))
+    bytes(
+        row,
+        "bias",
+        row.optional_tensor("attn_bias")
+            .or_else(|| row.optional_tensor("attn_mask")),
+    )
 }

@@ -64,11 +64,21 @@ fn add_all(table: &mut TableCounter, ops: &[&'static str], rule: &Rule) {
     }
 }
 
-const ADD_TENSOR: [&str; 5] =
-    ["aten::add.Tensor", "aten::add_.Tensor", "aten::sub.Tensor", "aten::sub_.Tensor", "aten::rsub.Tensor"];
+const ADD_TENSOR: [&str; 5] = [
+    "aten::add.Tensor",
+    "aten::add_.Tensor",
+    "aten::sub.Tensor",
+    "aten::sub_.Tensor",
+    "aten::rsub.Tensor",
+];
 
-const ADD_SCALAR: [&str; 5] =
-    ["aten::add.Scalar", "aten::add_.Scalar", "aten::sub.Scalar", "aten::sub_.Scalar", "aten::rsub.Scalar"];
+const ADD_SCALAR: [&str; 5] = [
+    "aten::add.Scalar",
+    "aten::add_.Scalar",
+    "aten::sub.Scalar",
+    "aten::sub_.Scalar",
+    "aten::rsub.Scalar",
+];
 
 const BINARY: [&str; 23] = [
     "aten::mul.Tensor",
@@ -131,11 +141,22 @@ mod tests {
     #[test]
     fn only_the_release_knows_attention_and_sigmoid() {
         for name in ["flop", "memory_access"] {
-            for op in ["aten::sigmoid", ATTENTION[0], ATTENTION_BACKWARD[3], VIEWS_OF_2_0_0[2]] {
+            for op in [
+                "aten::sigmoid",
+                ATTENTION[0],
+                ATTENTION_BACKWARD[3],
+                VIEWS_OF_2_0_0[2],
+            ] {
                 let june = rule_set(Version::June2026);
                 let release = rule_set(Version::V2_0_0);
-                assert!(june.counter(name).and_then(|c| c.rule(op)).is_none(), "{name} {op}");
-                assert!(release.counter(name).and_then(|c| c.rule(op)).is_some(), "{name} {op}");
+                assert!(
+                    june.counter(name).and_then(|c| c.rule(op)).is_none(),
+                    "{name} {op}"
+                );
+                assert!(
+                    release.counter(name).and_then(|c| c.rule(op)).is_some(),
+                    "{name} {op}"
+                );
             }
         }
     }

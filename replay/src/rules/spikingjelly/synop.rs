@@ -30,7 +30,9 @@ pub(super) fn spikes(form: Form, source: &'static str) -> Rule {
             "both binary: sum of the product; one binary and alpha == 1: its nonzeros * how often each is used; else 0"
         }
     };
-    Rule::per_row(formula, source, form.needs(), move |row| accumulates(row, form))
+    Rule::per_row(formula, source, form.needs(), move |row| {
+        accumulates(row, form)
+    })
 }
 
 fn accumulates(row: &CallRow<'_>, form: Form) -> Result<i128, RuleError> {
