@@ -1,6 +1,8 @@
 //! Every way to start a program, and everything that can keep it from being recorded: then it runs all the same, and one
 //! message says why.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

@@ -1,6 +1,8 @@
 //! What bad traces, names and cost files get: a message that says what and where, the right exit code, and as much of the
 //! answer as there is.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 use std::path::PathBuf;
 use std::sync::LazyLock;
 

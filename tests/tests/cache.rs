@@ -1,5 +1,7 @@
 //! Statistics are those of the values that an op saw, whatever changed the memory since they were last taken.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 use std::process::Command;
 
 use optape_tests::{Bench, Call, calls_of};

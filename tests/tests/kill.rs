@@ -1,6 +1,8 @@
 //! SIGKILL loses nothing that was finished: a process notes each finished op in a page that it shares with the test, and
 //! the file holds at least as many, in order.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 

@@ -1,6 +1,8 @@
 //! The parity corpus: small programs, and what the tools that watch them live count. A recording of the same program,
 //! replayed, has to give the same numbers.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 use std::collections::BTreeSet;
 use std::path::Path;
 

@@ -1,5 +1,7 @@
 //! The recorded run is the same run: the same bits, exit codes, output and signals as without the recorder.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 use std::process::Command;
 use std::sync::LazyLock;
 
