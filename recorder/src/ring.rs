@@ -104,7 +104,14 @@ impl Mapping {
         let total = CONTROL_BYTES + 2 * capacity;
         // SAFETY: a fresh anonymous reservation of `total` bytes at an address that the kernel picks.
         let base = unsafe {
-            libc::mmap(std::ptr::null_mut(), total, libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1, 0)
+            libc::mmap(
+                std::ptr::null_mut(),
+                total,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
         };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
@@ -112,8 +119,16 @@ impl Mapping {
         let Some(base) = NonNull::new(base.cast::<u8>()) else {
             return Err(io::Error::other("mmap returned null"));
         };
-        let mapping = Self { base, capacity, _file: file };
-        let parts = [(0, CONTROL_BYTES, 0), (CONTROL_BYTES, capacity, CONTROL_BYTES), (CONTROL_BYTES + capacity, capacity, CONTROL_BYTES)];
+        let mapping = Self {
+            base,
+            capacity,
+            _file: file,
+        };
+        let parts = [
+            (0, CONTROL_BYTES, 0),
+            (CONTROL_BYTES, capacity, CONTROL_BYTES),
+            (CONTROL_BYTES + capacity, capacity, CONTROL_BYTES),
+        ];
         for (offset, length, file_offset) in parts {
             // SAFETY: MAP_FIXED inside the reservation made above, which nothing else uses; all offsets are multiples of the page size.
             let part = unsafe {
@@ -189,7 +204,12 @@ impl Producer {
             if path.exists() {
                 continue;
             }
-            let file = match OpenOptions::new().read(true).write(true).create_new(true).open(&hidden) {
+            let file = match OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(&hidden)
+            {
                 Ok(file) => file,
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
                 Err(e) => return Err(e),
@@ -201,7 +221,13 @@ impl Producer {
         Err(io::Error::other("no free ring name"))
     }
 
-    fn initialise(file: File, hidden: &Path, path: PathBuf, capacity: usize, on_full: OnFull) -> io::Result<Self> {
+    fn initialise(
+        file: File,
+        hidden: &Path,
+        path: PathBuf,
+        capacity: usize,
+        on_full: OnFull,
+    ) -> io::Result<Self> {
         let capacity = capacity.next_power_of_two().max(1 << 16);
         let length = libc::off_t::try_from(CONTROL_BYTES + capacity).map_err(io::Error::other)?;
         // SAFETY: a plain system call on a file descriptor that we own.
@@ -212,12 +238,25 @@ impl Producer {
         let mapping = Mapping::new(file, capacity)?;
         let control = mapping.control();
         control.capacity.store(capacity as u64, Ordering::Relaxed);
-        control.process_id.store(std::process::id(), Ordering::Relaxed);
-        control.on_full.store(u32::from(on_full == OnFull::Drop), Ordering::Relaxed);
-        control.heartbeat_ns.store(monotonic_ns(), Ordering::Relaxed);
+        control
+            .process_id
+            .store(std::process::id(), Ordering::Relaxed);
+        control
+            .on_full
+            .store(u32::from(on_full == OnFull::Drop), Ordering::Relaxed);
+        control
+            .heartbeat_ns
+            .store(monotonic_ns(), Ordering::Relaxed);
         control.magic.store(MAGIC, Ordering::Release);
         std::fs::rename(hidden, &path)?;
-        Ok(Self { mapping, path, head: 0, tail: 0, on_full, gave_up_at: None })
+        Ok(Self {
+            mapping,
+            path,
+            head: 0,
+            tail: 0,
+            on_full,
+            gave_up_at: None,
+        })
     }
 
     /// Writes one message of `words` 8-byte words that `fill` puts into place. False: it did not fit, and was not written.
@@ -235,7 +274,10 @@ impl Producer {
         message[0] = (words as u64) << 32 | u64::from(kind as u32);
         fill(&mut message[1..]);
         self.head += bytes;
-        self.mapping.control().head.store(self.head, Ordering::Release);
+        self.mapping
+            .control()
+            .head
+            .store(self.head, Ordering::Release);
         true
     }
 
@@ -272,7 +314,8 @@ impl Producer {
         let began = monotonic_ns();
         loop {
             let now = monotonic_ns();
-            let silent = now.saturating_sub(control.heartbeat_ns.load(Ordering::Relaxed)) > CONSUMER_TIMEOUT_NS;
+            let silent = now.saturating_sub(control.heartbeat_ns.load(Ordering::Relaxed))
+                > CONSUMER_TIMEOUT_NS;
             if silent || now - began > LONGEST_STALL.as_nanos() as u64 {
                 self.gave_up_at = Some(self.tail);
                 return false;
@@ -289,7 +332,9 @@ impl Producer {
     #[cold]
     pub fn count_dropped(&self, records: u64, time_ns: u64) {
         let control = self.mapping.control();
-        if control.dropped.fetch_add(records, Ordering::Relaxed) == control.dropped_told.load(Ordering::Relaxed) {
+        if control.dropped.fetch_add(records, Ordering::Relaxed)
+            == control.dropped_told.load(Ordering::Relaxed)
+        {
             control.dropped_from_ns.store(time_ns, Ordering::Relaxed);
         }
         control.dropped_until_ns.store(time_ns, Ordering::Release);
@@ -303,13 +348,17 @@ impl Producer {
 
     /// A `Drop` record was written for `records` of them.
     pub fn drops_told(&self, records: u64) {
-        self.mapping.control().dropped_told.fetch_add(records, Ordering::Relaxed);
+        self.mapping
+            .control()
+            .dropped_told
+            .fetch_add(records, Ordering::Relaxed);
     }
 
     /// Whether the consumer's heartbeat is older than [`CONSUMER_TIMEOUT_NS`].
     #[must_use]
     pub fn consumer_silent(&self) -> bool {
-        monotonic_ns().saturating_sub(self.mapping.control().heartbeat_ns.load(Ordering::Relaxed)) > CONSUMER_TIMEOUT_NS
+        monotonic_ns().saturating_sub(self.mapping.control().heartbeat_ns.load(Ordering::Relaxed))
+            > CONSUMER_TIMEOUT_NS
     }
 
     /// The ring file.
@@ -322,7 +371,10 @@ impl Producer {
 impl Control {
     fn untold_drops(&self) -> Option<(u64, u64, u64)> {
         let until = self.dropped_until_ns.load(Ordering::Acquire);
-        let untold = self.dropped.load(Ordering::Relaxed).saturating_sub(self.dropped_told.load(Ordering::Relaxed));
+        let untold = self
+            .dropped
+            .load(Ordering::Relaxed)
+            .saturating_sub(self.dropped_told.load(Ordering::Relaxed));
         (untold > 0).then(|| (untold, self.dropped_from_ns.load(Ordering::Relaxed), until))
     }
 }
@@ -366,18 +418,33 @@ impl Consumer {
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         let length = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
-        let capacity = length.checked_sub(CONTROL_BYTES).filter(|c| c.is_power_of_two() && *c >= 1 << 16);
+        let capacity = length
+            .checked_sub(CONTROL_BYTES)
+            .filter(|c| c.is_power_of_two() && *c >= 1 << 16);
         let Some(capacity) = capacity else {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a ring: odd size"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "not a ring: odd size",
+            ));
         };
         let mapping = Mapping::new(file, capacity)?;
         let control = mapping.control();
-        if control.magic.load(Ordering::Acquire) != MAGIC || control.capacity.load(Ordering::Relaxed) != capacity as u64 {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a ring of this version"));
+        if control.magic.load(Ordering::Acquire) != MAGIC
+            || control.capacity.load(Ordering::Relaxed) != capacity as u64
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "not a ring of this version",
+            ));
         }
         let tail = control.tail.load(Ordering::Relaxed);
         let process_id = control.process_id.load(Ordering::Relaxed);
-        Ok(Self { mapping, path: path.to_owned(), tail, process_id })
+        Ok(Self {
+            mapping,
+            path: path.to_owned(),
+            tail,
+            process_id,
+        })
     }
 
     /// The process that writes it.
@@ -394,7 +461,10 @@ impl Consumer {
 
     /// Says that the consumer lives. At least every 20 ms.
     pub fn heartbeat(&self) {
-        self.mapping.control().heartbeat_ns.store(monotonic_ns(), Ordering::Relaxed);
+        self.mapping
+            .control()
+            .heartbeat_ns
+            .store(monotonic_ns(), Ordering::Relaxed);
     }
 
     /// Hands every message committed so far to `each`, oldest first, and frees their room; gives their number.
@@ -403,9 +473,10 @@ impl Consumer {
     /// [`io::ErrorKind::InvalidData`] where the ring's content is not a sequence of messages; the ring is then of no further use.
     pub fn drain(&mut self, mut each: impl FnMut(Message<'_>)) -> io::Result<usize> {
         let head = self.mapping.control().head.load(Ordering::Acquire);
-        let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("ring: {what}"));
+        let invalid =
+            |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("ring: {what}"));
         let available = head.wrapping_sub(self.tail);
-        if available > self.mapping.capacity as u64 || head % 8 != 0 {
+        if available > self.mapping.capacity as u64 || !head.is_multiple_of(8) {
             return Err(invalid("head beyond its capacity"));
         }
         let mut messages = 0;
@@ -419,7 +490,8 @@ impl Consumer {
             if bytes > head - self.tail {
                 return Err(invalid("message beyond head"));
             }
-            let kind = MessageKind::from_raw((first & 0xffff_ffff) as u32).ok_or_else(|| invalid("unknown message"))?;
+            let kind = MessageKind::from_raw((first & 0xffff_ffff) as u32)
+                .ok_or_else(|| invalid("unknown message"))?;
             // SAFETY: as above, for all `words` words (checked against head); contiguous thanks to the double mapping.
             let words = unsafe { std::slice::from_raw_parts(at.add(1), words as usize) };
             each(Message { kind, words });
@@ -427,12 +499,18 @@ impl Consumer {
             self.tail += bytes;
             unfreed += bytes;
             if unfreed > self.mapping.capacity as u64 / 8 {
-                self.mapping.control().tail.store(self.tail, Ordering::Release);
+                self.mapping
+                    .control()
+                    .tail
+                    .store(self.tail, Ordering::Release);
                 self.heartbeat();
                 unfreed = 0;
             }
         }
-        self.mapping.control().tail.store(self.tail, Ordering::Release);
+        self.mapping
+            .control()
+            .tail
+            .store(self.tail, Ordering::Release);
         Ok(messages)
     }
 
@@ -480,10 +558,16 @@ impl<'a> OpCallMessage<'a> {
     /// Puts it into the ring. False: it did not fit.
     #[inline]
     pub fn push(&self, ring: &mut Producer) -> bool {
-        let words = FIXED_WORDS + self.payload.len() + self.storages.len() + self.tensors.len() + self.statistics.len();
+        let words = FIXED_WORDS
+            + self.payload.len()
+            + self.storages.len()
+            + self.tensors.len()
+            + self.statistics.len();
         ring.push(MessageKind::OpCall, words, |out| {
             out[0] = u64::from(self.signature) << 32 | u64::from(self.pattern);
-            out[1] = u64::from(self.thread) << 32 | (self.payload.len() as u64) << 16 | self.storages.len() as u64;
+            out[1] = u64::from(self.thread) << 32
+                | (self.payload.len() as u64) << 16
+                | self.storages.len() as u64;
             out[2] = (self.tensors.len() as u64) << 16 | self.statistics.len() as u64;
             out[3] = self.start_ns;
             out[4] = self.duration_ns;
@@ -544,12 +628,21 @@ mod tests {
             for n in 0..(round % 7) {
                 let words = 1 + ((round * 31 + n * 17) % 97) as usize;
                 let first = sent;
-                assert!(producer.push(MessageKind::Moment, words, |w| w.iter_mut().enumerate().for_each(|(i, w)| *w = first + i as u64)));
+                assert!(producer.push(MessageKind::Moment, words, |w| {
+                    w.iter_mut()
+                        .enumerate()
+                        .for_each(|(i, w)| *w = first + i as u64)
+                }));
                 sent += 1;
             }
             consumer
                 .drain(|m| {
-                    assert!(m.words.iter().enumerate().all(|(i, w)| *w == received + i as u64));
+                    assert!(
+                        m.words
+                            .iter()
+                            .enumerate()
+                            .all(|(i, w)| *w == received + i as u64)
+                    );
                     received += 1;
                 })
                 .unwrap();
@@ -584,7 +677,11 @@ mod tests {
             assert!(!producer.push(MessageKind::Moment, 7, |w| w.fill(1)));
         }
         assert!(producer.consumer_silent());
-        assert!(began.elapsed() < Duration::from_millis(700), "waited {:?}", began.elapsed());
+        assert!(
+            began.elapsed() < Duration::from_millis(700),
+            "waited {:?}",
+            began.elapsed()
+        );
     }
 
     #[test]

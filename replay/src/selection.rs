@@ -338,7 +338,7 @@ impl Selection {
     pub(crate) fn pieces(&self, at: StreamRef<'_>, timeline: &Timeline, by_step: bool) -> Pieces {
         let records = at.stream.records();
         let chosen = if self.ranges.is_empty() {
-            Vec::from_iter([0..records])
+            std::iter::once(0..records).collect()
         } else {
             timeline.inside.clone()
         };

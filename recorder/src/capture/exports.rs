@@ -41,10 +41,16 @@ pub fn table() -> &'static CaptureTable {
 /// Runs `work`; a panic in it switches the recorder off instead of reaching the program.
 fn guarded<R: Default>(work: impl FnOnce() -> R) -> R {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<&str>().map(|t| (*t).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
+        let text = panic
+            .downcast_ref::<&str>()
+            .map(|t| (*t).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned());
         // The lock is not poisoned by a panic; whatever state it guards is not used for recording any more.
         let mut guard = CAPTURE.state.lock();
-        Capture::get().give_up(&mut guard, &format!("a fault in optape: {}", text.unwrap_or_default()));
+        Capture::get().give_up(
+            &mut guard,
+            &format!("a fault in optape: {}", text.unwrap_or_default()),
+        );
         R::default()
     })
 }
@@ -56,7 +62,9 @@ unsafe fn owned(text: *const c_char) -> String {
         return String::new();
     }
     // SAFETY: the caller's promise.
-    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+    unsafe { CStr::from_ptr(text) }
+        .to_string_lossy()
+        .into_owned()
 }
 
 unsafe extern "C" fn define_op(operator: *const Operator, out: *mut Plan) -> i32 {
@@ -89,7 +97,11 @@ unsafe extern "C" fn define_op(operator: *const Operator, out: *mut Plan) -> i32
                     .collect(),
                 returns: list(operator.returns, operator.return_count)
                     .iter()
-                    .map(|r| ReturnDef { type_name: owned(r.type_name), alias: owned(r.alias), written: r.written != 0 })
+                    .map(|r| ReturnDef {
+                        type_name: owned(r.type_name),
+                        alias: owned(r.alias),
+                        written: r.written != 0,
+                    })
                     .collect(),
             }
         };
@@ -138,8 +150,22 @@ unsafe extern "C" fn storage_freed(base: *const c_void) {
     guarded(|| Capture::get().storage_freed(base as usize));
 }
 
-unsafe extern "C" fn module_enter(thread: u64, module: u32, graph_task: u32, training: u32, grad_mode: u32) {
-    guarded(|| Capture::get().module_enter(thread, module, graph_task != 0, training != 0, grad_mode != 0));
+unsafe extern "C" fn module_enter(
+    thread: u64,
+    module: u32,
+    graph_task: u32,
+    training: u32,
+    grad_mode: u32,
+) {
+    guarded(|| {
+        Capture::get().module_enter(
+            thread,
+            module,
+            graph_task != 0,
+            training != 0,
+            grad_mode != 0,
+        )
+    });
 }
 
 unsafe extern "C" fn module_exit(thread: u64, module: u32) {
@@ -223,7 +249,11 @@ pub extern "C" fn optape_capture_table() -> *const CaptureTable {
 /// # Safety
 /// `json` is a NUL-terminated text; `error` is null or leads to `error_size` writable bytes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn optape_capture_start(json: *const c_char, error: *mut c_char, error_size: usize) -> i32 {
+pub unsafe extern "C" fn optape_capture_start(
+    json: *const c_char,
+    error: *mut c_char,
+    error_size: usize,
+) -> i32 {
     let result = guarded(|| {
         // SAFETY: the caller's promise.
         let json = unsafe { owned(json) };
@@ -259,9 +289,19 @@ pub unsafe extern "C" fn optape_define_module(
 ) -> u32 {
     guarded(|| {
         // SAFETY: the caller's promise.
-        let (name, classes, parameters) = unsafe { (owned(name), owned(classes), addresses(parameters, count)) };
+        let (name, classes, parameters) =
+            unsafe { (owned(name), owned(classes), addresses(parameters, count)) };
         let classes = classes.lines().map(str::to_owned).collect();
-        Capture::get().define_module(ModuleDef { name, classes, spiking: spiking != 0 }, parameters).0
+        Capture::get()
+            .define_module(
+                ModuleDef {
+                    name,
+                    classes,
+                    spiking: spiking != 0,
+                },
+                parameters,
+            )
+            .0
     })
 }
 
@@ -270,9 +310,16 @@ pub unsafe extern "C" fn optape_define_module(
 /// # Safety
 /// `parameters` leads to `count` addresses.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn optape_module_parameters(module: u32, parameters: *const usize, count: usize) {
-    // SAFETY: the caller's promise.
-    guarded(|| Capture::get().module_parameters(ModuleId(module), unsafe { addresses(parameters, count) }));
+pub unsafe extern "C" fn optape_module_parameters(
+    module: u32,
+    parameters: *const usize,
+    count: usize,
+) {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let parameters = unsafe { addresses(parameters, count) };
+        Capture::get().module_parameters(ModuleId(module), parameters);
+    });
 }
 
 /// # Safety
@@ -294,7 +341,12 @@ pub unsafe extern "C" fn optape_define_watch(module: i64, what: *const c_char) -
     guarded(|| {
         // SAFETY: the caller's promise.
         let what = unsafe { owned(what) };
-        Capture::get().define_watch(WatchDef { module: u32::try_from(module).ok().map(ModuleId), what }).0
+        Capture::get()
+            .define_watch(WatchDef {
+                module: u32::try_from(module).ok().map(ModuleId),
+                what,
+            })
+            .0
     })
 }
 

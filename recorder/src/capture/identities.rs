@@ -53,7 +53,10 @@ struct Generations<V> {
 
 impl<V: Copy> Generations<V> {
     fn new() -> Self {
-        Self { young: AddressMap::default(), old: AddressMap::default() }
+        Self {
+            young: AddressMap::default(),
+            old: AddressMap::default(),
+        }
     }
 
     fn get(&mut self, key: usize) -> Option<V> {
@@ -137,7 +140,15 @@ impl Identities {
             }
             let id = self.next_storage;
             self.next_storage += 1;
-            self.owned.insert(base, OwnedStorage { id, generation: 0, remembered: [None; REMEMBERED], next: 0 });
+            self.owned.insert(
+                base,
+                OwnedStorage {
+                    id,
+                    generation: 0,
+                    remembered: [None; REMEMBERED],
+                    next: 0,
+                },
+            );
             return id;
         }
         if tensor.storage.is_null() || tensor.storage_bytes == 0 {
@@ -152,7 +163,14 @@ impl Identities {
         }
         let id = self.next_storage;
         self.next_storage += 1;
-        self.foreign.insert(key, ForeignStorage { base, bytes: tensor.storage_bytes, id });
+        self.foreign.insert(
+            key,
+            ForeignStorage {
+                base,
+                bytes: tensor.storage_bytes,
+                id,
+            },
+        );
         id
     }
 
@@ -207,7 +225,11 @@ impl Identities {
             let place = storage
                 .remembered
                 .iter()
-                .position(|r| r.is_none_or(|(known, generation, _)| known == key || generation != storage.generation))
+                .position(|r| {
+                    r.is_none_or(|(known, generation, _)| {
+                        known == key || generation != storage.generation
+                    })
+                })
                 .unwrap_or(storage.next);
             storage.next = (place + 1) % REMEMBERED;
             storage.remembered[place] = Some((key, storage.generation, *answer));
@@ -240,5 +262,10 @@ fn value_key(tensor: &Tensor) -> Option<ValueKey> {
             hasher.write_u64(*word as u64);
         }
     }
-    Some(ValueKey { data: tensor.data as usize, version: tensor.version, dtype: tensor.dtype, extent: hasher.finish() })
+    Some(ValueKey {
+        data: tensor.data as usize,
+        version: tensor.version,
+        dtype: tensor.dtype,
+        extent: hasher.finish(),
+    })
 }

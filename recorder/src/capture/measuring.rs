@@ -4,11 +4,15 @@
 //! there is nothing to see: other devices, lazy bits, layouts without plain elements get a reason instead of numbers.
 
 use optape_trace::needs::{self, Product};
-use optape_trace::{DType, NotTaken, TextId, OpDef, Operand, Pattern, PatternEntry, State, When, fields, tensor_flags};
+use optape_trace::{
+    DType, NotTaken, OpDef, Operand, Pattern, PatternEntry, State, TextId, When, fields,
+    tensor_flags,
+};
 
 use crate::abi::{Call, Tensor, word};
 use crate::statistics::{
-    self, Answer, Geometry, Question, View, product_sum_broadcast, product_sum_convolution, product_sum_linear, product_sum_matrix,
+    self, Answer, Geometry, Question, View, product_sum_broadcast, product_sum_convolution,
+    product_sum_linear, product_sum_matrix,
 };
 
 /// `--stats`.
@@ -77,18 +81,26 @@ impl OpPlan {
                 (Preset::Rules, need) => need.map(Question::from),
             })
             .collect();
-        let product = line.filter(|_| preset != Preset::None).and_then(|l| l.product).and_then(|(a, b, kind)| {
-            Some((u32::try_from(index(a)?).ok()?, u32::try_from(index(b)?).ok()?, kind))
-        });
-        let convolution = matches!(product, Some((_, _, Product::Convolution))).then(|| ConvolutionArguments {
-            stride: index("stride"),
-            padding: index("padding"),
-            dilation: index("dilation"),
-            transposed: index("transposed"),
-            output_padding: index("output_padding"),
-            groups: index("groups"),
-            always_transposed: op.name.contains("conv_transpose"),
-        });
+        let product = line
+            .filter(|_| preset != Preset::None)
+            .and_then(|l| l.product)
+            .and_then(|(a, b, kind)| {
+                Some((
+                    u32::try_from(index(a)?).ok()?,
+                    u32::try_from(index(b)?).ok()?,
+                    kind,
+                ))
+            });
+        let convolution =
+            matches!(product, Some((_, _, Product::Convolution))).then(|| ConvolutionArguments {
+                stride: index("stride"),
+                padding: index("padding"),
+                dilation: index("dilation"),
+                transposed: index("transposed"),
+                output_padding: index("output_padding"),
+                groups: index("groups"),
+                always_transposed: op.name.contains("conv_transpose"),
+            });
         let namespace = op.name.split("::").next().unwrap_or_default();
         Self {
             arguments,
@@ -108,7 +120,12 @@ impl OpPlan {
 
     /// Whether anything is looked at after it.
     pub(super) fn looks_after(&self) -> bool {
-        self.outputs.is_some() || self.arguments.iter().zip(&self.written).any(|(a, w)| *w && a.is_some())
+        self.outputs.is_some()
+            || self
+                .arguments
+                .iter()
+                .zip(&self.written)
+                .any(|(a, w)| *w && a.is_some())
     }
 }
 
@@ -133,12 +150,20 @@ pub(super) struct Slot {
 impl Slot {
     fn missing(operand: u16, when: When, reason: NotTaken) -> Self {
         let state = 3 + reason as u64;
-        Self { meta: u64::from(operand) | (when as u64) << 16 | state << 20, numbers: [0; MOST_NUMBERS], answer: None }
+        Self {
+            meta: u64::from(operand) | (when as u64) << 16 | state << 20,
+            numbers: [0; MOST_NUMBERS],
+            answer: None,
+        }
     }
 
     fn present(operand: u16, when: When, binary: Option<bool>, numbers: &[(u32, u64)]) -> Self {
         let binary = binary.map_or(0, |b| 1 + u64::from(b));
-        let mut slot = Self { meta: 0, numbers: [0; MOST_NUMBERS], answer: None };
+        let mut slot = Self {
+            meta: 0,
+            numbers: [0; MOST_NUMBERS],
+            answer: None,
+        };
         let mut mask = 0u32;
         // `numbers` is sorted by field, as the pattern wants them.
         for (place, (field, number)) in slot.numbers.iter_mut().zip(numbers) {
@@ -179,11 +204,24 @@ pub(super) fn pattern(metas: &[u64]) -> Pattern {
         NotTaken::Capturing,
     ];
     let entries = metas.iter().map(|meta| PatternEntry {
-        operand: if *meta as u16 == PRODUCT { Operand::Product } else { Operand::Tensor(*meta as u16) },
-        when: if meta >> 16 & 0xf == When::Before as u64 { When::Before } else { When::After },
+        operand: if *meta as u16 == PRODUCT {
+            Operand::Product
+        } else {
+            Operand::Tensor(*meta as u16)
+        },
+        when: if meta >> 16 & 0xf == When::Before as u64 {
+            When::Before
+        } else {
+            When::After
+        },
         state: match meta >> 20 & 0xff {
             0 => State::Present,
-            n => State::NotTaken(REASONS.get((n - 3) as usize).copied().unwrap_or(NotTaken::NoData)),
+            n => State::NotTaken(
+                REASONS
+                    .get((n - 3) as usize)
+                    .copied()
+                    .unwrap_or(NotTaken::NoData),
+            ),
         },
         binary: match meta >> 28 & 3 {
             1 => Some(false),
@@ -192,7 +230,9 @@ pub(super) fn pattern(metas: &[u64]) -> Pattern {
         },
         fields: (meta >> 32) as u32,
     });
-    Pattern { entries: entries.collect() }
+    Pattern {
+        entries: entries.collect(),
+    }
 }
 
 /// Orders slots as [`Pattern`] wants them: by operand, tensors first, then by time.
@@ -202,14 +242,23 @@ pub(super) fn sort(slots: &mut [Slot]) {
 
 /// The sizes of a tensor that the hook hands over.
 pub(super) fn sizes(tensor: &Tensor) -> &[i64] {
-    // SAFETY: the hook's promise: `sizes` leads to `dim` integers for as long as the call lasts. Zero dimensions may come with null.
-    if tensor.dim == 0 { &[] } else { unsafe { std::slice::from_raw_parts(tensor.sizes, usize::from(tensor.dim)) } }
+    if tensor.dim == 0 {
+        // May come with null.
+        &[]
+    } else {
+        // SAFETY: the hook's promise: `sizes` leads to `dim` integers for as long as the call lasts.
+        unsafe { std::slice::from_raw_parts(tensor.sizes, usize::from(tensor.dim)) }
+    }
 }
 
 /// The strides of a tensor that has them (`strides` is not null).
 pub(super) fn strides(tensor: &Tensor) -> &[i64] {
-    // SAFETY: as `sizes`; the caller has looked at `strides`.
-    if tensor.dim == 0 { &[] } else { unsafe { std::slice::from_raw_parts(tensor.strides, usize::from(tensor.dim)) } }
+    if tensor.dim == 0 {
+        &[]
+    } else {
+        // SAFETY: as `sizes`; the caller has looked at `strides`.
+        unsafe { std::slice::from_raw_parts(tensor.strides, usize::from(tensor.dim)) }
+    }
 }
 
 /// The tensors of a call.
@@ -240,7 +289,10 @@ pub(super) fn payload(call: &Call) -> &[u64] {
 }
 
 fn view(tensor: &Tensor) -> Result<View<'_>, NotTaken> {
-    const LAYOUTS: u32 = tensor_flags::SPARSE | tensor_flags::NESTED | tensor_flags::QUANTIZED | tensor_flags::MKLDNN;
+    const LAYOUTS: u32 = tensor_flags::SPARSE
+        | tensor_flags::NESTED
+        | tensor_flags::QUANTIZED
+        | tensor_flags::MKLDNN;
     if tensor.flags & LAYOUTS != 0 {
         return Err(NotTaken::Layout);
     }
@@ -260,7 +312,11 @@ fn view(tensor: &Tensor) -> Result<View<'_>, NotTaken> {
     if (tensor.data.is_null() && !empty) || (tensor.strides.is_null() && tensor.dim > 0) {
         return Err(NotTaken::NoData);
     }
-    let strides: &[i64] = if tensor.dim == 0 { &[] } else { strides(tensor) };
+    let strides: &[i64] = if tensor.dim == 0 {
+        &[]
+    } else {
+        strides(tensor)
+    };
     // SAFETY: a plain strided CPU tensor (checked above) whose elements the hook found readable; the op has not begun or has
     // ended, so nothing of this call writes it meanwhile. Another thread of the program might: then the program races
     // with itself, and torch would read the same torn values.
@@ -268,16 +324,27 @@ fn view(tensor: &Tensor) -> Result<View<'_>, NotTaken> {
 }
 
 /// Looks at the inputs. `recall` gives what is known already.
-pub(super) fn before(plan: &OpPlan, call: &Call, mut recall: impl FnMut(&Tensor) -> Option<Answer>, slots: &mut Vec<Slot>) {
+pub(super) fn before(
+    plan: &OpPlan,
+    call: &Call,
+    mut recall: impl FnMut(&Tensor) -> Option<Answer>,
+    slots: &mut Vec<Slot>,
+) {
     let first = slots.len();
     let inputs = tensors(call).iter().take(call.input_count as usize);
     for (index, tensor) in inputs.enumerate() {
-        let Some(Some(question)) = plan.arguments.get(tensor.argument as usize) else { continue };
+        let Some(Some(question)) = plan.arguments.get(tensor.argument as usize) else {
+            continue;
+        };
         if tensor.flags & tensor_flags::WRAPPED_NUMBER != 0 {
             continue;
         }
-        let Ok(operand) = u16::try_from(index) else { break };
-        let factor = plan.product.is_some_and(|(a, _, kind)| a == tensor.argument && kind == Product::Convolution);
+        let Ok(operand) = u16::try_from(index) else {
+            break;
+        };
+        let factor = plan
+            .product
+            .is_some_and(|(a, _, kind)| a == tensor.argument && kind == Product::Convolution);
         let slot = if factor {
             convolution(plan, call, operand, tensor, *question, &mut recall)
         } else {
@@ -296,7 +363,12 @@ pub(super) fn before(plan: &OpPlan, call: &Call, mut recall: impl FnMut(&Tensor)
         if let (Some(a), Some(b)) = (find(a, slots_so_far), find(b, slots_so_far))
             && let Some(sum) = product(plan, call, &a, &b, kind)
         {
-            slots.push(Slot::present(PRODUCT, When::Before, None, &[(fields::PRODUCT_SUM, sum)]));
+            slots.push(Slot::present(
+                PRODUCT,
+                When::Before,
+                None,
+                &[(fields::PRODUCT_SUM, sum)],
+            ));
         }
     }
 }
@@ -313,9 +385,18 @@ pub(super) fn after(plan: &OpPlan, call: &Call, slots: &mut Vec<Slot>) {
         } else {
             None
         };
-        let (Some(question), Ok(operand)) = (question, u16::try_from(index)) else { continue };
+        let (Some(question), Ok(operand)) = (question, u16::try_from(index)) else {
+            continue;
+        };
         if tensor.flags & tensor_flags::WRAPPED_NUMBER == 0 {
-            slots.push(look(plan, operand, When::After, tensor, question, &mut |_| None));
+            slots.push(look(
+                plan,
+                operand,
+                When::After,
+                tensor,
+                question,
+                &mut |_| None,
+            ));
         }
     }
 }
@@ -334,14 +415,20 @@ fn look(
     };
     // Most operands say that they are not binary in their first element, and cheaper than any memory can.
     if question == Question::Binary && first_is_other(tensor) {
-        let answer = Answer { binary: Some(false), ..Answer::default() };
+        let answer = Answer {
+            binary: Some(false),
+            ..Answer::default()
+        };
         return slot(plan, operand, when, &answer, question);
     }
     if let Some(answer) = recall(tensor).filter(|a| answers(a, question)) {
         return slot(plan, operand, when, &answer, question);
     }
     match statistics::measure(&view, question) {
-        Ok(answer) => Slot { answer: Some(answer), ..slot(plan, operand, when, &answer, question) },
+        Ok(answer) => Slot {
+            answer: Some(answer),
+            ..slot(plan, operand, when, &answer, question)
+        },
         Err(reason) => Slot::missing(operand, when, reason),
     }
 }
@@ -359,9 +446,13 @@ fn first_is_other(tensor: &Tensor) -> bool {
 /// Whether a remembered answer holds what is asked now.
 fn answers(answer: &Answer, question: Question) -> bool {
     match question {
-        Question::Binary => answer.binary == Some(false) || (answer.binary.is_some() && answer.nonzeros.is_some()),
+        Question::Binary => {
+            answer.binary == Some(false) || (answer.binary.is_some() && answer.nonzeros.is_some())
+        }
         Question::Nonzeros => answer.nonzeros.is_some(),
-        Question::Full => answer.binary.is_some() && answer.nonzeros.is_some() && answer.sum.is_some(),
+        Question::Full => {
+            answer.binary.is_some() && answer.nonzeros.is_some() && answer.sum.is_some()
+        }
     }
 }
 
@@ -379,14 +470,31 @@ fn with_fan_out(
     fan_out_sum: Option<f64>,
 ) -> Slot {
     let full = question == Question::Full;
-    let nonzeros = answer.nonzeros.filter(|_| question != Question::Binary || answer.binary == Some(true));
+    let nonzeros = answer
+        .nonzeros
+        .filter(|_| question != Question::Binary || answer.binary == Some(true));
     let candidates = [
         (fields::NONZEROS, nonzeros),
         (fields::FAN_OUT_NONZEROS, fan_out_nonzeros),
         (fields::SUM, answer.sum.filter(|_| full).map(f64::to_bits)),
-        (fields::MINIMUM, answer.minimum.filter(|_| full && plan.extremes).map(f64::to_bits)),
-        (fields::MAXIMUM, answer.maximum.filter(|_| full && plan.extremes).map(f64::to_bits)),
-        (fields::FAN_OUT_SUM, fan_out_sum.filter(|_| full).map(f64::to_bits)),
+        (
+            fields::MINIMUM,
+            answer
+                .minimum
+                .filter(|_| full && plan.extremes)
+                .map(f64::to_bits),
+        ),
+        (
+            fields::MAXIMUM,
+            answer
+                .maximum
+                .filter(|_| full && plan.extremes)
+                .map(f64::to_bits),
+        ),
+        (
+            fields::FAN_OUT_SUM,
+            fan_out_sum.filter(|_| full).map(f64::to_bits),
+        ),
     ];
     let mut numbers = [(0, 0); MOST_NUMBERS];
     let mut count = 0;
@@ -411,8 +519,13 @@ fn convolution(
         Ok(view) => view,
         Err(reason) => return Slot::missing(operand, When::Before, reason),
     };
-    if question == Question::Binary && (first_is_other(tensor) || recall(tensor).is_some_and(|a| a.binary == Some(false))) {
-        let answer = Answer { binary: Some(false), ..Answer::default() };
+    if question == Question::Binary
+        && (first_is_other(tensor) || recall(tensor).is_some_and(|a| a.binary == Some(false)))
+    {
+        let answer = Answer {
+            binary: Some(false),
+            ..Answer::default()
+        };
         return slot(plan, operand, When::Before, &answer, question);
     }
     let mut room = GeometryRoom::default();
@@ -422,7 +535,15 @@ fn convolution(
     match measured {
         Ok(found) => Slot {
             answer: Some(found.answer),
-            ..with_fan_out(plan, operand, When::Before, &found.answer, question, found.fan_out_nonzeros, found.fan_out_sum)
+            ..with_fan_out(
+                plan,
+                operand,
+                When::Before,
+                &found.answer,
+                question,
+                found.fan_out_nonzeros,
+                found.fan_out_sum,
+            )
         },
         Err(reason) => Slot::missing(operand, When::Before, reason),
     }
@@ -492,7 +613,11 @@ fn skip(words: &[u64], at: usize) -> Option<usize> {
             let mut next = at + 1;
             for _ in 0..aux {
                 let item = *words.get(next)?;
-                next += if item as u8 == word::TENSOR { tensor(item) } else { 1 };
+                next += if item as u8 == word::TENSOR {
+                    tensor(item)
+                } else {
+                    1
+                };
             }
             next
         }
@@ -506,7 +631,12 @@ fn skip(words: &[u64], at: usize) -> Option<usize> {
 fn geometry<'a>(plan: &OpPlan, call: &'a Call, room: &'a mut GeometryRoom) -> Option<Geometry<'a>> {
     let places = plan.convolution.as_ref()?;
     let (input_argument, weight_argument, _) = plan.product?;
-    let find = |argument: u32| tensors(call).iter().take(call.input_count as usize).find(|t| t.argument == argument);
+    let find = |argument: u32| {
+        tensors(call)
+            .iter()
+            .take(call.input_count as usize)
+            .find(|t| t.argument == argument)
+    };
     let input = sizes(find(input_argument)?);
     let weight = sizes(find(weight_argument)?);
     let kernel = weight.get(2..)?;
@@ -516,14 +646,21 @@ fn geometry<'a>(plan: &OpPlan, call: &'a Call, room: &'a mut GeometryRoom) -> Op
     }
     let input = input.get(input.len().checked_sub(spatial)?..)?;
     let transposed = places.always_transposed
-        || matches!(places.transposed.and_then(|i| argument(call, i)), Some(Value::Bool(true)));
+        || matches!(
+            places.transposed.and_then(|i| argument(call, i)),
+            Some(Value::Bool(true))
+        );
     let groups = match places.groups.map(|i| argument(call, i)) {
         None => 1,
         Some(Some(Value::Integer(groups))) => groups,
         // More than 64 different numbers of groups were seen: it is payload now, and follows from the channels.
         _ => {
             let channels = *sizes(find(input_argument)?).iter().rev().nth(spatial)?;
-            if transposed { return None } else { channels.checked_div(*weight.get(1)?)? }
+            if transposed {
+                return None;
+            } else {
+                channels.checked_div(*weight.get(1)?)?
+            }
         }
     };
     let list = |place: Option<usize>, fallback: i64| -> Option<[i64; 3]> {
@@ -532,7 +669,9 @@ fn geometry<'a>(plan: &OpPlan, call: &'a Call, room: &'a mut GeometryRoom) -> Op
             None => {}
             Some(Value::Integers(&[one])) => list = [one as i64; 3],
             Some(Value::Integers(values)) if values.len() == spatial => {
-                list.iter_mut().zip(values).for_each(|(l, v)| *l = *v as i64);
+                list.iter_mut()
+                    .zip(values)
+                    .for_each(|(l, v)| *l = *v as i64);
             }
             Some(_) => return None,
         }
@@ -542,8 +681,15 @@ fn geometry<'a>(plan: &OpPlan, call: &'a Call, room: &'a mut GeometryRoom) -> Op
     room.dilation = list(places.dilation, 1)?;
     let output_padding = list(places.output_padding, 0)?;
     let same = matches!(places.padding.and_then(|i| argument(call, i)), Some(Value::Text(text)) if text == u64::from(TEXT_SAME.0));
-    let named = matches!(places.padding.and_then(|i| argument(call, i)), Some(Value::Text(_)));
-    room.padding = if named { [0; 3] } else { list(places.padding, 0)? };
+    let named = matches!(
+        places.padding.and_then(|i| argument(call, i)),
+        Some(Value::Text(_))
+    );
+    room.padding = if named {
+        [0; 3]
+    } else {
+        list(places.padding, 0)?
+    };
     for at in 0..spatial {
         let reach = room.dilation[at].checked_mul(kernel[at].checked_sub(1)?)?;
         let step = room.stride[at];
@@ -555,12 +701,19 @@ fn geometry<'a>(plan: &OpPlan, call: &'a Call, room: &'a mut GeometryRoom) -> Op
             room.padding[at] = reach / 2;
             room.output[at] = input[at];
         } else if transposed {
-            room.output[at] = (input[at] - 1).checked_mul(step)? - 2 * room.padding[at] + reach + output_padding[at] + 1;
+            room.output[at] = (input[at] - 1).checked_mul(step)? - 2 * room.padding[at]
+                + reach
+                + output_padding[at]
+                + 1;
         } else {
             room.output[at] = (input[at] + 2 * room.padding[at] - reach - 1).div_euclid(step) + 1;
         }
     }
-    let outputs_per_group = if transposed { *weight.get(1)? } else { weight.first()?.checked_div(groups)? };
+    let outputs_per_group = if transposed {
+        *weight.get(1)?
+    } else {
+        weight.first()?.checked_div(groups)?
+    };
     Some(Geometry {
         input,
         kernel,
@@ -584,18 +737,32 @@ mod tests {
             Slot::present(PRODUCT, When::Before, None, &[(fields::PRODUCT_SUM, 5)]),
             Slot::missing(1, When::Before, NotTaken::Device),
             Slot::present(0, When::After, Some(false), &[]),
-            Slot::present(0, When::Before, Some(true), &[(fields::NONZEROS, 3), (fields::SUM, 3.0f64.to_bits())]),
+            Slot::present(
+                0,
+                When::Before,
+                Some(true),
+                &[(fields::NONZEROS, 3), (fields::SUM, 3.0f64.to_bits())],
+            ),
         ];
         sort(&mut slots);
         let metas: Vec<u64> = slots.iter().map(|s| s.meta).collect();
         let pattern = pattern(&metas);
-        let seen: Vec<_> = pattern.entries.iter().map(|e| (e.operand, e.when, e.state, e.binary)).collect();
+        let seen: Vec<_> = pattern
+            .entries
+            .iter()
+            .map(|e| (e.operand, e.when, e.state, e.binary))
+            .collect();
         assert_eq!(
             seen,
             [
                 (Operand::Tensor(0), When::Before, State::Present, Some(true)),
                 (Operand::Tensor(0), When::After, State::Present, Some(false)),
-                (Operand::Tensor(1), When::Before, State::NotTaken(NotTaken::Device), None),
+                (
+                    Operand::Tensor(1),
+                    When::Before,
+                    State::NotTaken(NotTaken::Device),
+                    None
+                ),
                 (Operand::Product, When::Before, State::Present, None),
             ]
         );

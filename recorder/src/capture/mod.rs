@@ -21,8 +21,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use optape_trace::{
-    CallId, Definition, Event, ModuleDef, ModuleId, Moment, OpDef, OpId, PatternId, ScopeDef, ScopeId, SignatureDef, StepSource, StreamEnd,
-    StreamInfo, TextId, ThreadDef, ThreadId, WatchDef, WatchId, call_flags, codec,
+    CallId, Definition, Event, ModuleDef, ModuleId, Moment, OpDef, OpId, PatternId, ScopeDef,
+    ScopeId, SignatureDef, StepSource, StreamEnd, StreamInfo, TextId, ThreadDef, ThreadId,
+    WatchDef, WatchId, call_flags, codec,
 };
 use parking_lot::{Mutex, MutexGuard};
 
@@ -77,7 +78,9 @@ pub enum CaptureError {
     #[error("settings: {0}")]
     Settings(String),
     /// The ring cannot be made.
-    #[error("cannot make a ring of {bytes} bytes in {directory}: {source}; use a smaller one (--ring-size), or make room there")]
+    #[error(
+        "cannot make a ring of {bytes} bytes in {directory}: {source}; use a smaller one (--ring-size), or make room there"
+    )]
     Ring {
         /// Its size.
         bytes: usize,
@@ -100,7 +103,10 @@ const RECORDING: u32 = 1;
 /// The hook runs and nothing is captured.
 const HOOK_ONLY: u32 = 2;
 
-static CAPTURE: Capture = Capture { recording: AtomicU32::new(0), state: Mutex::new(None) };
+static CAPTURE: Capture = Capture {
+    recording: AtomicU32::new(0),
+    state: Mutex::new(None),
+};
 /// Plans of ops by number: read without the lock, since `begin` runs outside of it.
 static PLANS: OnceLock<boxcar::Vec<OpPlan>> = OnceLock::new();
 /// Statistics: time and calls, estimated from samples.
@@ -128,7 +134,10 @@ impl Texts {
     const OVERFLOW: &'static str = "(too many different texts)";
 
     fn new() -> Self {
-        let mut texts = Self { ids: HashMap::new(), all: Vec::new() };
+        let mut texts = Self {
+            ids: HashMap::new(),
+            all: Vec::new(),
+        };
         for text in measuring::WELL_KNOWN_TEXTS {
             texts.intern(text);
         }
@@ -218,7 +227,11 @@ impl Capture {
             return Err(CaptureError::Running);
         }
         exports::install_fork_handlers();
-        let mode = if settings.hook_only { HOOK_ONLY } else { RECORDING };
+        let mode = if settings.hook_only {
+            HOOK_ONLY
+        } else {
+            RECORDING
+        };
         state.settings = settings;
         state.started = true;
         self.recording.store(mode, Ordering::Release);
@@ -228,7 +241,9 @@ impl Capture {
     /// Runs `work` with the state, and switches the recorder off if it fails.
     fn with<R: Default>(&'static self, work: impl FnOnce(&mut State) -> Result<R, Failure>) -> R {
         let mut guard = self.state.lock();
-        let Some(state) = guard.as_mut() else { return R::default() };
+        let Some(state) = guard.as_mut() else {
+            return R::default();
+        };
         match work(state) {
             Ok(result) => result,
             Err(failure) => {
@@ -251,7 +266,9 @@ impl Capture {
                 let moment = Moment {
                     time_ns: now.saturating_sub(stream.epoch_ns),
                     thread: ThreadId(0),
-                    event: Event::Disabled { reason: why.to_owned() },
+                    event: Event::Disabled {
+                        reason: why.to_owned(),
+                    },
                 };
                 // Nothing more can be done where this fails, too.
                 let _ = stream.outlet.moment(&moment);
@@ -262,7 +279,8 @@ impl Capture {
     /// Pauses (`false`) or resumes recording. Ops pass through untouched meanwhile.
     pub fn set_recording(&'static self, on: bool) {
         let started = self.state.lock().as_ref().is_some_and(|s| s.started);
-        self.recording.store(if on && started { RECORDING } else { 0 }, Ordering::Release);
+        self.recording
+            .store(if on && started { RECORDING } else { 0 }, Ordering::Release);
     }
 
     /// Whether recording was begun, paused or not.
@@ -274,7 +292,10 @@ impl Capture {
     /// Whether watched values would be thrown away.
     #[must_use]
     pub fn takes_no_statistics(&'static self) -> bool {
-        self.state.lock().as_ref().is_none_or(|s| !s.started || s.settings.statistics == Preset::None)
+        self.state
+            .lock()
+            .as_ref()
+            .is_none_or(|s| !s.started || s.settings.statistics == Preset::None)
     }
 
     /// Says goodbye: writes the stream's end.
@@ -291,7 +312,9 @@ impl Capture {
         self.with(|state| {
             let id = ModuleId(u32::try_from(state.modules.len())?);
             if let Some(stream) = state.stream.as_mut() {
-                stream.outlet.define(&Definition::Module(id, definition.clone()))?;
+                stream
+                    .outlet
+                    .define(&Definition::Module(id, definition.clone()))?;
             }
             state.modules.push(definition);
             state.scopes.own(id.0, parameters);
@@ -312,7 +335,9 @@ impl Capture {
         self.with(|state| {
             let id = WatchId(u32::try_from(state.watches.len())?);
             if let Some(stream) = state.stream.as_mut() {
-                stream.outlet.define(&Definition::Watch(id, definition.clone()))?;
+                stream
+                    .outlet
+                    .define(&Definition::Watch(id, definition.clone()))?;
             }
             state.watches.push(definition);
             Ok(id)
@@ -374,7 +399,14 @@ impl Capture {
         self.with(|state| {
             let thread = state.thread(None)?;
             let key = state.text(key)?;
-            state.moment(thread, Event::Fact { module, key, value: value.to_owned() })
+            state.moment(
+                thread,
+                Event::Fact {
+                    module,
+                    key,
+                    value: value.to_owned(),
+                },
+            )
         });
     }
 
@@ -385,7 +417,8 @@ impl Capture {
             let plan = OpPlan::new(&definition, state.settings.statistics);
             let statistics = state.settings.statistics != Preset::None;
             out.op = op;
-            out.flags = if plan.looks_before() { plan::BEGIN } else { 0 } | if statistics { plan::IDENTITIES } else { 0 };
+            out.flags = if plan.looks_before() { plan::BEGIN } else { 0 }
+                | if statistics { plan::IDENTITIES } else { 0 };
             match definition.name.as_str() {
                 "profiler::_record_function_enter_new" | "profiler::_record_function_enter" => {
                     out.flags |= plan::TEXT_PAYLOAD;
@@ -402,7 +435,9 @@ impl Capture {
                 return Err(Failure("ops and their plans are out of step".to_owned()));
             }
             if let Some(stream) = state.stream.as_mut() {
-                stream.outlet.define(&Definition::Op(OpId(op), definition.clone()))?;
+                stream
+                    .outlet
+                    .define(&Definition::Op(OpId(op), definition.clone()))?;
             }
             state.ops.push(definition);
             Ok(true)
@@ -411,7 +446,9 @@ impl Capture {
 
     /// Before the kernel: looks at the inputs.
     fn begin(&'static self, call: &mut Call) {
-        let Some(plan) = plans().get(call.op as usize) else { return };
+        let Some(plan) = plans().get(call.op as usize) else {
+            return;
+        };
         if call.flags & call_flags::NOT_EXECUTED != 0 {
             return;
         }
@@ -421,7 +458,12 @@ impl Capture {
             let mut slots = slots.borrow_mut();
             let first = slots.len();
             // One lock for all operands would mean a place to keep the answers: most calls have one operand worth asking for.
-            measuring::before(plan, call, |tensor| self.state.lock().as_mut().and_then(|s| s.recall(tensor)), &mut slots);
+            measuring::before(
+                plan,
+                call,
+                |tensor| self.state.lock().as_mut().and_then(|s| s.recall(tensor)),
+                &mut slots,
+            );
             first
         });
         if let Ok(first) = taken {
@@ -429,7 +471,8 @@ impl Capture {
             call.capture[1] = first as u64;
         }
         if sampled {
-            STATISTICS_TIME_NS.fetch_add((monotonic_ns() - began) * OWN_TIME_EVERY, Ordering::Relaxed);
+            STATISTICS_TIME_NS
+                .fetch_add((monotonic_ns() - began) * OWN_TIME_EVERY, Ordering::Relaxed);
         }
     }
 
@@ -452,7 +495,11 @@ impl Capture {
         // A thread that is going away has no slots left, and is past recording.
         let _ = SLOTS.try_with(|slots| {
             let mut slots = slots.borrow_mut();
-            let first = if call.capture[0] == 1 { call.capture[1] as usize } else { slots.len() };
+            let first = if call.capture[0] == 1 {
+                call.capture[1] as usize
+            } else {
+                slots.len()
+            };
             if call.flags & call_flags::NOT_EXECUTED == 0
                 && let Some(plan) = plans().get(call.op as usize)
                 && plan.looks_after()
@@ -470,22 +517,53 @@ impl Capture {
         }
     }
 
-    fn module_enter(&'static self, torch_thread: u64, module: u32, graph_task: bool, training: bool, grad_mode: bool) {
+    fn module_enter(
+        &'static self,
+        torch_thread: u64,
+        module: u32,
+        graph_task: bool,
+        training: bool,
+        grad_mode: bool,
+    ) {
         self.with(|state| {
             let thread = state.thread(Some(torch_thread))?;
-            let (call, fresh) = state.scopes.enter(thread, Entry { module, graph_task, training, grad_mode });
+            let (call, fresh) = state.scopes.enter(
+                thread,
+                Entry {
+                    module,
+                    graph_task,
+                    training,
+                    grad_mode,
+                },
+            );
             if let Some(scope) = fresh {
                 state.define_scope(scope)?;
             }
-            state.moment(thread, Event::ModuleEnter { call: CallId(call), module: ModuleId(module), arguments: Vec::new() })
+            state.moment(
+                thread,
+                Event::ModuleEnter {
+                    call: CallId(call),
+                    module: ModuleId(module),
+                    arguments: Vec::new(),
+                },
+            )
         });
     }
 
     fn module_exit(&'static self, torch_thread: u64, module: u32) {
         self.with(|state| {
             let thread = state.thread(Some(torch_thread))?;
-            let Some((call, root)) = state.scopes.exit(thread, module) else { return Ok(()) };
-            state.moment(thread, Event::ModuleExit { call: CallId(call), module: ModuleId(module), results: Vec::new() })?;
+            let Some((call, root)) = state.scopes.exit(thread, module) else {
+                return Ok(());
+            };
+            state.moment(
+                thread,
+                Event::ModuleExit {
+                    call: CallId(call),
+                    module: ModuleId(module),
+                    results: Vec::new(),
+                },
+            )?;
             if root {
                 state.step(thread, StepSource::RootCall)?;
             }
@@ -519,13 +597,20 @@ impl Settings {
     pub fn from_environment(run_directory: PathBuf) -> Result<Self, CaptureError> {
         let variable = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
         let bad = |text: String| Err(CaptureError::Settings(text));
-        let mut settings = Self { run_directory, ..Self::default() };
+        let mut settings = Self {
+            run_directory,
+            ..Self::default()
+        };
         match variable("OPTAPE_STATS").as_deref() {
             None => {}
             Some("hook") => (settings.hook_only, settings.statistics) = (true, Preset::None),
             Some(name) => match Preset::from_name(name) {
                 Some(preset) => settings.statistics = preset,
-                None => return bad(format!("OPTAPE_STATS={name}: none, rules and all are known")),
+                None => {
+                    return bad(format!(
+                        "OPTAPE_STATS={name}: none, rules and all are known"
+                    ));
+                }
             },
         }
         if let Some(bytes) = variable("OPTAPE_RING_BYTES") {
@@ -544,7 +629,10 @@ impl Settings {
 
     /// What a recording within this process wants.
     #[must_use]
-    pub fn of_recording(run_directory: &std::path::Path, recording: &crate::daemon::Settings) -> Self {
+    pub fn of_recording(
+        run_directory: &std::path::Path,
+        recording: &crate::daemon::Settings,
+    ) -> Self {
         Self {
             run_directory: run_directory.to_owned(),
             statistics: recording.statistics.preset(),
@@ -620,10 +708,16 @@ impl State {
         }
         // SAFETY: gettid has no preconditions.
         let native_id = unsafe { libc::syscall(libc::SYS_gettid) } as u64;
-        let name = std::fs::read_to_string(format!("/proc/self/task/{native_id}/comm")).unwrap_or_default().trim().to_owned();
+        let name = std::fs::read_to_string(format!("/proc/self/task/{native_id}/comm"))
+            .unwrap_or_default()
+            .trim()
+            .to_owned();
         let definition = ThreadDef { native_id, name };
         if let Some(stream) = self.stream.as_mut() {
-            stream.outlet.define(&Definition::Thread(ThreadId(index as u32), definition.clone()))?;
+            stream.outlet.define(&Definition::Thread(
+                ThreadId(index as u32),
+                definition.clone(),
+            ))?;
         }
         self.threads.push(definition);
         Ok(index)
@@ -632,7 +726,9 @@ impl State {
     fn text(&mut self, text: &str) -> Result<TextId, Failure> {
         let (id, fresh) = self.texts.intern(text);
         if fresh && let Some(stream) = self.stream.as_mut() {
-            stream.outlet.define(&Definition::Text(id, self.texts.all[id.index()].clone()))?;
+            stream
+                .outlet
+                .define(&Definition::Text(id, self.texts.all[id.index()].clone()))?;
         }
         Ok(id)
     }
@@ -640,17 +736,26 @@ impl State {
     fn define_scope(&mut self, scope: ScopeId) -> Result<(), Failure> {
         let definition = self.scope_definition(scope);
         if let Some(stream) = self.stream.as_mut() {
-            stream.outlet.define(&Definition::Scope(scope, definition))?;
+            stream
+                .outlet
+                .define(&Definition::Scope(scope, definition))?;
         }
         Ok(())
     }
 
     fn scope_definition(&self, scope: ScopeId) -> ScopeDef {
         match self.scopes.nodes.get(scope.index()).copied().flatten() {
-            None => ScopeDef { parent: None, name: "Global".to_owned(), module: None },
+            None => ScopeDef {
+                parent: None,
+                name: "Global".to_owned(),
+                module: None,
+            },
             Some((parent, module)) => ScopeDef {
                 parent: Some(parent),
-                name: self.modules.get(module.index()).map_or_else(String::new, |m| m.name.clone()),
+                name: self
+                    .modules
+                    .get(module.index())
+                    .map_or_else(String::new, |m| m.name.clone()),
                 module: Some(module),
             },
         }
@@ -662,14 +767,23 @@ impl State {
         if self.stream.is_none() {
             self.begin_stream()?;
         }
-        self.stream.as_mut().ok_or_else(|| Failure("no stream".to_owned()))
+        self.stream
+            .as_mut()
+            .ok_or_else(|| Failure("no stream".to_owned()))
     }
 
     #[cold]
     fn begin_stream(&mut self) -> Result<(), Failure> {
         let settings = &self.settings;
-        let ring = Producer::create(&settings.run_directory, settings.ring_bytes, settings.on_full).map_err(|source| {
-            CaptureError::Ring { bytes: settings.ring_bytes, directory: settings.run_directory.clone(), source }
+        let ring = Producer::create(
+            &settings.run_directory,
+            settings.ring_bytes,
+            settings.on_full,
+        )
+        .map_err(|source| CaptureError::Ring {
+            bytes: settings.ring_bytes,
+            directory: settings.run_directory.clone(),
+            source,
         })?;
         let mut outlet = Outlet::new(ring);
         let now = monotonic_ns();
@@ -683,7 +797,9 @@ impl State {
             rank: settings.rank,
         };
         if !outlet.message(MessageKind::StreamBegin, &codec::encode(&info)?) {
-            return Err(Failure("the ring has no room for the stream's head".to_owned()));
+            return Err(Failure(
+                "the ring has no room for the stream's head".to_owned(),
+            ));
         }
         // What the process knows already; a forked child has it from its parent.
         for (id, text) in self.texts.all.iter().enumerate() {
@@ -705,7 +821,10 @@ impl State {
         for (id, watch) in self.watches.iter().enumerate() {
             outlet.define(&Definition::Watch(WatchId(id as u32), watch.clone()))?;
         }
-        outlet.define(&Definition::Pattern(PatternId(0), optape_trace::Pattern::default()))?;
+        outlet.define(&Definition::Pattern(
+            PatternId(0),
+            optape_trace::Pattern::default(),
+        ))?;
         self.stream = Some(Stream {
             outlet,
             epoch_ns: now,
@@ -721,9 +840,15 @@ impl State {
 
     /// A record that is no op call. Before the first op there is no stream, and nothing to say.
     fn moment(&mut self, thread: usize, event: Event) -> Result<(), Failure> {
-        let Some(stream) = self.stream.as_mut() else { return Ok(()) };
+        let Some(stream) = self.stream.as_mut() else {
+            return Ok(());
+        };
         let time_ns = monotonic_ns().saturating_sub(stream.epoch_ns);
-        stream.outlet.moment(&Moment { time_ns, thread: ThreadId(thread as u32), event })?;
+        stream.outlet.moment(&Moment {
+            time_ns,
+            thread: ThreadId(thread as u32),
+            event,
+        })?;
         Ok(())
     }
 
@@ -765,8 +890,16 @@ impl State {
         if place.unattributed {
             flags |= call_flags::UNATTRIBUTED;
         }
-        let around = Surroundings { op: call.op, flags, scope: place.scope, stage: place.stage, stage_name: state.stage_name };
-        let Some(stream) = self.stream.as_mut() else { return Ok(()) };
+        let around = Surroundings {
+            op: call.op,
+            flags,
+            scope: place.scope,
+            stage: place.stage,
+            stage_name: state.stage_name,
+        };
+        let Some(stream) = self.stream.as_mut() else {
+            return Ok(());
+        };
         let words = measuring::words(call);
         let (signature, structure) = match stream.signatures.find(words, around) {
             Found::Known(id) => (id, true),
@@ -776,12 +909,16 @@ impl State {
                 if let Some(wildness) = self.wildness.get_mut(call.op as usize) {
                     wildness.observe(&definition.arguments);
                 }
-                stream.outlet.define(&Definition::Signature(id, definition))?;
+                stream
+                    .outlet
+                    .define(&Definition::Signature(id, definition))?;
                 (id, true)
             }
             Found::Lost { id, define } => {
                 if define {
-                    stream.outlet.define(&Definition::Signature(id, signatures::lost(around)))?;
+                    stream
+                        .outlet
+                        .define(&Definition::Signature(id, signatures::lost(around)))?;
                 }
                 (id, false)
             }
@@ -800,10 +937,14 @@ impl State {
             Some(pattern) => *pattern,
             None => {
                 if stream.patterns.len() >= MOST_PATTERNS {
-                    return Err(Failure(format!("more than {MOST_PATTERNS} patterns of statistics")));
+                    return Err(Failure(format!(
+                        "more than {MOST_PATTERNS} patterns of statistics"
+                    )));
                 }
                 let id = PatternId(stream.patterns.len() as u32);
-                stream.outlet.define(&Definition::Pattern(id, measuring::pattern(&stream.metas)))?;
+                stream
+                    .outlet
+                    .define(&Definition::Pattern(id, measuring::pattern(&stream.metas)))?;
                 stream.patterns.insert(stream.metas.clone(), id);
                 id
             }
@@ -816,7 +957,11 @@ impl State {
             crate::abi::NO_NODE => -1,
             node => node as i64,
         };
-        let identities: (&[u64], &[u64]) = if structure { (&stream.storages, &stream.tensors) } else { (&[], &[]) };
+        let identities: (&[u64], &[u64]) = if structure {
+            (&stream.storages, &stream.tensors)
+        } else {
+            (&[], &[])
+        };
         stream.outlet.op_call(&OpCallMessage {
             signature: signature.0,
             pattern: pattern.0,
@@ -824,7 +969,11 @@ impl State {
             start_ns: call.start_ns.saturating_sub(stream.epoch_ns),
             duration_ns: call.end_ns.saturating_sub(call.start_ns),
             sequence_number,
-            payload: if structure { measuring::payload(call) } else { &[] },
+            payload: if structure {
+                measuring::payload(call)
+            } else {
+                &[]
+            },
             storages: identities.0,
             tensors: identities.1,
             statistics: &stream.numbers,
@@ -838,14 +987,28 @@ impl State {
     }
 
     fn end_stream(&mut self) {
-        let Some(mut stream) = self.stream.take() else { return };
+        let Some(mut stream) = self.stream.take() else {
+            return;
+        };
         let costs = BTreeMap::from([
-            ("capture.time_ns".to_owned(), OWN_TIME_NS.load(Ordering::Relaxed)),
-            ("capture.statistics_ns".to_owned(), STATISTICS_TIME_NS.load(Ordering::Relaxed)),
+            (
+                "capture.time_ns".to_owned(),
+                OWN_TIME_NS.load(Ordering::Relaxed),
+            ),
+            (
+                "capture.statistics_ns".to_owned(),
+                STATISTICS_TIME_NS.load(Ordering::Relaxed),
+            ),
             ("capture.calls".to_owned(), self.calls),
             ("capture.recalled_statistics".to_owned(), self.recalled),
-            ("capture.signatures".to_owned(), stream.signatures.len() as u64),
-            ("capture.lost_structures".to_owned(), stream.signatures.overflowed),
+            (
+                "capture.signatures".to_owned(),
+                stream.signatures.len() as u64,
+            ),
+            (
+                "capture.lost_structures".to_owned(),
+                stream.signatures.overflowed,
+            ),
             ("capture.unattributed".to_owned(), self.scopes.unattributed),
         ]);
         let end = StreamEnd {
@@ -900,15 +1063,29 @@ fn identify(identities: &mut Identities, call: &Call, slots: &[Slot], stream: &m
     let inputs = call.input_count as usize;
     for (index, tensor) in tensors.iter().enumerate() {
         let storage = identities.storage(tensor);
-        let returned =
-            index >= inputs && !tensors[..inputs].iter().any(|input| std::ptr::eq(input.implementation, tensor.implementation));
+        let returned = index >= inputs
+            && !tensors[..inputs]
+                .iter()
+                .any(|input| std::ptr::eq(input.implementation, tensor.implementation));
         stream.storages.push(storage);
-        stream.tensors.push(identities.tensor(tensor, storage, returned));
+        stream
+            .tensors
+            .push(identities.tensor(tensor, storage, returned));
     }
-    let Some(plan) = plans().get(call.op as usize) else { return };
-    let written = |t: &crate::abi::Tensor| plan.opaque || plan.written.get(t.argument as usize).copied().unwrap_or(false);
+    let Some(plan) = plans().get(call.op as usize) else {
+        return;
+    };
+    let written = |t: &crate::abi::Tensor| {
+        plan.opaque
+            || plan
+                .written
+                .get(t.argument as usize)
+                .copied()
+                .unwrap_or(false)
+    };
     for slot in slots.iter().filter(|s| s.is_before()) {
-        if let (Some(answer), Some(tensor)) = (&slot.answer, slot.operand().and_then(|o| tensors.get(o)))
+        if let (Some(answer), Some(tensor)) =
+            (&slot.answer, slot.operand().and_then(|o| tensors.get(o)))
             && !written(tensor)
         {
             identities.remember(tensor, answer);
@@ -920,7 +1097,9 @@ fn identify(identities: &mut Identities, call: &Call, slots: &[Slot], stream: &m
         }
     }
     for slot in slots.iter().filter(|s| !s.is_before()) {
-        if let (Some(answer), Some(tensor)) = (&slot.answer, slot.operand().and_then(|o| tensors.get(o))) {
+        if let (Some(answer), Some(tensor)) =
+            (&slot.answer, slot.operand().and_then(|o| tensors.get(o)))
+        {
             identities.remember(tensor, answer);
         }
     }

@@ -34,7 +34,12 @@ pub(super) enum OutletError {
 
 impl Outlet {
     pub(super) fn new(ring: Producer) -> Self {
-        Self { ring, waiting: VecDeque::new(), waiting_bytes: 0, scratch: Vec::new() }
+        Self {
+            ring,
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            scratch: Vec::new(),
+        }
     }
 
     pub(super) fn define(&mut self, definition: &Definition) -> Result<(), OutletError> {
@@ -48,7 +53,11 @@ impl Outlet {
         }
         self.waiting_bytes += self.scratch.len();
         self.waiting.push_back(self.scratch.clone());
-        if self.waiting_bytes > WAITING_BYTES { Err(OutletError::Waiting) } else { Ok(()) }
+        if self.waiting_bytes > WAITING_BYTES {
+            Err(OutletError::Waiting)
+        } else {
+            Ok(())
+        }
     }
 
     /// Writes a message that ends or begins the stream, or a definition-like one that must not be lost silently. False: no room.
@@ -58,7 +67,10 @@ impl Outlet {
 
     #[inline]
     pub(super) fn op_call(&mut self, call: &OpCallMessage<'_>) {
-        if (self.waiting.is_empty() || self.settle(call.start_ns)) && self.tell_drops(call.start_ns) && call.push(&mut self.ring) {
+        if (self.waiting.is_empty() || self.settle(call.start_ns))
+            && self.tell_drops(call.start_ns)
+            && call.push(&mut self.ring)
+        {
             return;
         }
         self.ring.count_dropped(1, call.start_ns);
@@ -67,7 +79,10 @@ impl Outlet {
     pub(super) fn moment(&mut self, moment: &Moment) -> Result<(), OutletError> {
         self.scratch.clear();
         codec::encode_into(moment, &mut self.scratch)?;
-        if !self.settle(moment.time_ns) || !self.tell_drops(moment.time_ns) || !self.ring.push_bytes(MessageKind::Moment, &self.scratch) {
+        if !self.settle(moment.time_ns)
+            || !self.tell_drops(moment.time_ns)
+            || !self.ring.push_bytes(MessageKind::Moment, &self.scratch)
+        {
             self.ring.count_dropped(1, moment.time_ns);
         }
         Ok(())
@@ -96,9 +111,24 @@ impl Outlet {
 
     #[cold]
     fn tell(&mut self, (records, from_ns, until_ns): (u64, u64, u64), time_ns: u64) -> bool {
-        let reason = if self.ring.consumer_silent() { DropReason::DaemonGone } else { DropReason::RingFull };
-        let moment = Moment { time_ns, thread: ThreadId(0), event: Event::Drop { records, from_ns, until_ns, reason } };
-        let Ok(bytes) = codec::encode(&moment) else { return false };
+        let reason = if self.ring.consumer_silent() {
+            DropReason::DaemonGone
+        } else {
+            DropReason::RingFull
+        };
+        let moment = Moment {
+            time_ns,
+            thread: ThreadId(0),
+            event: Event::Drop {
+                records,
+                from_ns,
+                until_ns,
+                reason,
+            },
+        };
+        let Ok(bytes) = codec::encode(&moment) else {
+            return false;
+        };
         if !self.ring.push_bytes(MessageKind::Moment, &bytes) {
             return false;
         }

@@ -101,7 +101,12 @@ impl Scopes {
 
     /// A module begins to run. Gives the call's id, and the scope if it is new.
     pub(super) fn enter(&mut self, thread: usize, entry: Entry) -> (u64, Option<ScopeId>) {
-        let Entry { module, graph_task, training, grad_mode } = entry;
+        let Entry {
+            module,
+            graph_task,
+            training,
+            grad_mode,
+        } = entry;
         let call = self.next_call;
         self.next_call += 1;
         let state = &mut self.threads[thread];
@@ -122,7 +127,13 @@ impl Scopes {
                 scope
             }
         };
-        state.active.push(Active { module, scope, call, again: graph_task, grad_mode });
+        state.active.push(Active {
+            module,
+            scope,
+            call,
+            again: graph_task,
+            grad_mode,
+        });
         (call, fresh)
     }
 
@@ -142,7 +153,11 @@ impl Scopes {
 
     pub(super) fn optimizer(&mut self, thread: usize, enter: bool) {
         let state = &mut self.threads[thread];
-        state.optimizer_depth = if enter { state.optimizer_depth + 1 } else { state.optimizer_depth.saturating_sub(1) };
+        state.optimizer_depth = if enter {
+            state.optimizer_depth + 1
+        } else {
+            state.optimizer_depth.saturating_sub(1)
+        };
         self.loss_pending = false;
     }
 
@@ -180,7 +195,11 @@ impl Scopes {
         } else if backward {
             Stage::Backward
         } else if let Some(active) = top {
-            if active.again { Stage::Recompute } else { Stage::Forward }
+            if active.again {
+                Stage::Recompute
+            } else {
+                Stage::Forward
+            }
         } else if self.loss_pending && grad_mode {
             Stage::Loss
         } else {
@@ -193,7 +212,11 @@ impl Scopes {
             }
             state.nodes.push_back((call.peek, scope));
         }
-        Place { scope, stage, unattributed }
+        Place {
+            scope,
+            stage,
+            unattributed,
+        }
     }
 
     fn backward_scope(&mut self, thread: usize, call: &Call) -> Option<ScopeId> {
@@ -215,7 +238,11 @@ impl Scopes {
         // The oldest entry may stand for ops that were forgotten before it.
         let full = nodes.len() >= REMEMBERED_NODES;
         let at = nodes.partition_point(|n| n.0 <= call.node);
-        let scope = if at == 0 && full { None } else { nodes.get(at).map(|n| n.1) };
+        let scope = if at == 0 && full {
+            None
+        } else {
+            nodes.get(at).map(|n| n.1)
+        };
         self.threads[thread].last_node = Some((call.node, call.node_thread, scope));
         scope
     }
@@ -265,11 +292,35 @@ mod tests {
     #[test]
     fn backward_belongs_to_the_module_that_made_the_node() {
         let mut s = scopes();
-        s.enter(0, Entry { module: 0, graph_task: false, training: true, grad_mode: true });
-        let (_, fc1) = s.enter(0, Entry { module: 1, graph_task: false, training: true, grad_mode: true });
+        s.enter(
+            0,
+            Entry {
+                module: 0,
+                graph_task: false,
+                training: true,
+                grad_mode: true,
+            },
+        );
+        let (_, fc1) = s.enter(
+            0,
+            Entry {
+                module: 1,
+                graph_task: false,
+                training: true,
+                grad_mode: true,
+            },
+        );
         assert_eq!(s.place(0, &call(1, NO_NODE), true).scope, fc1.unwrap());
         s.exit(0, 1);
-        let (_, fc2) = s.enter(0, Entry { module: 2, graph_task: false, training: true, grad_mode: true });
+        let (_, fc2) = s.enter(
+            0,
+            Entry {
+                module: 2,
+                graph_task: false,
+                training: true,
+                grad_mode: true,
+            },
+        );
         s.place(0, &call(3, NO_NODE), true);
         s.exit(0, 2);
         s.exit(0, 0);
@@ -277,7 +328,11 @@ mod tests {
         // Nodes 1 and 2 were made by the op with peek 3, node 0 by the one with peek 1.
         for (node, scope) in [(2, fc2), (1, fc2), (0, fc1)] {
             let place = s.place(0, &call(4, node), false);
-            assert_eq!((place.scope, place.stage, place.unattributed), (scope.unwrap(), Stage::Backward, false), "node {node}");
+            assert_eq!(
+                (place.scope, place.stage, place.unattributed),
+                (scope.unwrap(), Stage::Backward, false),
+                "node {node}"
+            );
         }
         assert_eq!(s.place(0, &call(4, NO_NODE), true).stage, Stage::Other);
     }
@@ -285,10 +340,26 @@ mod tests {
     #[test]
     fn a_module_run_again_by_autograd_is_recomputation() {
         let mut s = scopes();
-        s.enter(0, Entry { module: 0, graph_task: false, training: true, grad_mode: true });
+        s.enter(
+            0,
+            Entry {
+                module: 0,
+                graph_task: false,
+                training: true,
+                grad_mode: true,
+            },
+        );
         s.place(0, &call(1, NO_NODE), true);
         s.exit(0, 0);
-        let (_, scope) = s.enter(0, Entry { module: 0, graph_task: true, training: true, grad_mode: true });
+        let (_, scope) = s.enter(
+            0,
+            Entry {
+                module: 0,
+                graph_task: true,
+                training: true,
+                grad_mode: true,
+            },
+        );
         assert_eq!(scope, None);
         let place = s.place(0, &call(2, 0), true);
         assert_eq!((place.stage, place.scope), (Stage::Recompute, ScopeId(1)));
@@ -307,8 +378,24 @@ mod tests {
     #[test]
     fn an_exception_does_not_leave_modules_behind() {
         let mut s = scopes();
-        s.enter(0, Entry { module: 0, graph_task: false, training: true, grad_mode: true });
-        s.enter(0, Entry { module: 1, graph_task: false, training: true, grad_mode: true });
+        s.enter(
+            0,
+            Entry {
+                module: 0,
+                graph_task: false,
+                training: true,
+                grad_mode: true,
+            },
+        );
+        s.enter(
+            0,
+            Entry {
+                module: 1,
+                graph_task: false,
+                training: true,
+                grad_mode: true,
+            },
+        );
         assert_eq!(s.exit(0, 0).map(|e| e.1), Some(true));
         assert_eq!(s.place(0, &call(0, NO_NODE), false).scope, ScopeId::GLOBAL);
         assert_eq!(s.exit(0, 1), None);

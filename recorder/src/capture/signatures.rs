@@ -10,7 +10,10 @@ use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use optape_trace::{Argument, DType, Device, OpId, ScopeId, SignatureDef, SignatureId, Stage, TensorMeta, TextId, call_flags};
+use optape_trace::{
+    Argument, DType, Device, OpId, ScopeId, SignatureDef, SignatureId, Stage, TensorMeta, TextId,
+    call_flags,
+};
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 use crate::abi::word;
@@ -33,7 +36,10 @@ pub(super) struct Surroundings {
 impl Surroundings {
     fn seed(self) -> u64 {
         let name = self.stage_name.map_or(0, |n| u64::from(n.0) + 1);
-        (u64::from(self.op) << 40 ^ u64::from(self.scope.0) << 16 ^ u64::from(self.flags) << 3 ^ self.stage as u64)
+        (u64::from(self.op) << 40
+            ^ u64::from(self.scope.0) << 16
+            ^ u64::from(self.flags) << 3
+            ^ self.stage as u64)
             .wrapping_mul(0x9e37_79b9_7f4a_7c15)
             .wrapping_add(name.wrapping_mul(0xd6e8_feb8_6659_fd93))
     }
@@ -68,12 +74,20 @@ pub(super) enum Found {
     /// To be defined under this number.
     New(SignatureId),
     /// The table is full: to be defined without structure, if `define`.
-    Lost { id: SignatureId, define: bool },
+    Lost {
+        id: SignatureId,
+        define: bool,
+    },
 }
 
 impl Signatures {
     pub(super) fn new() -> Self {
-        Self { table: HashMap::default(), lost: HashMap::new(), next: 0, overflowed: 0 }
+        Self {
+            table: HashMap::default(),
+            lost: HashMap::new(),
+            next: 0,
+            overflowed: 0,
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -121,7 +135,10 @@ pub(super) struct Wildness {
 
 impl Wildness {
     pub(super) fn new(arguments: usize) -> Self {
-        Self { flags: (0..arguments).map(|_| AtomicU8::new(0)).collect(), seen: vec![HashSet::new(); arguments] }
+        Self {
+            flags: (0..arguments).map(|_| AtomicU8::new(0)).collect(),
+            seen: vec![HashSet::new(); arguments],
+        }
     }
 
     pub(super) fn as_ptr(&self) -> *const u8 {
@@ -152,8 +169,16 @@ pub(super) struct BadWords {
 }
 
 /// Reads the definition of a signature from its words.
-pub(super) fn decode(words: &[u64], argument_words: usize, around: Surroundings) -> Result<SignatureDef, BadWords> {
-    let mut reader = Reader { words, at: 0, tensors: Vec::new() };
+pub(super) fn decode(
+    words: &[u64],
+    argument_words: usize,
+    around: Surroundings,
+) -> Result<SignatureDef, BadWords> {
+    let mut reader = Reader {
+        words,
+        at: 0,
+        tensors: Vec::new(),
+    };
     let mut arguments = Vec::new();
     while reader.at < argument_words {
         arguments.push(reader.value()?);
@@ -167,7 +192,10 @@ pub(super) fn decode(words: &[u64], argument_words: usize, around: Surroundings)
         op: OpId(around.op),
         arguments,
         outputs,
-        inputs: u16::try_from(inputs).map_err(|_| BadWords { at: 0, what: "more than 65535 tensors" })?,
+        inputs: u16::try_from(inputs).map_err(|_| BadWords {
+            at: 0,
+            what: "more than 65535 tensors",
+        })?,
         tensors: reader.tensors,
         flags: around.flags,
         scope: around.scope,
@@ -203,7 +231,10 @@ impl Reader<'_> {
     }
 
     fn next(&mut self) -> Result<u64, BadWords> {
-        let word = *self.words.get(self.at).ok_or_else(|| self.bad("ends early"))?;
+        let word = *self
+            .words
+            .get(self.at)
+            .ok_or_else(|| self.bad("ends early"))?;
         self.at += 1;
         Ok(word)
     }
@@ -237,11 +268,16 @@ impl Reader<'_> {
             word::FLOAT_LIST => Argument::FloatListPayload(aux as u32),
             word::COMPLEX_PAYLOAD => Argument::ComplexPayload,
             word::BOOL => Argument::Bool(aux != 0),
-            word::BOOL_LIST => Argument::BoolList(self.integers(aux)?.into_iter().map(|v| v != 0).collect()),
+            word::BOOL_LIST => {
+                Argument::BoolList(self.integers(aux)?.into_iter().map(|v| v != 0).collect())
+            }
             word::TEXT => Argument::Text(TextId(aux as u32)),
             word::TEXT_PAYLOAD => Argument::TextPayload,
             word::DTYPE => Argument::DType(DType(aux as i8)),
-            word::DEVICE => Argument::Device(Device { kind: aux as u8, index: (aux >> 8) as i8 }),
+            word::DEVICE => Argument::Device(Device {
+                kind: aux as u8,
+                index: (aux >> 8) as i8,
+            }),
             word::ENUMERATOR => Argument::Enumerator(aux as i64),
             word::OPAQUE => Argument::Opaque(TextId(aux as u32)),
             _ => return Err(self.bad("unknown tag")),
@@ -251,13 +287,21 @@ impl Reader<'_> {
     fn tensor(&mut self, aux: u64) -> Result<u16, BadWords> {
         let dim = aux >> 24 & 0xff;
         let shape = self.integers(dim)?;
-        let strides = if aux >> 48 & 1 == 1 { Vec::new() } else { self.integers(dim)? };
-        let index = u16::try_from(self.tensors.len()).map_err(|_| self.bad("more than 65535 tensors"))?;
+        let strides = if aux >> 48 & 1 == 1 {
+            Vec::new()
+        } else {
+            self.integers(dim)?
+        };
+        let index =
+            u16::try_from(self.tensors.len()).map_err(|_| self.bad("more than 65535 tensors"))?;
         self.tensors.push(TensorMeta {
             shape,
             strides,
             dtype: DType(aux as i8),
-            device: Device { kind: (aux >> 8) as u8, index: (aux >> 16) as i8 },
+            device: Device {
+                kind: (aux >> 8) as u8,
+                index: (aux >> 16) as i8,
+            },
             flags: (aux >> 32 & 0xffff) as u32,
         });
         Ok(index)
@@ -268,8 +312,13 @@ impl Reader<'_> {
 mod tests {
     use super::*;
 
-    const AROUND: Surroundings =
-        Surroundings { op: 3, flags: 1, scope: ScopeId(2), stage: Stage::Forward, stage_name: None };
+    const AROUND: Surroundings = Surroundings {
+        op: 3,
+        flags: 1,
+        scope: ScopeId(2),
+        stage: Stage::Forward,
+        stage_name: None,
+    };
 
     fn tensor_head(dim: u64, flags: u64) -> u64 {
         u64::from(word::TENSOR) | (6 | dim << 24 | flags << 32) << 8
@@ -334,9 +383,15 @@ mod tests {
         assert_eq!(id(s.find(&[1, 2], AROUND)), (SignatureId(0), true));
         assert_eq!(id(s.find(&[1, 2], AROUND)), (SignatureId(0), false));
         assert_eq!(id(s.find(&[1, 3], AROUND)), (SignatureId(1), true));
-        let elsewhere = Surroundings { scope: ScopeId(5), ..AROUND };
+        let elsewhere = Surroundings {
+            scope: ScopeId(5),
+            ..AROUND
+        };
         assert_eq!(id(s.find(&[1, 2], elsewhere)), (SignatureId(2), true));
-        let backward = Surroundings { stage: Stage::Backward, ..AROUND };
+        let backward = Surroundings {
+            stage: Stage::Backward,
+            ..AROUND
+        };
         assert_eq!(id(s.find(&[1, 2], backward)), (SignatureId(3), true));
     }
 
@@ -346,8 +401,14 @@ mod tests {
         for n in 0..MOST_SIGNATURES as u64 {
             assert!(matches!(s.find(&[n], AROUND), Found::New(_)));
         }
-        assert!(matches!(s.find(&[u64::MAX], AROUND), Found::Lost { define: true, .. }));
-        assert!(matches!(s.find(&[u64::MAX - 1], AROUND), Found::Lost { define: false, .. }));
+        assert!(matches!(
+            s.find(&[u64::MAX], AROUND),
+            Found::Lost { define: true, .. }
+        ));
+        assert!(matches!(
+            s.find(&[u64::MAX - 1], AROUND),
+            Found::Lost { define: false, .. }
+        ));
         assert!(matches!(s.find(&[0], AROUND), Found::Known(SignatureId(0))));
         assert_eq!(s.overflowed, 2);
     }
