@@ -133,7 +133,7 @@ fn selections_filter_by_stage_scope_op_step_and_module() {
     );
     assert_eq!(
         with(Selection {
-            steps: Vec::from_iter([1..2]),
+            steps: std::iter::once(1..2).collect(),
             ..Selection::default()
         }),
         8

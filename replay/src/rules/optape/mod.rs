@@ -1,6 +1,6 @@
 //! The default rules: the documented formulas, upstream's faults mended, more ops covered.
 //!
-//! One line per overload gives all five counters at once ([`Work`]), so that no op can be known to one of them and
+//! One line per overload gives all five counters at once, so that no op can be known to one of them and
 //! unknown to another. An op that does arithmetic is never zero in flop; an op that is zero says why.
 //!
 //! Conventions: one flop for every addition, multiplication, comparison, root or transcendental function of real
