@@ -6,7 +6,11 @@ use optape_recorder::abi::{ABI_VERSION, CaptureTable};
 
 unsafe extern "C" {
     fn optape_hook_abi_version() -> u32;
-    fn optape_hook_install(capture: *const CaptureTable, error: *mut c_char, error_size: usize) -> i32;
+    fn optape_hook_install(
+        capture: *const CaptureTable,
+        error: *mut c_char,
+        error_size: usize,
+    ) -> i32;
     fn optape_hook_key() -> *const c_char;
     fn optape_hook_torch_version() -> *const c_char;
     fn optape_hook_thread(on: i32) -> i32;
@@ -20,7 +24,9 @@ pub(crate) fn install(table: &'static CaptureTable) -> Result<(), String> {
     // SAFETY: no preconditions.
     let version = unsafe { optape_hook_abi_version() };
     if version != ABI_VERSION {
-        return Err(format!("the hook speaks ABI version {version}, this crate {ABI_VERSION}: build both from one source"));
+        return Err(format!(
+            "the hook speaks ABI version {version}, this crate {ABI_VERSION}: build both from one source"
+        ));
     }
     let mut error: [c_char; 1024] = [0; 1024];
     // SAFETY: the table lives forever; `error` is writable for its length.
@@ -29,7 +35,9 @@ pub(crate) fn install(table: &'static CaptureTable) -> Result<(), String> {
     }
     error[error.len() - 1] = 0;
     // SAFETY: NUL-terminated by the line above at the latest.
-    Err(unsafe { CStr::from_ptr(error.as_ptr()) }.to_string_lossy().into_owned())
+    Err(unsafe { CStr::from_ptr(error.as_ptr()) }
+        .to_string_lossy()
+        .into_owned())
 }
 
 /// The dispatch key in use, and torch's version.
@@ -37,8 +45,12 @@ pub(crate) fn versions() -> (String, String) {
     // SAFETY: both give texts that live as long as the library.
     unsafe {
         (
-            CStr::from_ptr(optape_hook_key()).to_string_lossy().into_owned(),
-            CStr::from_ptr(optape_hook_torch_version()).to_string_lossy().into_owned(),
+            CStr::from_ptr(optape_hook_key())
+                .to_string_lossy()
+                .into_owned(),
+            CStr::from_ptr(optape_hook_torch_version())
+                .to_string_lossy()
+                .into_owned(),
         )
     }
 }

@@ -39,7 +39,9 @@ use optape_recorder::trace::{ModuleDef, ModuleId, WatchDef};
 use tch::Tensor;
 use tch::nn::{Module, ModuleT};
 
-pub use optape_recorder::daemon::{InProcess as Options, Report, Settings as RecordSettings, Statistics};
+pub use optape_recorder::daemon::{
+    InProcess as Options, Report, Settings as RecordSettings, Statistics,
+};
 
 /// Recording could not begin.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +69,9 @@ pub enum Error {
 /// # Errors
 /// [`Error::NoDaemon`] where the program was started without it.
 pub fn attach() -> Result<Tape, Error> {
-    let run = std::env::var_os("OPTAPE_RUN").filter(|r| !r.is_empty()).ok_or(Error::NoDaemon)?;
+    let run = std::env::var_os("OPTAPE_RUN")
+        .filter(|r| !r.is_empty())
+        .ok_or(Error::NoDaemon)?;
     begin(Settings::from_environment(PathBuf::from(run))?, None)
 }
 
@@ -127,7 +131,10 @@ impl Tape {
         } else {
             Capture::get().stage(Some(name));
         }
-        Stage { optimizer, _thread: PhantomData }
+        Stage {
+            optimizer,
+            _thread: PhantomData,
+        }
     }
 
     /// Marks the end of a step that processed `samples` samples (0: not said).
@@ -138,13 +145,18 @@ impl Tape {
     /// A named range until the guard is dropped.
     pub fn range(&self, name: &str) -> Range {
         Capture::get().range_enter(name);
-        Range { _thread: PhantomData }
+        Range {
+            _thread: PhantomData,
+        }
     }
 
     /// Records the ops of the calling thread until the guard is dropped. The thread that began the recording, and the threads of
     /// autograd, are recorded without it.
     pub fn thread(&self) -> ThreadGuard {
-        ThreadGuard { before: hook::thread(true), _thread: PhantomData }
+        ThreadGuard {
+            before: hook::thread(true),
+            _thread: PhantomData,
+        }
     }
 
     /// Looks at the spikes of a layer of neurons: its firing rate. The layer is the innermost scope that is open, `name` within it
@@ -196,7 +208,11 @@ fn module(name: &str, spiking: bool) -> ModuleId {
     if let Some(module) = names.modules.get(&key) {
         return *module;
     }
-    let definition = ModuleDef { name: name.to_owned(), classes: Vec::new(), spiking };
+    let definition = ModuleDef {
+        name: name.to_owned(),
+        classes: Vec::new(),
+        spiking,
+    };
     let module = Capture::get().define_module(definition, &[]);
     names.modules.insert(key, module);
     module
@@ -212,8 +228,15 @@ impl Scope {
             let training = training.unwrap_or(inherited);
             let module = module(&full, false);
             hook::module_enter(module.0, training);
-            open.push(Open { module, name: full, training });
-            Self { module, _thread: PhantomData }
+            open.push(Open {
+                module,
+                name: full,
+                training,
+            });
+            Self {
+                module,
+                _thread: PhantomData,
+            }
         })
     }
 }
@@ -286,7 +309,10 @@ fn watch(name: &str, spikes: &Tensor) {
         match names.watches.get(&neuron) {
             Some(id) => *id,
             None => {
-                let definition = WatchDef { module: Some(neuron), what: "output".to_owned() };
+                let definition = WatchDef {
+                    module: Some(neuron),
+                    what: "output".to_owned(),
+                };
                 let id = Capture::get().define_watch(definition).0;
                 names.watches.insert(neuron, id);
                 id
@@ -305,12 +331,17 @@ pub struct Scoped<M> {
 
 /// Gives a layer a name, for `nn::seq().add(...)`.
 pub fn scoped<M>(name: &str, layer: M) -> Scoped<M> {
-    Scoped { name: name.to_owned(), layer }
+    Scoped {
+        name: name.to_owned(),
+        layer,
+    }
 }
 
 impl<M> Scoped<M> {
     fn enter(&self, training: Option<bool>) -> Option<Scope> {
-        Capture::get().is_started().then(|| Scope::enter(&self.name, training))
+        Capture::get()
+            .is_started()
+            .then(|| Scope::enter(&self.name, training))
     }
 }
 
