@@ -48,6 +48,7 @@ TORCH_API int get_current_graph_task_id();
 
 #define LIKELY(x) C10_LIKELY(x)
 #define UNLIKELY(x) C10_UNLIKELY(x)
+#define APART __attribute__((noinline))  // one copy: these are called from many kernels
 #define COLD __attribute__((cold, noinline))
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -642,7 +643,7 @@ struct Recorder {
     put(word(OPTAPE_WORD_OPAQUE, op.type_texts[outputs ? op.argument_count + argument : argument]));
   }
 
-  __attribute__((noinline)) void tensor(TensorImpl* t) {
+  APART void tensor(TensorImpl* t) {
     if (t == c10::UndefinedTensorImpl::singleton()) {
       put(OPTAPE_WORD_NONE);
       return;
@@ -890,7 +891,7 @@ struct Recorder {
     }
   }
 
-  void integer(int64_t value, bool varies) {
+  APART void integer(int64_t value, bool varies) {
     if (LIKELY(!varies)) {
       frame.words.reserve(2);
       frame.words.items[frame.words.count] = OPTAPE_WORD_INT;
@@ -902,7 +903,7 @@ struct Recorder {
     }
   }
 
-  void real(double value) {
+  APART void real(double value) {
     const uint64_t raw = bits(value);
     if (raw == 0 || raw == 0x3ff0000000000000u) {
       put(word(OPTAPE_WORD_FLOAT, raw != 0 ? 1 : 0));
@@ -1090,7 +1091,7 @@ struct Recorder {
   void typed(c10::Device v) {
     device(v);
   }
-  void typed(const at::Scalar& v) {
+  APART void typed(const at::Scalar& v) {
     if (UNLIKELY(v.isSymbolic())) {
       symbolic();
     } else if (v.isFloatingPoint()) {
@@ -1103,21 +1104,21 @@ struct Recorder {
       rare(IValue(v));
     }
   }
-  void typed(c10::IntArrayRef v) {
+  APART void typed(c10::IntArrayRef v) {
     put(word(OPTAPE_WORD_INT_LIST, v.size()));
     frame.words.reserve(static_cast<uint32_t>(v.size()));
     for (const int64_t item : v) {
       frame.words.items[frame.words.count++] = static_cast<uint64_t>(item);
     }
   }
-  void typed(c10::SymIntArrayRef v) {
+  APART void typed(c10::SymIntArrayRef v) {
     if (const auto ints = c10::asIntArrayRefSlowOpt(v)) {
       typed(*ints);
     } else {
       symbolic();
     }
   }
-  void typed(at::TensorList v) {
+  APART void typed(at::TensorList v) {
     put(word(OPTAPE_WORD_TENSOR_LIST, v.size()));
     for (const at::Tensor& t : v) {
       typed(t);
@@ -1581,38 +1582,48 @@ class Unboxed<Result(Arguments...)> {
   std::atomic<Operator*> op{nullptr};
 };
 
-// Takes all overloads of one signature, as far as this torch has them.
-template <typename Signature>
-struct Takes;
-
-template <typename Result, typename... Arguments>
-struct Takes<Result(Arguments...)> {
-  torch::Library& library;
-
-  void take(std::initializer_list<const char*> overloads) const {
-    for (const char* overload : overloads) {
-      const auto found = c10::Dispatcher::singleton().findSchema(c10::OperatorName(base(overload), extension(overload)));
-      if (!found) {
-        continue;
-      }
-      try {
-        auto* unboxed = new Unboxed<Result(Arguments...)>(*found);  // Lives as long as the process, like the kernel.
-        library.impl(overload, torch::CppFunction([unboxed](DispatchKeySet keys, Arguments... arguments) -> Result {
-                       return unboxed->call(keys, std::forward<Arguments>(arguments)...);
-                     }));
-      } catch (const c10::Error&) {
-        continue;  // Another signature.
-      }
+void take_each(
+    torch::Library& library,
+    std::initializer_list<const char*> overloads,
+    torch::CppFunction (*kernel)(const c10::OperatorHandle& found)) {
+  for (const char* overload : overloads) {
+    const std::string name = overload;
+    const size_t dot = name.find('.');
+    const auto found = c10::Dispatcher::singleton().findSchema(
+        c10::OperatorName("aten::" + name.substr(0, dot), dot == std::string::npos ? std::string() : name.substr(dot + 1)));
+    if (!found) {
+      continue;
+    }
+    try {
+      library.impl(overload, kernel(*found));
+    } catch (const c10::Error&) {
+      continue;  // Another signature.
     }
   }
+}
 
-  static std::string base(const std::string& overload) {
-    return "aten::" + overload.substr(0, overload.find('.'));
+// Takes all overloads of one signature, as far as this torch has them.
+template <typename Signature>
+class Takes;
+
+template <typename Result, typename... Arguments>
+class Takes<Result(Arguments...)> {
+ public:
+  explicit Takes(torch::Library& aten) : library(aten) {}
+
+  void take(std::initializer_list<const char*> overloads) const {
+    take_each(library, overloads, &kernel);
   }
-  static std::string extension(const std::string& overload) {
-    const size_t dot = overload.find('.');
-    return dot == std::string::npos ? std::string() : overload.substr(dot + 1);
+
+ private:
+  static torch::CppFunction kernel(const c10::OperatorHandle& found) {
+    auto* unboxed = new Unboxed<Result(Arguments...)>(found);  // Lives as long as the process, like the kernel.
+    return torch::CppFunction([unboxed](DispatchKeySet keys, Arguments... arguments) -> Result {
+      return unboxed->call(keys, std::forward<Arguments>(arguments)...);
+    });
   }
+
+  torch::Library& library;
 };
 
 void take_hot_operators(DispatchKey key) {
@@ -1634,46 +1645,46 @@ void take_hot_operators(DispatchKey key) {
   auto kept = std::make_unique<torch::Library>(torch::Library::IMPL, "aten", key, __FILE__, static_cast<uint32_t>(__LINE__));
   torch::Library& aten = *kept.release();
 
-  Takes<T(const T&)>{aten}.take(
+  Takes<T(const T&)>(aten).take(
       {"t", "detach", "alias", "neg", "abs", "exp", "sqrt", "relu", "sigmoid", "tanh", "sign", "logical_not"});
-  Takes<T&(T&)>{aten}.take({"zero_", "relu_", "sigmoid_", "sqrt_", "neg_"});
-  Takes<T(const T&, const T&)>{aten}.take(
+  Takes<T&(T&)>(aten).take({"zero_", "relu_", "sigmoid_", "sqrt_", "neg_"});
+  Takes<T(const T&, const T&)>(aten).take(
       {"mul.Tensor", "div.Tensor", "mm", "bmm", "eq.Tensor", "gt.Tensor", "ge.Tensor", "lt.Tensor", "le.Tensor", "minimum", "maximum",
        "sigmoid_backward", "tanh_backward", "heaviside", "mv", "dot"});
-  Takes<T&(T&, const T&)>{aten}.take({"mul_.Tensor", "div_.Tensor"});
-  Takes<T(const T&, const S&)>{aten}.take(
+  Takes<T&(T&, const T&)>(aten).take({"mul_.Tensor", "div_.Tensor"});
+  Takes<T(const T&, const S&)>(aten).take(
       {"mul.Scalar", "div.Scalar", "pow.Tensor_Scalar", "eq.Scalar", "ne.Scalar", "gt.Scalar", "ge.Scalar", "lt.Scalar", "le.Scalar"});
-  Takes<T&(T&, const S&)>{aten}.take({"mul_.Scalar", "div_.Scalar", "fill_.Scalar"});
-  Takes<T(const T&, const T&, const S&)>{aten}.take({"add.Tensor", "sub.Tensor", "rsub.Tensor", "threshold_backward"});
-  Takes<T&(T&, const T&, const S&)>{aten}.take({"add_.Tensor", "sub_.Tensor", "lerp_.Scalar"});
-  Takes<T(const T&, const S&, const S&)>{aten}.take({"add.Scalar", "sub.Scalar", "rsub.Scalar"});
-  Takes<T(const T&, const T&, const T&)>{aten}.take({"where.self"});
-  Takes<T(const T&, const T&, const T&, const S&, const S&)>{aten}.take({"addmm", "baddbmm"});
-  Takes<T&(T&, const T&, const T&, const S&)>{aten}.take({"addcmul_", "addcdiv_"});
-  Takes<T(const T&, int64_t)>{aten}.take({"unsqueeze", "squeeze.dim"});
-  Takes<T(const T&, int64_t, int64_t)>{aten}.take({"transpose.int"});
-  Takes<T(const T&, int64_t, Int)>{aten}.take({"select.int"});
-  Takes<T(const T&, Ints)>{aten}.take({"view", "_unsafe_view"});
-  Takes<T(const T&, c10::IntArrayRef)>{aten}.take({"permute"});
-  Takes<T(const T&, Ints, Ints)>{aten}.take({"_reshape_alias"});
-  Takes<T(const T&, Ints, bool)>{aten}.take({"expand"});
-  Takes<T(const T&, int64_t, std::optional<Int>, std::optional<Int>, Int)>{aten}.take({"slice.Tensor"});
-  Takes<T(const T&, Ints, int64_t, Int)>{aten}.take({"select_backward"});
-  Takes<T(const T&, Format)>{aten}.take({"clone"});
-  Takes<T&(T&, const T&, bool)>{aten}.take({"copy_"});
-  Takes<T(const T&, Dtype, Layout, Device, Flag, bool, Format)>{aten}.take({"_to_copy"});
-  Takes<T(const T&, Dtype, Layout, Device, Flag, Format)>{aten}.take({"empty_like", "zeros_like", "ones_like"});
-  Takes<T(const T&, const S&, Dtype, Layout, Device, Flag, Format)>{aten}.take({"full_like"});
-  Takes<T(Ints, Dtype, Layout, Device, Flag, Format)>{aten}.take({"empty.memory_format"});
-  Takes<T(const T&, Dtype)>{aten}.take({"sum", "mean"});
-  Takes<T(const T&, at::OptionalIntArrayRef, bool, Dtype)>{aten}.take({"sum.dim_IntList", "mean.dim"});
-  Takes<T(at::TensorList, int64_t)>{aten}.take({"stack"});
-  Takes<T(const at::ITensorListRef&, int64_t)>{aten}.take({"cat"});
-  Takes<std::vector<T>(const T&, int64_t)>{aten}.take({"unbind.int"});
-  Takes<S(const T&)>{aten}.take({"_local_scalar_dense"});
-  Takes<T(const T&, const T&, const OptionalTensor&, Ints, Ints, Ints, bool, Ints, Int)>{aten}.take({"convolution"});
+  Takes<T&(T&, const S&)>(aten).take({"mul_.Scalar", "div_.Scalar", "fill_.Scalar"});
+  Takes<T(const T&, const T&, const S&)>(aten).take({"add.Tensor", "sub.Tensor", "rsub.Tensor", "threshold_backward"});
+  Takes<T&(T&, const T&, const S&)>(aten).take({"add_.Tensor", "sub_.Tensor", "lerp_.Scalar"});
+  Takes<T(const T&, const S&, const S&)>(aten).take({"add.Scalar", "sub.Scalar", "rsub.Scalar"});
+  Takes<T(const T&, const T&, const T&)>(aten).take({"where.self"});
+  Takes<T(const T&, const T&, const T&, const S&, const S&)>(aten).take({"addmm", "baddbmm"});
+  Takes<T&(T&, const T&, const T&, const S&)>(aten).take({"addcmul_", "addcdiv_"});
+  Takes<T(const T&, int64_t)>(aten).take({"unsqueeze", "squeeze.dim"});
+  Takes<T(const T&, int64_t, int64_t)>(aten).take({"transpose.int"});
+  Takes<T(const T&, int64_t, Int)>(aten).take({"select.int"});
+  Takes<T(const T&, Ints)>(aten).take({"view", "_unsafe_view"});
+  Takes<T(const T&, c10::IntArrayRef)>(aten).take({"permute"});
+  Takes<T(const T&, Ints, Ints)>(aten).take({"_reshape_alias"});
+  Takes<T(const T&, Ints, bool)>(aten).take({"expand"});
+  Takes<T(const T&, int64_t, std::optional<Int>, std::optional<Int>, Int)>(aten).take({"slice.Tensor"});
+  Takes<T(const T&, Ints, int64_t, Int)>(aten).take({"select_backward"});
+  Takes<T(const T&, Format)>(aten).take({"clone"});
+  Takes<T&(T&, const T&, bool)>(aten).take({"copy_"});
+  Takes<T(const T&, Dtype, Layout, Device, Flag, bool, Format)>(aten).take({"_to_copy"});
+  Takes<T(const T&, Dtype, Layout, Device, Flag, Format)>(aten).take({"empty_like", "zeros_like", "ones_like"});
+  Takes<T(const T&, const S&, Dtype, Layout, Device, Flag, Format)>(aten).take({"full_like"});
+  Takes<T(Ints, Dtype, Layout, Device, Flag, Format)>(aten).take({"empty.memory_format"});
+  Takes<T(const T&, Dtype)>(aten).take({"sum", "mean"});
+  Takes<T(const T&, at::OptionalIntArrayRef, bool, Dtype)>(aten).take({"sum.dim_IntList", "mean.dim"});
+  Takes<T(at::TensorList, int64_t)>(aten).take({"stack"});
+  Takes<T(const at::ITensorListRef&, int64_t)>(aten).take({"cat"});
+  Takes<std::vector<T>(const T&, int64_t)>(aten).take({"unbind.int"});
+  Takes<S(const T&)>(aten).take({"_local_scalar_dense"});
+  Takes<T(const T&, const T&, const OptionalTensor&, Ints, Ints, Ints, bool, Ints, Int)>(aten).take({"convolution"});
   Takes<Three(
-      const T&, const T&, const T&, at::OptionalSymIntArrayRef, Ints, Ints, Ints, bool, Ints, Int, std::array<bool, 3>)>{aten}
+      const T&, const T&, const T&, at::OptionalSymIntArrayRef, Ints, Ints, Ints, bool, Ints, Int, std::array<bool, 3>)>(aten)
       .take({"convolution_backward"});
 }
 

@@ -1,4 +1,4 @@
-"""Ways in which a program can start, thread, fork, fail to attach: it is recorded, or runs as if nothing were there."""
+"""Ways in which a program can start, thread, fork, compile, fail to attach: it is recorded, or runs as if nothing were there."""
 
 import os
 import subprocess
@@ -75,6 +75,22 @@ print(digest.hexdigest(), loss.item(), torch.rand(1).item())
 """
 
 
+COMPILED_WATCH = """
+import torch
+from torch._dynamo.utils import counters
+@torch.compile(fullgraph=True, backend="aot_eager")
+def f(x):
+    y = x.sin()
+    torch.ops.optape.watch(y, 5)
+    return y + 1
+f(torch.ones(3)), f(torch.ones(3))
+x = torch.ones(3, requires_grad=True)
+f(x).sum().backward()
+assert torch.equal(x.grad, torch.ones(3).cos())
+print(counters["stats"]["unique_graphs"], dict(counters["graph_break"]))
+"""
+
+
 def main():
     attached = Attached()
 
@@ -125,6 +141,10 @@ def main():
     done, _, _ = attached.run(SAME)
     plain, _, _ = attached.run(SAME, attach=False)
     assert done.stdout == plain.stdout != "" and done.stderr == plain.stderr, (done, plain)
+
+    done, (lines,), _ = attached.run(COMPILED_WATCH)
+    assert done.stdout == "2 {}\n" and not done.stderr, done
+    assert lines.count("watch 5") == 3, lines
 
     refusals = (
         ({"OPTAPE_TORCH_VERSIONS": "1.0.0", "OPTAPE_FORCE_TORCH": "0"}, "is not among the supported versions (1.0.0)"),
