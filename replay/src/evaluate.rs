@@ -599,7 +599,13 @@ fn energy_of(
 fn nothing_selected(traces: &Traces) -> String {
     let records: u64 = traces.streams().map(|at| at.stream.op_calls()).sum();
     if records == 0 {
-        "; the trace holds none at all".to_owned()
+        // Why there is nothing matters more than that there is nothing.
+        let notes: String = traces
+            .incompleteness(&[])
+            .iter()
+            .map(|note| format!("\n  {note}"))
+            .collect();
+        format!("; the trace holds none at all{notes}")
     } else {
         format!("; the trace holds {records}")
     }

@@ -94,13 +94,6 @@ fn compiled_kernels_write_unseen() {
     agrees("rules", &["compiled"], 4);
 }
 
-/// torch does not tell that it gave memory away through DLPack, or that somebody asked for its address.
-#[test]
-#[ignore = "a known limit: writes of other libraries through DLPack or data_ptr are seen only once an op writes, too"]
-fn other_libraries_write_unseen() {
-    agrees("rules", &["unseen"], 8);
-}
-
 #[test]
 fn one_input_of_many_convolutions() {
     let Some(bench) = Bench::new() else { return };

@@ -104,6 +104,7 @@ impl Report {
             lines.push(self.losses_line());
         }
         lines.extend(self.complaints());
+        lines.extend(self.remarks());
         if let Some(path) = &self.path {
             lines.push(format!(
                 "next: optape replay {}",
@@ -171,18 +172,9 @@ impl Report {
         )
     }
 
-    /// What went wrong, line by line.
-    #[must_use]
-    pub fn complaints(&self) -> Vec<String> {
+    /// What is worth knowing though nothing went wrong, line by line.
+    fn remarks(&self) -> Vec<String> {
         let mut lines = Vec::new();
-        for stream in &self.streams {
-            if let Some(why) = &stream.disabled {
-                lines.push(format!(
-                    "recording of process {} ended early: {why}",
-                    stream.process_id
-                ));
-            }
-        }
         let unclean = self
             .streams
             .iter()
@@ -197,6 +189,21 @@ impl Report {
                 "{} recorded process(es) still run; their recording ended with the command",
                 self.still_running
             ));
+        }
+        lines
+    }
+
+    /// What went wrong, line by line.
+    #[must_use]
+    pub fn complaints(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for stream in &self.streams {
+            if let Some(why) = &stream.disabled {
+                lines.push(format!(
+                    "recording of process {} ended early: {why}",
+                    stream.process_id
+                ));
+            }
         }
         if let Some(failure) = &self.failure {
             lines.push(format!(
