@@ -45,6 +45,20 @@ impl Failure {
     }
 }
 
+/// The error with its causes, each said once: libraries put the cause into their own text, too.
+#[must_use]
+pub fn text(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |mut text, cause| {
+        let cause = cause.to_string();
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+        text
+    })
+}
+
 /// The exit code of an error: that of the first in its chain that has one, else 2.
 #[must_use]
 pub fn code_of(error: &anyhow::Error) -> u8 {

@@ -53,7 +53,7 @@ where
         Ok(code) => code,
         Err(error) if exit::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "optape: {error:#}");
+            let _ = writeln!(std::io::stderr(), "optape: {}", exit::text(&error));
             ExitCode::from(exit::code_of(&error))
         }
     }

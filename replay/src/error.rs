@@ -11,7 +11,7 @@ use crate::rules::MissingLevel;
 #[non_exhaustive]
 pub enum ReplayError {
     /// A file could not be read as a trace.
-    #[error("{path}: {source}")]
+    #[error("{}", about(path, source))]
     Trace {
         /// The file.
         path: PathBuf,
@@ -150,5 +150,15 @@ mod tests {
             text,
             "there is no counter 'flopp'; did you mean 'flop'?\n  known: flop, mac"
         );
+    }
+}
+
+/// The error with the file's name, which errors of reading have already.
+fn about(path: &std::path::Path, source: &TraceError) -> String {
+    let (path, text) = (path.display().to_string(), source.to_string());
+    if text.starts_with(&path) {
+        text
+    } else {
+        format!("{path}: {text}")
     }
 }

@@ -6,6 +6,7 @@ use std::io::Write;
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, presets};
 
 use super::{Report, numbers};
+use crate::energy::ComputeReport;
 use crate::error::ReplayError;
 
 pub(super) fn write(report: &Report, out: &mut dyn Write) -> Result<(), ReplayError> {
@@ -59,7 +60,7 @@ pub(super) fn sections(report: &Report) -> Vec<Section> {
     let mut sections = vec![head(report)];
     sections.push(coverage(report));
     match &report.groups {
-        Some(_) => sections.push(groups(report)),
+        Some(_) => sections.extend(groups(report)),
         None => {
             if !report.counters.is_empty() {
                 sections.push(counters(report));
@@ -323,88 +324,112 @@ fn energy(report: &Report) -> Section {
     }
 }
 
-fn groups(report: &Report) -> Section {
+/// Counters and energies stand in tables of their own: together they do not fit into 80 columns.
+fn groups(report: &Report) -> Vec<Section> {
     let by = report.by.as_deref().unwrap_or("group");
     let groups = report.groups.as_deref().unwrap_or_default();
+    let adds_up = by != "scope";
     let divided = groups.iter().any(|g| g.per.is_some());
-    let mut head = vec![by.to_owned(), "calls".to_owned()];
-    head.extend(
-        report
-            .counters
-            .iter()
-            .map(|(name, c)| format!("{name} [{}]", c.unit)),
-    );
-    head.extend(report.energy.iter().map(|(name, _)| name.to_owned()));
-    let mut body: Vec<Vec<String>> = groups
-        .iter()
-        .map(|group| {
-            let mut row = vec![group.key.clone(), numbers::grouped(i128::from(group.calls))];
-            match &group.per {
-                Some(per) => {
-                    row.extend(per.counters.values().map(|v| numbers::mean(*v)));
-                    row.extend(per.energy_total_pj.values().map(|v| numbers::energy(*v)));
-                }
-                None => {
-                    row.extend(group.counters.values().map(|c| numbers::grouped(c.total)));
-                    row.extend(
-                        group
-                            .energy
-                            .values()
-                            .map(|e| numbers::energy(e.energy_total_pj)),
-                    );
-                }
-            }
-            row
-        })
-        .collect();
-    let mut lines = Vec::new();
-    if by == "scope" {
-        lines.push("a call counts in every module on its stack; the rows do not add up".to_owned());
-    } else {
-        body.push(total(report));
-    }
-    if !report.energy.is_empty() {
-        lines.push("energies are modelled, not measured".to_owned());
-    }
     let unit = report
         .per
         .as_ref()
         .filter(|_| divided)
         .map(|per| format!(", per {}", per.unit))
         .unwrap_or_default();
-    Section {
-        title: format!("By {by}{unit}"),
-        rows: Some(Rows {
-            head,
-            body,
-            texts: &[0],
-        }),
-        lines,
-    }
-}
-
-/// The last row of groups that add up.
-fn total(report: &Report) -> Vec<String> {
-    let mut row = vec![
+    let total = [
         "total".to_owned(),
         numbers::grouped(i128::from(report.coverage.op_calls)),
     ];
-    match &report.per {
-        Some(per) => {
-            row.extend(per.counters.values().map(|v| numbers::mean(*v)));
-            row.extend(per.energy_total_pj.values().map(|v| numbers::energy(*v)));
+    let section = |what: &str, names: Vec<String>, cells: &dyn Fn(Option<usize>) -> Vec<String>| {
+        let mut body: Vec<Vec<String>> = groups
+            .iter()
+            .enumerate()
+            .map(|(at, group)| {
+                let mut row = vec![group.key.clone(), numbers::grouped(i128::from(group.calls))];
+                row.extend(cells(Some(at)));
+                row
+            })
+            .collect();
+        if adds_up {
+            body.push(total.iter().cloned().chain(cells(None)).collect());
         }
-        None => {
-            row.extend(report.counters.values().map(|c| numbers::grouped(c.total)));
-            row.extend(
-                report
-                    .energy
+        Section {
+            title: format!("{what} by {by}{unit}"),
+            rows: Some(Rows {
+                head: [by.to_owned(), "calls".to_owned()]
+                    .into_iter()
+                    .chain(names)
+                    .collect(),
+                body,
+                texts: &[0],
+            }),
+            lines: Vec::new(),
+        }
+    };
+    let mut sections = Vec::new();
+    if !report.counters.is_empty() {
+        let names = report
+            .counters
+            .iter()
+            .map(|(name, _)| name.to_owned())
+            .collect();
+        // The cells of a group, or of the total.
+        let cells = |at: Option<usize>| -> Vec<String> {
+            let group = at.and_then(|at| groups.get(at));
+            let per = group.map_or(&report.per, |group| &group.per);
+            match (per, group) {
+                (Some(per), _) => per.counters.values().map(|v| numbers::mean(*v)).collect(),
+                (None, Some(group)) => group
+                    .counters
                     .values()
-                    .map(|e| numbers::energy(e.energy_total_pj)),
-            );
-        }
+                    .map(|c| numbers::grouped(c.total))
+                    .collect(),
+                (None, None) => report
+                    .counters
+                    .values()
+                    .map(|c| numbers::grouped(c.total))
+                    .collect(),
+            }
+        };
+        let mut counters = section("Counters", names, &cells);
+        let units = report
+            .counters
+            .iter()
+            .map(|(name, c)| format!("{name} in {}", c.unit));
+        counters.lines.push(units.collect::<Vec<_>>().join(", "));
+        sections.push(counters);
     }
-    row
+    if !report.energy.is_empty() {
+        let names = report
+            .energy
+            .iter()
+            .map(|(name, _)| name.to_owned())
+            .collect();
+        let cells = |at: Option<usize>| -> Vec<String> {
+            let group = at.and_then(|at| groups.get(at));
+            let per = group.map_or(&report.per, |group| &group.per);
+            let total = |e: &ComputeReport| numbers::energy(e.energy_total_pj);
+            match (per, group) {
+                (Some(per), _) => per
+                    .energy_total_pj
+                    .values()
+                    .map(|v| numbers::energy(*v))
+                    .collect(),
+                (None, Some(group)) => group.energy.values().map(total).collect(),
+                (None, None) => report.energy.values().map(total).collect(),
+            }
+        };
+        let mut energy = section("Energy", names, &cells);
+        energy
+            .lines
+            .push("energies are modelled, not measured".to_owned());
+        sections.push(energy);
+    }
+    if !adds_up && let Some(last) = sections.last_mut() {
+        last.lines
+            .push("a call counts in every module on its stack; the rows do not add up".to_owned());
+    }
+    sections
 }
 
 fn firing(report: &Report) -> Section {
