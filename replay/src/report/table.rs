@@ -160,7 +160,7 @@ fn coverage(report: &Report) -> Section {
         })
         .collect();
     let mut lines = vec![format!(
-        "{} op calls selected; {} without a module, {} not executed, {} records lost while recording",
+        "{} op calls selected; {} without a module, {} not executed, {} records lost",
         calls(coverage.op_calls),
         calls(coverage.unattributed),
         calls(coverage.not_executed),
@@ -433,18 +433,17 @@ fn groups(report: &Report) -> Vec<Section> {
 }
 
 fn firing(report: &Report) -> Section {
-    let head = [
-        "layer",
-        "class",
-        "output",
-        "calls",
-        "time steps",
-        "spikes",
-        "elements",
-        "rate",
-    ]
-    .map(str::to_owned)
-    .to_vec();
+    // A column that says nothing of any layer only makes the table wider than a terminal.
+    let timed = report
+        .firing_rates
+        .iter()
+        .any(|layer| layer.time_steps.is_some());
+    let mut head = vec![
+        "layer", "class", "output", "calls", "spikes", "elements", "rate",
+    ];
+    if timed {
+        head.insert(4, "steps");
+    }
     let big = |n: u128| numbers::grouped(i128::try_from(n).unwrap_or(i128::MAX));
     let body = report
         .firing_rates
@@ -461,20 +460,23 @@ fn firing(report: &Report) -> Section {
                 None if layer.without_statistics > 0 => "no statistics".to_owned(),
                 None => "not binary".to_owned(),
             };
-            vec![
+            let mut row = vec![
                 layer.module.clone(),
                 class,
                 format!("{:?}", layer.shape),
                 numbers::grouped(i128::from(layer.calls)),
-                layer
-                    .time_steps
-                    .map_or_else(|| "-".to_owned(), |t| numbers::grouped(i128::from(t))),
                 big(layer.spikes),
                 big(layer.elements),
                 rate,
-            ]
+            ];
+            if timed {
+                let steps = layer.time_steps.map(|t| numbers::grouped(i128::from(t)));
+                row.insert(4, steps.unwrap_or_else(|| "-".to_owned()));
+            }
+            row
         })
         .collect();
+    let head = head.into_iter().map(str::to_owned).collect();
     Section {
         title: "Firing rates (spikes per neuron and time step)".to_owned(),
         rows: Some(Rows {
