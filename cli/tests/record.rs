@@ -40,7 +40,11 @@ impl Bench {
 
     /// `optape record` with these words behind it, in the directory of the test.
     fn record<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_optape"));
+        // Through env(1): a shell without job control starts what runs behind it with SIGINT and SIGQUIT ignored.
+        let mut command = Command::new("env");
+        command
+            .arg("--default-signal=INT,QUIT")
+            .arg(env!("CARGO_BIN_EXE_optape"));
         // No process here loads capture: any file will do.
         command
             .current_dir(self.directory.path())

@@ -139,6 +139,10 @@ impl SpikingDigits {
     }
 
     /// All time steps of `[time, batch, 1, 8, 8]`; the mean output, `[batch, 10]`.
+    #[expect(
+        clippy::assign_op_pattern,
+        reason = "`+=` on tensors writes in place, which is another op"
+    )]
     fn answer(&mut self, spikes: &Tensor, train: bool, tape: Option<&Tape>) -> Tensor {
         for neurons in &mut self.neurons {
             neurons.potential = None;

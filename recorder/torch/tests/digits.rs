@@ -3,6 +3,8 @@
 //!
 //! Needs what `cargo xtask test` prepares: the release build, a Python with torch, and the exported digits.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
