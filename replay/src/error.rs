@@ -132,6 +132,16 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .map(|(_, k)| k)
 }
 
+/// The error with the file's name, which errors of reading have already.
+fn about(path: &std::path::Path, source: &TraceError) -> String {
+    let (path, text) = (path.display().to_string(), source.to_string());
+    if text.starts_with(&path) {
+        text
+    } else {
+        format!("{path}: {text}")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,15 +160,5 @@ mod tests {
             text,
             "there is no counter 'flopp'; did you mean 'flop'?\n  known: flop, mac"
         );
-    }
-}
-
-/// The error with the file's name, which errors of reading have already.
-fn about(path: &std::path::Path, source: &TraceError) -> String {
-    let (path, text) = (path.display().to_string(), source.to_string());
-    if text.starts_with(&path) {
-        text
-    } else {
-        format!("{path}: {text}")
     }
 }

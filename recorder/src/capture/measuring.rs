@@ -54,6 +54,10 @@ pub(super) struct OpPlan {
     extremes: bool,
     /// May write what its schema does not say.
     pub(super) opaque: bool,
+    /// Anything is looked at before the op runs.
+    pub(super) looks_before: bool,
+    /// Anything is looked at after it.
+    pub(super) looks_after: bool,
 }
 
 struct ConvolutionArguments {
@@ -72,7 +76,7 @@ impl OpPlan {
         let name = op.qualified_name();
         let line = needs::rules_need(&name);
         let index = |argument: &str| op.arguments.iter().position(|a| a.name == argument);
-        let arguments = op
+        let arguments: Vec<Option<Question>> = op
             .arguments
             .iter()
             .map(|a| match (preset, line.and_then(|l| l.argument(&a.name))) {
@@ -102,30 +106,23 @@ impl OpPlan {
                 always_transposed: op.name.contains("conv_transpose"),
             });
         let namespace = op.name.split("::").next().unwrap_or_default();
+        let written: Vec<bool> = op.arguments.iter().map(|a| a.written).collect();
+        let outputs = (preset == Preset::All).then_some(Question::Full);
+        let again = arguments
+            .iter()
+            .zip(&written)
+            .any(|(a, w)| *w && a.is_some());
         Self {
+            looks_before: arguments.iter().any(Option::is_some),
+            looks_after: outputs.is_some() || again,
             arguments,
-            written: op.arguments.iter().map(|a| a.written).collect(),
-            outputs: (preset == Preset::All).then_some(Question::Full),
+            written,
+            outputs,
             product,
             convolution,
             extremes: preset == Preset::All,
             opaque: !matches!(namespace, "aten" | "prim" | "prims" | "profiler" | "optape"),
         }
-    }
-
-    /// Whether anything is looked at before the op runs.
-    pub(super) fn looks_before(&self) -> bool {
-        self.arguments.iter().any(Option::is_some)
-    }
-
-    /// Whether anything is looked at after it.
-    pub(super) fn looks_after(&self) -> bool {
-        self.outputs.is_some()
-            || self
-                .arguments
-                .iter()
-                .zip(&self.written)
-                .any(|(a, w)| *w && a.is_some())
     }
 }
 

@@ -417,7 +417,7 @@ impl Capture {
             let plan = OpPlan::new(&definition, state.settings.statistics);
             let statistics = state.settings.statistics != Preset::None;
             out.op = op;
-            out.flags = if plan.looks_before() { plan::BEGIN } else { 0 }
+            out.flags = if plan.looks_before { plan::BEGIN } else { 0 }
                 | if statistics { plan::IDENTITIES } else { 0 };
             match definition.name.as_str() {
                 "profiler::_record_function_enter_new" | "profiler::_record_function_enter" => {
@@ -492,6 +492,21 @@ impl Capture {
         }
         let sampled = sample();
         let began = if sampled { monotonic_ns() } else { 0 };
+        let executed = call.flags & call_flags::NOT_EXECUTED == 0;
+        let plan = plans()
+            .get(call.op as usize)
+            .filter(|plan| executed && plan.looks_after);
+        if call.capture[0] == 0 && plan.is_none() {
+            self.with(|state| state.op_call(call, &[]));
+        } else {
+            self.end_with_statistics(call, plan);
+        }
+        if sampled {
+            OWN_TIME_NS.fetch_add((monotonic_ns() - began) * OWN_TIME_EVERY, Ordering::Relaxed);
+        }
+    }
+
+    fn end_with_statistics(&'static self, call: &Call, plan: Option<&OpPlan>) {
         // A thread that is going away has no slots left, and is past recording.
         let _ = SLOTS.try_with(|slots| {
             let mut slots = slots.borrow_mut();
@@ -500,10 +515,7 @@ impl Capture {
             } else {
                 slots.len()
             };
-            if call.flags & call_flags::NOT_EXECUTED == 0
-                && let Some(plan) = plans().get(call.op as usize)
-                && plan.looks_after()
-            {
+            if let Some(plan) = plan {
                 measuring::after(plan, call, &mut slots);
             }
             if slots.len() > first + 1 {
@@ -512,9 +524,6 @@ impl Capture {
             self.with(|state| state.op_call(call, &slots[first..]));
             slots.truncate(first);
         });
-        if sampled {
-            OWN_TIME_NS.fetch_add((monotonic_ns() - began) * OWN_TIME_EVERY, Ordering::Relaxed);
-        }
     }
 
     fn module_enter(
