@@ -80,8 +80,6 @@ struct Control {
     tail: AtomicU64,
     /// CLOCK_MONOTONIC of the consumer's last look.
     heartbeat_ns: AtomicU64,
-    /// The consumer can write no more (disk full ...): it reads and throws away.
-    consumer_failed: AtomicU32,
 }
 
 const _: () = assert!(size_of::<Control>() == CONTROL_BYTES);

@@ -62,12 +62,12 @@ impl Outlet {
 
     /// Writes a message that ends or begins the stream, or a definition-like one that must not be lost silently. False: no room.
     pub(super) fn message(&mut self, kind: MessageKind, bytes: &[u8]) -> bool {
-        self.settle(0) && self.ring.push_bytes(kind, bytes)
+        self.settle() && self.ring.push_bytes(kind, bytes)
     }
 
     #[inline]
     pub(super) fn op_call(&mut self, call: &OpCallMessage<'_>) {
-        if (self.waiting.is_empty() || self.settle(call.start_ns))
+        if (self.waiting.is_empty() || self.settle())
             && self.tell_drops(call.start_ns)
             && call.push(&mut self.ring)
         {
@@ -79,7 +79,7 @@ impl Outlet {
     pub(super) fn moment(&mut self, moment: &Moment) -> Result<(), OutletError> {
         self.scratch.clear();
         codec::encode_into(moment, &mut self.scratch)?;
-        if !self.settle(moment.time_ns)
+        if !self.settle()
             || !self.tell_drops(moment.time_ns)
             || !self.ring.push_bytes(MessageKind::Moment, &self.scratch)
         {
@@ -89,7 +89,7 @@ impl Outlet {
     }
 
     /// Writes the waiting definitions. False: no room yet.
-    fn settle(&mut self, _time_ns: u64) -> bool {
+    fn settle(&mut self) -> bool {
         while let Some(bytes) = self.waiting.front() {
             if !self.ring.push_bytes(MessageKind::Definition, bytes) {
                 return false;
