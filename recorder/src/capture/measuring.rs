@@ -9,6 +9,7 @@ use optape_trace::{
     tensor_flags,
 };
 
+use super::inference::Inference;
 use crate::abi::{Call, Tensor, word};
 use crate::statistics::{
     self, Answer, Geometry, Question, View, product_sum_broadcast, product_sum_convolution,
@@ -54,6 +55,8 @@ pub(super) struct OpPlan {
     extremes: bool,
     /// May write what its schema does not say.
     pub(super) opaque: bool,
+    /// How the result's values follow from the operands', where they do.
+    pub(super) inference: Option<Inference>,
     /// Anything is looked at before the op runs.
     pub(super) looks_before: bool,
     /// Anything is looked at after it.
@@ -112,8 +115,10 @@ impl OpPlan {
             .iter()
             .zip(&written)
             .any(|(a, w)| *w && a.is_some());
+        let inference = Inference::of(op).filter(|_| preset != Preset::None);
         Self {
             looks_before: arguments.iter().any(Option::is_some),
+            inference,
             looks_after: outputs.is_some() || again,
             arguments,
             written,
@@ -285,7 +290,7 @@ pub(super) fn payload(call: &Call) -> &[u64] {
     unsafe { std::slice::from_raw_parts(call.payload, call.payload_count as usize) }
 }
 
-fn view(tensor: &Tensor) -> Result<View<'_>, NotTaken> {
+pub(super) fn view(tensor: &Tensor) -> Result<View<'_>, NotTaken> {
     const LAYOUTS: u32 = tensor_flags::SPARSE
         | tensor_flags::NESTED
         | tensor_flags::QUANTIZED
@@ -396,6 +401,19 @@ pub(super) fn after(plan: &OpPlan, call: &Call, slots: &mut Vec<Slot>) {
             ));
         }
     }
+}
+
+/// Whether the operand is zeros and ones, and how many: for an inference, not for the call's record. Nothing where it is known
+/// already.
+pub(super) fn premise(
+    tensor: &Tensor,
+    recall: impl FnOnce(&Tensor) -> Option<Answer>,
+) -> Option<Answer> {
+    let view = view(tensor).ok()?;
+    if first_is_other(tensor) || recall(tensor).is_some() {
+        return None;
+    }
+    statistics::measure(&view, Question::Binary).ok()
 }
 
 fn look(
@@ -570,16 +588,20 @@ struct GeometryRoom {
 }
 
 /// One argument of a call, read from its words.
-enum Value<'a> {
+pub(super) enum Value<'a> {
     Integers(&'a [u64]),
     Integer(i64),
+    /// The float +0.0.
+    Zero,
+    /// The float 1.0.
+    One,
     Bool(bool),
     Text(u64),
     Other,
 }
 
 /// The words of argument `index`.
-fn argument<'a>(call: &'a Call, index: usize) -> Option<Value<'a>> {
+pub(super) fn argument<'a>(call: &'a Call, index: usize) -> Option<Value<'a>> {
     let words = words(call);
     let mut at = 0;
     for _ in 0..index {
@@ -590,6 +612,8 @@ fn argument<'a>(call: &'a Call, index: usize) -> Option<Value<'a>> {
     Some(match head as u8 {
         word::INT_LIST => Value::Integers(words.get(at + 1..at + 1 + aux)?),
         word::INT => Value::Integer(*words.get(at + 1)? as i64),
+        word::FLOAT if aux == 0 => Value::Zero,
+        word::FLOAT => Value::One,
         word::BOOL => Value::Bool(aux != 0),
         word::TEXT => Value::Text(head >> 8),
         _ => Value::Other,

@@ -9,6 +9,7 @@
 
 pub mod exports;
 mod identities;
+mod inference;
 mod measuring;
 mod outlet;
 mod scopes;
@@ -34,6 +35,7 @@ use crate::abi::{Call, Plan, plan};
 use crate::clock::{monotonic_ns, unix_ns};
 use crate::ring::{MessageKind, OnFull, OpCallMessage, Producer};
 use identities::Identities;
+use inference::Inference;
 use measuring::{OpPlan, Slot};
 use outlet::Outlet;
 use scopes::{Entry, Scopes, ThreadState};
@@ -43,8 +45,9 @@ use signatures::{Found, Signatures, Surroundings, Wildness};
 const MOST_TEXTS: usize = 1 << 16;
 /// Distinct patterns: in practice some dozens.
 const MOST_PATTERNS: usize = 1 << 16;
-/// Every so many calls capture's own time is measured.
-const OWN_TIME_EVERY: u64 = 64;
+/// Every so many calls capture's own time is measured. A prime: steps repeat, and what divides their length would see the same ops
+/// every time.
+const OWN_TIME_EVERY: u64 = 61;
 
 /// How to record.
 #[derive(Clone, Debug)]
@@ -417,8 +420,9 @@ impl Capture {
             let plan = OpPlan::new(&definition, state.settings.statistics);
             let statistics = state.settings.statistics != Preset::None;
             out.op = op;
-            out.flags = if plan.looks_before { plan::BEGIN } else { 0 }
-                | if statistics { plan::IDENTITIES } else { 0 };
+            let begin = plan.looks_before || plan.inference == Some(Inference::Scaled);
+            out.flags =
+                if begin { plan::BEGIN } else { 0 } | if statistics { plan::IDENTITIES } else { 0 };
             match definition.name.as_str() {
                 "profiler::_record_function_enter_new" | "profiler::_record_function_enter" => {
                     out.flags |= plan::TEXT_PAYLOAD;
@@ -454,21 +458,26 @@ impl Capture {
         }
         let sampled = sample();
         let began = if sampled { monotonic_ns() } else { 0 };
-        let taken = SLOTS.try_with(|slots| {
-            let mut slots = slots.borrow_mut();
-            let first = slots.len();
-            // One lock for all operands would mean a place to keep the answers: most calls have one operand worth asking for.
-            measuring::before(
-                plan,
-                call,
-                |tensor| self.state.lock().as_mut().and_then(|s| s.recall(tensor)),
-                &mut slots,
-            );
-            first
-        });
-        if let Ok(first) = taken {
-            call.capture[0] = 1;
-            call.capture[1] = first as u64;
+        let recall =
+            |tensor: &crate::abi::Tensor| self.state.lock().as_mut().and_then(|s| s.recall(tensor));
+        if let Some(tensor) = plan.inference.and_then(|inference| inference.premise(call))
+            && let Some(answer) = measuring::premise(tensor, recall)
+            && let Some(state) = self.state.lock().as_mut()
+        {
+            state.identities.remember(tensor, &answer);
+        }
+        if plan.looks_before {
+            let taken = SLOTS.try_with(|slots| {
+                let mut slots = slots.borrow_mut();
+                let first = slots.len();
+                // One lock for all operands would mean a place to keep the answers: most calls have one operand worth asking for.
+                measuring::before(plan, call, recall, &mut slots);
+                first
+            });
+            if let Ok(first) = taken {
+                call.capture[0] = 1;
+                call.capture[1] = first as u64;
+            }
         }
         if sampled {
             STATISTICS_TIME_NS
@@ -1111,5 +1120,12 @@ fn identify(identities: &mut Identities, call: &Call, slots: &[Slot], stream: &m
         {
             identities.remember(tensor, answer);
         }
+    }
+    if call.flags & call_flags::NOT_EXECUTED == 0
+        && let Some((result, answer)) = plan
+            .inference
+            .and_then(|inference| inference.conclude(call, identities))
+    {
+        identities.remember(&result, &answer);
     }
 }

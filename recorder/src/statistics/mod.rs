@@ -75,6 +75,23 @@ impl Answer {
         maximum: None,
     };
 
+    /// What `elements` zeros and ones answer, `nonzeros` of them ones. `ordered`: not complex.
+    pub(crate) fn of_binary(elements: u64, nonzeros: u64, ordered: bool) -> Self {
+        let range = (ordered && elements > 0).then(|| {
+            (
+                f64::from(u8::from(nonzeros == elements)),
+                f64::from(u8::from(nonzeros > 0)),
+            )
+        });
+        Self {
+            binary: Some(true),
+            nonzeros: Some(nonzeros),
+            sum: Some(nonzeros as f64),
+            minimum: range.map(|r| r.0),
+            maximum: range.map(|r| r.1),
+        }
+    }
+
     const fn empty(question: Question) -> Self {
         let binary = if matches!(question, Question::Nonzeros) {
             None
