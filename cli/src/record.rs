@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum, ValueHint};
-use optape_recorder::daemon::{self, Outcome, Request, SMALLEST_RING_BYTES, Settings, Statistics};
+use optape_recorder::capture::Preset;
+use optape_recorder::daemon::{self, Outcome, Request, SMALLEST_RING_BYTES, Settings};
 use optape_recorder::ring::{DEFAULT_CAPACITY, OnFull};
 
 use crate::exit::Failure;
@@ -123,11 +124,12 @@ impl Options {
     fn settings(&self) -> Settings {
         Settings {
             statistics: match self.stats {
-                Stats::None => Statistics::None,
-                Stats::Rules => Statistics::Rules,
-                Stats::All => Statistics::All,
-                Stats::Hook => Statistics::HookOnly,
+                // The hook alone takes none.
+                Stats::None | Stats::Hook => Preset::None,
+                Stats::Rules => Preset::Rules,
+                Stats::All => Preset::All,
             },
+            hook_only: self.stats == Stats::Hook,
             on_full: match self.on_full {
                 WhenFull::Wait => OnFull::Wait,
                 WhenFull::Drop => OnFull::Drop,

@@ -17,11 +17,12 @@ use crate::statistics::{
 };
 
 /// `--stats`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Preset {
     /// T0, scopes, stages.
     None,
     /// What mac, ac and synop need.
+    #[default]
     Rules,
     /// Everything of every tensor.
     All,
@@ -36,6 +37,16 @@ impl Preset {
             "rules" => Some(Self::Rules),
             "all" => Some(Self::All),
             _ => None,
+        }
+    }
+
+    /// As flags, environment and traces spell it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Rules => "rules",
+            Self::All => "all",
         }
     }
 }

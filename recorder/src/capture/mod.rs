@@ -653,8 +653,8 @@ impl Settings {
     ) -> Self {
         Self {
             run_directory: run_directory.to_owned(),
-            statistics: recording.statistics.preset(),
-            hook_only: recording.statistics == crate::daemon::Statistics::HookOnly,
+            statistics: recording.statistics,
+            hook_only: recording.hook_only,
             ring_bytes: recording.ring_bytes,
             on_full: recording.on_full,
             ..Self::default()
@@ -666,7 +666,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             run_directory: PathBuf::new(),
-            statistics: Preset::Rules,
+            statistics: Preset::default(),
             ring_bytes: crate::ring::DEFAULT_CAPACITY,
             on_full: OnFull::Wait,
             hook_only: false,

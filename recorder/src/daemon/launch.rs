@@ -137,7 +137,7 @@ pub(super) fn environment(
         ("OPTAPE_RUN", directory.path().into()),
         ("OPTAPE_CAPTURE_LIB", library.into()),
         ("OPTAPE_HOOK_SOURCE", directory.hook_source().into()),
-        ("OPTAPE_STATS", settings.statistics.name().into()),
+        ("OPTAPE_STATS", settings.statistics_name().into()),
         (
             "OPTAPE_ON_FULL",
             if settings.on_full == OnFull::Drop {

@@ -38,6 +38,7 @@ pub use launch::Exit;
 pub use report::{Report, StreamReport};
 pub use sink::TraceFile;
 
+use crate::capture::Preset;
 use crate::ring::{DEFAULT_CAPACITY, OnFull};
 use intake::{Finish, Intake};
 use pulse::Pulse;
@@ -53,48 +54,13 @@ pub const SMALLEST_RING_BYTES: usize = 1 << 16;
 /// At most so many bytes of what a process says that could not attach.
 const ATTACH_ERROR_BYTES: usize = 16 << 10;
 
-/// Which statistics capture takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Statistics {
-    /// None: structure, scopes, stages, times.
-    None,
-    /// What mac, ac and synop need.
-    #[default]
-    Rules,
-    /// Of every tensor.
-    All,
-    /// Nothing is recorded: what the hook alone costs.
-    HookOnly,
-}
-
-impl Statistics {
-    /// As flags and traces spell it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Rules => "rules",
-            Self::All => "all",
-            Self::HookOnly => "hook",
-        }
-    }
-
-    /// As capture knows them.
-    #[must_use]
-    pub const fn preset(self) -> crate::capture::Preset {
-        match self {
-            Self::None | Self::HookOnly => crate::capture::Preset::None,
-            Self::Rules => crate::capture::Preset::Rules,
-            Self::All => crate::capture::Preset::All,
-        }
-    }
-}
-
 /// How to record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Which statistics.
-    pub statistics: Statistics,
+    pub statistics: Preset,
+    /// Nothing is recorded: what the hook alone costs.
+    pub hook_only: bool,
     /// What a recorded process does when its ring is full.
     pub on_full: OnFull,
     /// Size of a ring; a power of two, at least [`SMALLEST_RING_BYTES`].
@@ -106,7 +72,8 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            statistics: Statistics::default(),
+            statistics: Preset::default(),
+            hook_only: false,
             on_full: OnFull::Wait,
             ring_bytes: DEFAULT_CAPACITY,
             force_torch: false,
@@ -115,6 +82,15 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// What is asked of tensors, as flags and traces spell it.
+    const fn statistics_name(&self) -> &'static str {
+        if self.hook_only {
+            "hook"
+        } else {
+            self.statistics.name()
+        }
+    }
+
     /// With a ring size that rings have.
     fn sound(&self) -> Self {
         let ring_bytes = self.ring_bytes.max(SMALLEST_RING_BYTES);

@@ -68,7 +68,7 @@ pub(super) fn run_info(command: &[OsString], settings: &Settings) -> RunInfo {
         working_directory: directory.to_string_lossy().into_owned(),
         host: read("/proc/sys/kernel/hostname").unwrap_or_default(),
         started_unix_ns: unix_ns(),
-        statistics: settings.statistics.name().to_owned(),
+        statistics: settings.statistics_name().to_owned(),
         needs_version: NEEDS_VERSION,
         facts,
     }
