@@ -346,7 +346,7 @@ pub fn record(request: Request) -> Result<Outcome, RecordError> {
         notice,
     } = request;
     let settings = settings.sound();
-    signals::install().map_err(|source| RecordError::System {
+    let _witness = signals::install().map_err(|source| RecordError::System {
         what: "handle signals",
         source,
     })?;
