@@ -1,10 +1,13 @@
 //! The command line as clap sees it. The options of a subcommand stand in the subcommand's file.
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
-use crate::{completions, dump, info, man, presets, record, recover, replay, rules, verify};
+use crate::{
+    completions, config, dump, info, man, presets, record, recover, replay, rules, verify,
+};
 
 /// Records what PyTorch runs, op by op, and answers questions about it afterwards.
 ///
@@ -49,6 +52,9 @@ pub struct GlobalOptions {
         help_heading = "Global options"
     )]
     pub color: Color,
+    /// Take defaults of flags from FILE, too (see optape config)
+    #[arg(long, global = true, value_name = "FILE", env = "OPTAPE_CONFIG", value_hint = ValueHint::FilePath, help_heading = "Global options")]
+    pub config: Option<PathBuf>,
 }
 
 /// When output is coloured.
@@ -95,6 +101,8 @@ pub enum Command {
     Rules(rules::Options),
     /// Show the energy presets, or print one to start a cost file from
     Presets(presets::Options),
+    /// Show which values flags have when they are not given, and where from
+    Config(config::Options),
     /// Print a completion script for a shell
     Completions(completions::Options),
     /// Write manual pages, one per subcommand

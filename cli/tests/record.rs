@@ -51,8 +51,13 @@ impl Bench {
             .arg("record")
             .args(words)
             .env("OPTAPE_CAPTURE_LIB", std::env::current_exe().unwrap());
+        command.env(
+            "XDG_CONFIG_HOME",
+            self.directory.path().join("no-configuration"),
+        );
         for name in [
             "PYTHONPATH",
+            "OPTAPE_CONFIG",
             "OPTAPE_STATS",
             "OPTAPE_ON_FULL",
             "OPTAPE_RING_BYTES",

@@ -132,6 +132,15 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .map(|(_, k)| k)
 }
 
+/// Line and column of a byte of a text, both from 1; columns count characters.
+#[must_use]
+pub fn position(text: &str, byte: usize) -> (usize, usize) {
+    let before = text.get(..byte.min(text.len())).unwrap_or(text);
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
+    (line, column)
+}
+
 /// The error with the file's name, which errors of reading have already.
 fn about(path: &std::path::Path, source: &TraceError) -> String {
     let (path, text) = (path.display().to_string(), source.to_string());

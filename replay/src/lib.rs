@@ -31,7 +31,7 @@ pub mod testing;
 mod tests;
 mod timeline;
 
-pub use error::{ReplayError, nearest};
+pub use error::{ReplayError, nearest, position};
 pub use evaluate::{By, Request, Wanted, evaluate};
 pub use explain::{Explained, Explanation, explain};
 pub use load::{Source, StreamRef, Traces};

@@ -91,6 +91,7 @@ impl Bench {
         // Compiled programs of torch.compile and byte code stay where the test can throw them away.
         command
             .env("PYTHONDONTWRITEBYTECODE", "1")
+            .env("XDG_CONFIG_HOME", self.path("no-configuration"))
             .current_dir(self.directory.path())
             .stdin(Stdio::null());
         command
