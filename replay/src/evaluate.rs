@@ -187,6 +187,7 @@ pub(crate) fn see<'a>(traces: &'a Traces, rules: &RuleSet, rows: &'a [Row]) -> V
             integer_sums: &row.sums.integer_sums,
             float_sums: &row.sums.float_sums,
             values_before: false,
+            dictionary: Some(dictionary),
             notes: None,
         });
         all.push(Seen {

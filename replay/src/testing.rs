@@ -319,7 +319,8 @@ impl Tape {
         }
     }
 
-    fn text(&mut self, text: &str) -> TextId {
+    /// The number of a text.
+    pub fn text(&mut self, text: &str) -> TextId {
         if let Some(at) = self.texts.iter().position(|t| t == text) {
             return TextId(at as u32);
         }

@@ -5,7 +5,8 @@
 use crate::statistics::When;
 
 /// Version of [`RULES`]; written into every trace.
-pub const NEEDS_VERSION: u32 = 1;
+/// 2: also the overloads that write to `out`, `addbmm_`, `addmv_`.
+pub const NEEDS_VERSION: u32 = 2;
 
 /// What is needed of one operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -69,32 +70,56 @@ const fn elementwise(op: &'static str) -> OpNeeds {
     }
 }
 
+const fn scaled(op: &'static str) -> OpNeeds {
+    OpNeeds {
+        op,
+        arguments: &[("self", Need::Binary)],
+        returns: &[],
+        product: None,
+    }
+}
+
 const MATRICES: &[(&str, Need)] = &[("self", Need::Binary), ("mat2", Need::Binary)];
 const ADDED_MATRICES: &[(&str, Need)] = &[("mat1", Need::Binary), ("mat2", Need::Binary)];
 const BATCHES: &[(&str, Need)] = &[("batch1", Need::Binary), ("batch2", Need::Binary)];
 const LAYER: &[(&str, Need)] = &[("input", Need::Binary), ("weight", Need::Binary)];
 const BROADCAST: &[(&str, Need)] = &[("self", Need::Binary), ("other", Need::Binary)];
-const SCALED: &[(&str, Need)] = &[("self", Need::Binary)];
+const ADDED_VECTOR: &[(&str, Need)] = &[("mat", Need::Binary), ("vec", Need::Binary)];
+const VECTOR: &[(&str, Need)] = &[("self", Need::Binary), ("vec", Need::Binary)];
+const DOT: &[(&str, Need)] = &[("self", Need::Binary), ("tensor", Need::Binary)];
 
 /// What mac, ac and synop need: the preset `rules`. Sorted by op.
 pub const RULES: &[OpNeeds] = &[
-    OpNeeds {
-        op: "aten::add.Scalar",
-        arguments: SCALED,
-        returns: &[],
-        product: None,
-    },
+    scaled("aten::add.Scalar"),
+    scaled("aten::add.Scalar_out"),
     elementwise("aten::add.Tensor"),
-    OpNeeds {
-        op: "aten::add_.Scalar",
-        arguments: SCALED,
-        returns: &[],
-        product: None,
-    },
+    elementwise("aten::add.out"),
+    scaled("aten::add_.Scalar"),
     elementwise("aten::add_.Tensor"),
     product("aten::addbmm", BATCHES, "batch1", "batch2", Product::Matrix),
     product(
+        "aten::addbmm.out",
+        BATCHES,
+        "batch1",
+        "batch2",
+        Product::Matrix,
+    ),
+    product(
+        "aten::addbmm_",
+        BATCHES,
+        "batch1",
+        "batch2",
+        Product::Matrix,
+    ),
+    product(
         "aten::addmm",
+        ADDED_MATRICES,
+        "mat1",
+        "mat2",
+        Product::Matrix,
+    ),
+    product(
+        "aten::addmm.out",
         ADDED_MATRICES,
         "mat1",
         "mat2",
@@ -109,13 +134,34 @@ pub const RULES: &[OpNeeds] = &[
     ),
     product(
         "aten::addmv",
-        &[("mat", Need::Binary), ("vec", Need::Binary)],
+        ADDED_VECTOR,
+        "mat",
+        "vec",
+        Product::Broadcast,
+    ),
+    product(
+        "aten::addmv.out",
+        ADDED_VECTOR,
+        "mat",
+        "vec",
+        Product::Broadcast,
+    ),
+    product(
+        "aten::addmv_",
+        ADDED_VECTOR,
         "mat",
         "vec",
         Product::Broadcast,
     ),
     product(
         "aten::baddbmm",
+        BATCHES,
+        "batch1",
+        "batch2",
+        Product::Matrix,
+    ),
+    product(
+        "aten::baddbmm.out",
         BATCHES,
         "batch1",
         "batch2",
@@ -129,6 +175,7 @@ pub const RULES: &[OpNeeds] = &[
         Product::Matrix,
     ),
     product("aten::bmm", MATRICES, "self", "mat2", Product::Matrix),
+    product("aten::bmm.out", MATRICES, "self", "mat2", Product::Matrix),
     product(
         "aten::conv1d",
         LAYER,
@@ -200,13 +247,28 @@ pub const RULES: &[OpNeeds] = &[
         Product::Convolution,
     ),
     product(
-        "aten::dot",
-        &[("self", Need::Binary), ("tensor", Need::Binary)],
-        "self",
-        "tensor",
-        Product::Broadcast,
+        "aten::convolution.out",
+        LAYER,
+        "input",
+        "weight",
+        Product::Convolution,
     ),
+    product("aten::dot", DOT, "self", "tensor", Product::Broadcast),
+    product("aten::dot.out", DOT, "self", "tensor", Product::Broadcast),
+    OpNeeds {
+        op: "aten::einsum",
+        arguments: &[("tensors", Need::Binary)],
+        returns: &[],
+        product: None,
+    },
     product("aten::linear", LAYER, "input", "weight", Product::Linear),
+    product(
+        "aten::linear.out",
+        LAYER,
+        "input",
+        "weight",
+        Product::Linear,
+    ),
     product(
         "aten::matmul",
         BROADCAST,
@@ -214,34 +276,26 @@ pub const RULES: &[OpNeeds] = &[
         "other",
         Product::Broadcast,
     ),
-    product("aten::mm", MATRICES, "self", "mat2", Product::Matrix),
     product(
-        "aten::mv",
-        &[("self", Need::Binary), ("vec", Need::Binary)],
+        "aten::matmul.out",
+        BROADCAST,
         "self",
-        "vec",
+        "other",
         Product::Broadcast,
     ),
-    OpNeeds {
-        op: "aten::rsub.Scalar",
-        arguments: SCALED,
-        returns: &[],
-        product: None,
-    },
+    product("aten::mm", MATRICES, "self", "mat2", Product::Matrix),
+    product("aten::mm.out", MATRICES, "self", "mat2", Product::Matrix),
+    product("aten::mv", VECTOR, "self", "vec", Product::Broadcast),
+    product("aten::mv.out", VECTOR, "self", "vec", Product::Broadcast),
+    scaled("aten::rsub.Scalar"),
+    scaled("aten::rsub.Scalar_out"),
     elementwise("aten::rsub.Tensor"),
-    OpNeeds {
-        op: "aten::sub.Scalar",
-        arguments: SCALED,
-        returns: &[],
-        product: None,
-    },
+    elementwise("aten::rsub.Tensor_out"),
+    scaled("aten::sub.Scalar"),
+    scaled("aten::sub.Scalar_out"),
     elementwise("aten::sub.Tensor"),
-    OpNeeds {
-        op: "aten::sub_.Scalar",
-        arguments: SCALED,
-        returns: &[],
-        product: None,
-    },
+    elementwise("aten::sub.out"),
+    scaled("aten::sub_.Scalar"),
     elementwise("aten::sub_.Tensor"),
     // A watched value (a spiking neuron's output, a user's watch) is what firing rates are made of.
     OpNeeds {
