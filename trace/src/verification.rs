@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::block::Columns;
+use crate::block::{Columns, time_span};
 use crate::bytes::len64;
 use crate::error::TraceError;
 use crate::reader::{NOT_WHOLE, Stream, Trace, TraceEnd};
@@ -184,20 +184,7 @@ fn verify_stream(
         if late != entry.late {
             find("a block's head and its late statistics disagree".to_owned());
         }
-        let ends = block
-            .start_ns
-            .iter()
-            .zip(&block.duration_ns)
-            .map(|(s, d)| s.saturating_add(*d));
-        let times = || block.moments.iter().map(|m| m.time_ns);
-        let first = block
-            .start_ns
-            .iter()
-            .copied()
-            .chain(times())
-            .min()
-            .unwrap_or(0);
-        let last = ends.chain(times()).max().unwrap_or(0);
+        let (first, last) = time_span(&block.start_ns, &block.duration_ns, &block.moments);
         // Records of later versions have times too.
         if entry.first_ns > first || entry.last_ns < last {
             find("a block's head and its times disagree".to_owned());
