@@ -1038,7 +1038,7 @@ impl State {
         };
         if let Ok(bytes) = codec::encode(&end) {
             // Where there is no room the daemon ends the stream itself.
-            stream.outlet.message(MessageKind::StreamEnd, &bytes);
+            stream.outlet.end(end.ended_ns, &bytes);
         }
     }
 

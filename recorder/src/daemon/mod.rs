@@ -17,6 +17,7 @@ mod provenance;
 mod pulse;
 mod report;
 mod run_directory;
+mod salvage;
 mod signals;
 mod sink;
 
@@ -36,6 +37,7 @@ use optape_trace::{RunInfo, TraceWriter};
 pub use error::RecordError;
 pub use launch::Exit;
 pub use report::{Report, StreamReport};
+pub use salvage::{RingState, Salvage, salvage};
 pub use sink::TraceFile;
 
 use crate::capture::Preset;
@@ -202,6 +204,7 @@ impl Recording {
             what: "start a thread",
             source,
         };
+        directory.name_run(&run.run_uuid)?;
         let sink = BackgroundSink::start(sink).map_err(thread)?;
         let state = sink.state();
         let writer = TraceWriter::create(sink, run)?;
