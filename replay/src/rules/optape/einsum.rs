@@ -39,6 +39,9 @@ pub(super) fn fill(tables: &mut Tables) {
     tables.insert("aten::einsum", work);
 }
 
+/// Whether it is binary, the tensor, its name in messages.
+type Factor<'a> = (bool, TensorView<'a>, &'static str);
+
 /// An index: a letter, or the nth from the end of those that `...` stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Index {
@@ -123,10 +126,7 @@ impl<'a> Einsum<'a> {
     }
 
     /// Whether each factor is binary, where there are two and their products are summed.
-    fn binary(
-        &self,
-        row: &CallRow<'_>,
-    ) -> Result<Option<[(bool, TensorView<'a>, &'static str); 2]>, RuleError> {
+    fn binary(&self, row: &CallRow<'_>) -> Result<Option<[Factor<'a>; 2]>, RuleError> {
         let (Some(second), true) = (self.second, self.sums) else {
             return Ok(None);
         };
