@@ -49,6 +49,9 @@ pub struct Options {
     /// Try a version of torch that is not supported
     #[arg(long, env = "OPTAPE_FORCE_TORCH", value_parser = clap::builder::FalseyValueParser::new())]
     pub force_torch: bool,
+    /// The run that this is a part of: one name (or UUID) for all nodes of a distributed run, whose files `optape replay` then takes together
+    #[arg(long, value_name = "NAME", env = "OPTAPE_RUN", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub run: Option<String>,
     /// The command, and its arguments
     #[arg(trailing_var_arg = true, required = true, value_name = "CMD", value_hint = ValueHint::CommandWithArguments)]
     pub command: Vec<OsString>,
@@ -136,6 +139,7 @@ impl Options {
             },
             ring_bytes: self.ring_size.0,
             force_torch: self.force_torch,
+            run: self.run.clone(),
         }
     }
 }

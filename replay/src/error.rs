@@ -31,6 +31,9 @@ pub enum ReplayError {
         /// All that exist, where they are few.
         known: Vec<String>,
     },
+    /// Files that cannot be added up.
+    #[error("{0}")]
+    Together(String),
     /// A selection that selects nothing.
     #[error("the selection {selection} selects no op call{hint}")]
     NothingSelected {

@@ -69,6 +69,9 @@ pub struct Settings {
     pub ring_bytes: usize,
     /// Try versions of torch that are not among [`SUPPORTED_TORCH`].
     pub force_torch: bool,
+    /// The run that this recording is a part of: a UUID, or any name that all parts (nodes) use. A run of its own where it is
+    /// not given.
+    pub run: Option<String>,
 }
 
 impl Default for Settings {
@@ -79,6 +82,7 @@ impl Default for Settings {
             on_full: OnFull::Wait,
             ring_bytes: DEFAULT_CAPACITY,
             force_torch: false,
+            run: None,
         }
     }
 }

@@ -58,8 +58,11 @@ pub(super) fn run_info(command: &[OsString], settings: &Settings) -> RunInfo {
         "capture.force_torch".into(),
         settings.force_torch.to_string(),
     );
+    if let Some(name) = &settings.run {
+        facts.insert("run.name".into(), name.clone());
+    }
     RunInfo {
-        run_uuid: uuid::Uuid::new_v4().into_bytes(),
+        run_uuid: run_uuid(settings.run.as_deref()).into_bytes(),
         optape_version: env!("CARGO_PKG_VERSION").to_owned(),
         command: command
             .iter()
@@ -72,6 +75,18 @@ pub(super) fn run_info(command: &[OsString], settings: &Settings) -> RunInfo {
         needs_version: NEEDS_VERSION,
         facts,
     }
+}
+
+/// The same for every part of a run that goes by the same name; without a name a new one.
+fn run_uuid(name: Option<&str>) -> uuid::Uuid {
+    name.map_or_else(uuid::Uuid::new_v4, |name| {
+        uuid::Uuid::parse_str(name).unwrap_or_else(|_| {
+            uuid::Uuid::new_v5(
+                &uuid::Uuid::NAMESPACE_OID,
+                format!("optape run {name}").as_bytes(),
+            )
+        })
+    })
 }
 
 fn environment(
