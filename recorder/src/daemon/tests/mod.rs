@@ -627,9 +627,8 @@ fn child_that_drops_records() {
     for _ in 0..200_000 {
         fake.call(0);
     }
-    while fake.ring.untold_drops().is_none() {
-        fake.call(0);
-    }
+    // The last one is among the lost.
+    while fake.call(0) {}
     std::fs::write(done, fake.calls.to_string()).unwrap();
     rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)
         .unwrap();
