@@ -66,6 +66,8 @@ pub(super) struct Intake {
     /// Ring files that are of no use: not looked at again.
     ignored: HashSet<PathBuf>,
     directory_lost: bool,
+    /// Something was recorded, so the file is there.
+    begun: bool,
     checkpoints: Checkpoints,
     flushed: Instant,
     unflushed: bool,
@@ -182,6 +184,7 @@ impl Intake {
             ended: Vec::new(),
             ignored: HashSet::new(),
             directory_lost: false,
+            begun: false,
             checkpoints: Checkpoints::default(),
             flushed: Instant::now(),
             unflushed: false,
@@ -499,16 +502,19 @@ impl Intake {
             };
             capacity >= SMALLEST_HELD_RING && waiting > capacity / FLUSHED_SHARE
         };
-        let due = self.flushed.elapsed() >= FLUSH_INTERVAL || self.rings.iter().any(held);
-        if !self.unflushed || !due {
-            return;
-        }
-        if !self.report.streams.is_empty()
+        let recorded = !self.report.streams.is_empty()
             || self
                 .rings
                 .iter()
-                .any(|ring| ring.stream.state != State::Waiting)
-        {
+                .any(|ring| ring.stream.state != State::Waiting);
+        // Without its head a file says nothing of the run, and could not be recovered.
+        let begins = recorded && !self.begun;
+        let due = begins || self.flushed.elapsed() >= FLUSH_INTERVAL || self.rings.iter().any(held);
+        if !self.unflushed || !due {
+            return;
+        }
+        if recorded {
+            self.begun = true;
             self.sink.release();
         }
         if let Some(writer) = &mut self.writer {
