@@ -8,6 +8,7 @@ pub mod dump;
 pub mod exit;
 pub mod info;
 pub mod man;
+pub mod monitor;
 pub mod options;
 pub mod output;
 pub mod presets;
@@ -63,6 +64,7 @@ fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let global = &options.global;
     match &options.command {
         Command::Record(options) => record::run(options, global),
+        Command::Monitor(options) => monitor::run(options, global),
         Command::Replay(options) => replay::run(options, global),
         Command::Info(options) => info::run(options, global),
         Command::Dump(options) => dump::run(options, global),
