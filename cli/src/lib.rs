@@ -10,6 +10,7 @@ pub mod exit;
 pub mod info;
 pub mod layers;
 pub mod man;
+pub mod monitor;
 pub mod options;
 pub mod output;
 pub mod presets;
@@ -93,6 +94,7 @@ fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let global = &options.global;
     match &options.command {
         Command::Record(options) => record::run(options, global),
+        Command::Monitor(options) => monitor::run(options, global),
         Command::Replay(options) => replay::run(options, global),
         Command::Info(options) => info::run(options, global),
         Command::Dump(options) => dump::run(options, global),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use crate::{
-    completions, config, dump, info, man, presets, record, recover, replay, rules, verify,
+    completions, config, dump, info, man, monitor, presets, record, recover, replay, rules, verify,
 };
 
 /// Records what PyTorch runs, op by op, and answers questions about it afterwards.
@@ -87,6 +87,8 @@ impl Color {
 pub enum Command {
     /// Run a command and record what torch does in it
     Record(record::Options),
+    /// Watch GPUs, energy counters and the machine without recording
+    Monitor(monitor::Options),
     /// Count over a trace: operations, bytes, energy, firing rates
     Replay(Box<replay::Options>),
     /// Say what a trace is: command, versions, processes, size, how it ended

@@ -11,6 +11,7 @@ use optape_recorder::daemon::{self, Outcome, Request, SMALLEST_RING_BYTES, Setti
 use optape_recorder::ring::{DEFAULT_CAPACITY, OnFull};
 
 use crate::exit::Failure;
+use crate::monitor::MonitorOptions;
 use crate::options::GlobalOptions;
 
 /// Options of `optape record`.
@@ -46,6 +47,9 @@ pub struct Options {
     /// Size of the ring of each recorded process, in memory: 64K, 4M, ... (a power of two)
     #[arg(long, value_name = "SIZE", default_value_t = RingSize(DEFAULT_CAPACITY), value_parser = ring_size, env = "OPTAPE_RING_BYTES")]
     pub ring_size: RingSize,
+    /// What to sample meanwhile.
+    #[command(flatten)]
+    pub monitors: MonitorOptions,
     /// Try a version of torch that is not supported
     #[arg(long, env = "OPTAPE_FORCE_TORCH", value_parser = clap::builder::FalseyValueParser::new())]
     pub force_torch: bool,
@@ -140,6 +144,7 @@ impl Options {
             ring_bytes: self.ring_size.0,
             force_torch: self.force_torch,
             run: self.run.clone(),
+            monitors: self.monitors.settings(),
         }
     }
 }

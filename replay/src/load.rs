@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use optape_trace::{Dictionary, ScopeId, Stream, Trace, TraceEnd};
+use optape_trace::{Dictionary, Role, ScopeId, Stream, Trace, TraceEnd};
 
 use crate::error::ReplayError;
 use crate::report::uuid_text;
@@ -101,15 +101,30 @@ impl Traces {
         }
     }
 
-    /// All streams of all files.
+    /// The streams of all files that hold a recorded process.
     pub fn streams(&self) -> impl Iterator<Item = StreamRef<'_>> {
-        self.sources.iter().enumerate().flat_map(|(source, s)| {
-            s.trace.streams().iter().map(move |stream| StreamRef {
-                source,
-                trace: &s.trace,
-                stream,
+        self.with_role(Role::Process)
+    }
+
+    /// The streams of all files that hold what monitors sampled.
+    pub fn monitors(&self) -> impl Iterator<Item = StreamRef<'_>> {
+        self.with_role(Role::Monitor)
+    }
+
+    fn with_role(&self, role: Role) -> impl Iterator<Item = StreamRef<'_>> {
+        self.sources
+            .iter()
+            .enumerate()
+            .flat_map(move |(source, s)| {
+                let streams = s.trace.streams().iter();
+                streams
+                    .filter(move |stream| stream.info().role == role)
+                    .map(move |stream| StreamRef {
+                        source,
+                        trace: &s.trace,
+                        stream,
+                    })
             })
-        })
     }
 
     pub(crate) fn error(&self, source: usize, error: optape_trace::TraceError) -> ReplayError {
@@ -149,7 +164,15 @@ impl Traces {
                     "{path}: damaged at byte {offset} ({what}); what stands before it is counted, `optape recover` may save more"
                 )),
             }
-            for stream in source.trace.streams() {
+            for stream in source.trace.monitors() {
+                if stream.dropped_records() > 0 {
+                    notes.push(format!(
+                        "{path}: {} samples of monitors were lost while recording",
+                        stream.dropped_records()
+                    ));
+                }
+            }
+            for stream in source.trace.processes() {
                 if stream.dropped_records() > 0 {
                     notes.push(format!(
                         "{path}: process {} lost {} records while recording; they are in no count",

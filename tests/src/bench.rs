@@ -92,6 +92,8 @@ impl Bench {
         command
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .env("XDG_CONFIG_HOME", self.path("no-configuration"))
+            // Monitors have tests of their own, which take this away.
+            .env("OPTAPE_MONITOR", "none")
             .current_dir(self.directory.path())
             .stdin(Stdio::null());
         command

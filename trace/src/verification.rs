@@ -19,6 +19,8 @@ pub struct Verification {
     pub frames: u64,
     /// Streams.
     pub streams: u64,
+    /// Those among them that hold a recorded process.
+    pub processes: u64,
     /// Blocks.
     pub blocks: u64,
     /// Records.
@@ -69,6 +71,7 @@ fn verify_opened(opened: Trace, source: Source) -> Result<Verification, TraceErr
         end: opened.end().clone(),
         frames: trace.frames(),
         streams: len64(trace.streams().len()),
+        processes: len64(trace.processes().count()),
         blocks: sum(|s| len64(s.blocks().len())),
         records: sum(Stream::records),
         dropped_records: sum(Stream::dropped_records),

@@ -22,7 +22,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use optape_trace::{
-    CallId, Definition, Event, ModuleDef, ModuleId, Moment, OpDef, OpId, PatternId, ScopeDef,
+    CallId, Definition, Event, ModuleDef, ModuleId, Moment, OpDef, OpId, PatternId, Role, ScopeDef,
     ScopeId, SignatureDef, StepSource, StreamEnd, StreamInfo, TextId, ThreadDef, ThreadId,
     WatchDef, WatchId, call_flags, codec,
 };
@@ -813,6 +813,7 @@ impl State {
             epoch_unix_ns: unix_ns(),
             identities: settings.statistics != Preset::None,
             rank: settings.rank,
+            role: Role::Process,
         };
         if !outlet.message(MessageKind::StreamBegin, &codec::encode(&info)?) {
             return Err(Failure(

@@ -15,6 +15,7 @@ use optape_trace::{
 };
 
 use super::cost::{peak_resident_bytes, process_cpu_ns, thread_cpu_ns};
+use super::monitors::MonitorStream;
 use super::process::Process;
 use super::pulse::Pulse;
 use super::report::{Report, StreamReport};
@@ -60,6 +61,7 @@ pub(super) struct Intake {
     writer: Option<TraceWriter<BackgroundSink>>,
     sink: SinkState,
     pulse: Pulse,
+    monitors: Option<MonitorStream>,
     rings: Vec<Ring>,
     /// Files of rings that have ended: they go once what they held is in the file.
     ended: Vec<EndedRing>,
@@ -170,6 +172,7 @@ impl Intake {
         writer: TraceWriter<BackgroundSink>,
         sink: SinkState,
         pulse: Pulse,
+        monitors: Option<MonitorStream>,
         setting: Setting,
         notice: Notice,
     ) -> Self {
@@ -180,6 +183,7 @@ impl Intake {
             writer: Some(writer),
             sink,
             pulse,
+            monitors,
             rings: Vec::new(),
             ended: Vec::new(),
             ignored: HashSet::new(),
@@ -240,9 +244,34 @@ impl Intake {
                 index += 1;
             }
         }
+        self.look_at_monitors();
         self.give_back_memory();
         self.flush_if_due();
         self.free_what_is_written();
+    }
+
+    /// Takes what the monitors have sampled. It is written beside a process's stream, never alone.
+    fn look_at_monitors(&mut self) {
+        let begun = self.began_a_stream();
+        let Some(monitors) = &mut self.monitors else {
+            return;
+        };
+        let writer = self.writer.as_mut().filter(|_| begun);
+        match monitors.look(writer, &*self.notice) {
+            Ok(records) => {
+                self.checkpoints.taken += records;
+                self.unflushed |= records > 0;
+            }
+            Err(error) => self.writing_failed(&error.to_string()),
+        }
+    }
+
+    fn began_a_stream(&self) -> bool {
+        !self.report.streams.is_empty()
+            || self
+                .rings
+                .iter()
+                .any(|ring| ring.stream.state != State::Waiting)
     }
 
     fn find_rings(&mut self) {
@@ -293,6 +322,9 @@ impl Intake {
         let process_id = consumer.process_id();
         tracing::debug!("process {process_id} began to record: {}", path.display());
         let process = Process::of_ring(path, process_id);
+        if let Some(monitors) = &self.monitors {
+            monitors.process_began(process_id);
+        }
         let stream = Stream {
             report: StreamReport {
                 process_id,
@@ -404,6 +436,9 @@ impl Intake {
             *ended = Instant::now();
         }
         self.pulse.remove(ring.consumer.path());
+        if let Some(monitors) = &self.monitors {
+            monitors.process_ended();
+        }
         let untold = ring.consumer.untold_drops();
         let silent = self.pulse.was_silent_since(ring.found_ns);
         if let State::Open(id) = ring.stream.state {
@@ -502,11 +537,7 @@ impl Intake {
             };
             capacity >= SMALLEST_HELD_RING && waiting > capacity / FLUSHED_SHARE
         };
-        let recorded = !self.report.streams.is_empty()
-            || self
-                .rings
-                .iter()
-                .any(|ring| ring.stream.state != State::Waiting);
+        let recorded = self.began_a_stream();
         // Without its head a file says nothing of the run, and could not be recovered.
         let begins = recorded && !self.begun;
         let due = begins || self.flushed.elapsed() >= FLUSH_INTERVAL || self.rings.iter().any(held);
@@ -563,11 +594,22 @@ impl Intake {
             self.end_ring(0);
         }
         let began_a_stream = !self.report.streams.is_empty();
+        let mut monitors_ns = 0;
+        if let Some(mut monitors) = self.monitors.take() {
+            let writer = self.writer.as_mut().filter(|_| began_a_stream);
+            match monitors.finish(writer, &*self.notice) {
+                Ok(records) => self.checkpoints.taken += records,
+                Err(error) => self.writing_failed(&error.to_string()),
+            }
+            monitors_ns = monitors.cpu_ns;
+            self.report.samples = monitors.samples;
+            self.report.monitors = monitors.states;
+        }
         let cpu_ns = |pulse_ns: u64, sink: &SinkState| {
             if self.setting.own_process {
                 process_cpu_ns()
             } else {
-                thread_cpu_ns() + pulse_ns + sink.cpu_ns()
+                thread_cpu_ns() + pulse_ns + sink.cpu_ns() + monitors_ns
             }
         };
         let pulse_ns = self.pulse.stop();

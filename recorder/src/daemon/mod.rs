@@ -3,7 +3,7 @@
 //! [`record`] is `optape record`: it starts a command so that it attaches itself, and is the daemon while the command runs.
 //! [`Recording`] is the daemon alone; [`Recording::in_process`] runs it on threads of the recorded process.
 //!
-//! Three threads: one drains rings and compresses, one writes the file, one only says that the daemon lives. So neither a slow
+//! Four threads: one drains rings and compresses, one writes the file, one only says that the daemon lives, one samples the monitors. So neither a slow
 //! disk nor a large block looks like death to the recorded processes. Whatever goes wrong after the start is told once,
 //! stands in the [`Report`], and leaves the recorded program alone.
 
@@ -12,6 +12,7 @@ mod error;
 mod explain;
 mod intake;
 mod launch;
+mod monitors;
 mod process;
 mod provenance;
 mod pulse;
@@ -41,8 +42,10 @@ pub use salvage::{RingState, Salvage, salvage};
 pub use sink::TraceFile;
 
 use crate::capture::Preset;
+use crate::monitor::MonitorSettings;
 use crate::ring::{DEFAULT_CAPACITY, OnFull};
 use intake::{Finish, Intake};
+use monitors::MonitorStream;
 use pulse::Pulse;
 use run_directory::RunDirectory;
 use sink::{BackgroundSink, Claim};
@@ -72,6 +75,8 @@ pub struct Settings {
     /// The run that this recording is a part of: a UUID, or any name that all parts (nodes) use. A run of its own where it is
     /// not given.
     pub run: Option<String>,
+    /// What to sample beside the ops, if anything.
+    pub monitors: Option<MonitorSettings>,
 }
 
 impl Default for Settings {
@@ -83,6 +88,7 @@ impl Default for Settings {
             ring_bytes: DEFAULT_CAPACITY,
             force_torch: false,
             run: None,
+            monitors: None,
         }
     }
 }
@@ -143,6 +149,7 @@ impl Default for InProcess {
 /// What the drain loop has to know of the settings.
 struct Setting {
     ring_bytes: usize,
+    monitors: Option<MonitorSettings>,
     /// This process is the daemon and nothing else: all its cost is ours.
     own_process: bool,
 }
@@ -176,6 +183,7 @@ impl Recording {
             &run,
             Setting {
                 ring_bytes: settings.ring_bytes,
+                monitors: settings.monitors,
                 own_process: false,
             },
             options.notice,
@@ -201,7 +209,7 @@ impl Recording {
         directory: RunDirectory,
         sink: impl Write + Send + 'static,
         run: &RunInfo,
-        setting: Setting,
+        mut setting: Setting,
         notice: Notice,
     ) -> Result<Self, RecordError> {
         let thread = |source| RecordError::System {
@@ -213,7 +221,17 @@ impl Recording {
         let state = sink.state();
         let writer = TraceWriter::create(sink, run)?;
         let pulse = Pulse::start().map_err(thread)?;
-        let intake = Intake::new(directory.path(), writer, state, pulse, setting, notice);
+        let monitors = setting.monitors.take().map(MonitorStream::start);
+        let monitors = monitors.transpose().map_err(thread)?;
+        let intake = Intake::new(
+            directory.path(),
+            writer,
+            state,
+            pulse,
+            monitors,
+            setting,
+            notice,
+        );
         let (finish, finished) = bounded(1);
         let thread = std::thread::Builder::new()
             .name("optape-drain".into())
@@ -383,6 +401,7 @@ pub fn record(request: Request) -> Result<Outcome, RecordError> {
         &run,
         Setting {
             ring_bytes: settings.ring_bytes,
+            monitors: settings.monitors,
             own_process: true,
         },
         Box::new(notice),

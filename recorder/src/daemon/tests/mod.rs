@@ -471,6 +471,7 @@ impl Write for Disk {
 fn recording_on(disk: Disk, notice: Notice) -> Recording {
     let directory = RunDirectory::create(&|_| {}).unwrap();
     let setting = Setting {
+        monitors: None,
         ring_bytes: RING,
         own_process: false,
     };
