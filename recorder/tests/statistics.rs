@@ -1387,14 +1387,20 @@ fn occupancy(c: &Convolution, tensor: &Tensor) -> Occupancy {
                     true => [&[n, channel][..], p].concat(),
                     false => [&[channel][..], p].concat(),
                 };
-                let spikes = field.iter().filter(|p| tensor.at(&at(p)).is_nonzero()).count();
+                let spikes = field
+                    .iter()
+                    .filter(|p| tensor.at(&at(p)).is_nonzero())
+                    .count();
                 found.active_rows[channel as usize / 4] += spikes as u64;
                 if spikes > 0 {
                     seen.insert(channel as usize);
                 }
             }
             found.active_sites += u64::from(!seen.is_empty());
-            let groups: BTreeSet<_> = seen.iter().map(|c2| c2 / c.inputs_per_group as usize).collect();
+            let groups: BTreeSet<_> = seen
+                .iter()
+                .map(|c2| c2 / c.inputs_per_group as usize)
+                .collect();
             found.nonempty_outputs += groups.len() as u64 * c.outputs_per_group as u64;
             for ((size, _), patches) in CROSSBARS.iter().zip(&mut found.active_patches) {
                 let blocks: BTreeSet<_> = seen.iter().map(|channel| channel / size).collect();
@@ -1411,11 +1417,17 @@ fn product_outputs(c: &Convolution, input: &Tensor, weight: &Tensor) -> u64 {
     for o in indices(&c.output) {
         let met: Vec<_> = taps
             .iter()
-            .flat_map(|k| positions.iter().filter(|p| c.meets(p, &o, k)).map(move |p| (p, k)))
+            .flat_map(|k| {
+                positions
+                    .iter()
+                    .filter(|p| c.meets(p, &o, k))
+                    .map(move |p| (p, k))
+            })
             .collect();
         for n in 0..if c.batched { c.batch } else { 1 } {
             for output in 0..c.groups * c.outputs_per_group {
-                let (group, of_group) = (output / c.outputs_per_group, output % c.outputs_per_group);
+                let (group, of_group) =
+                    (output / c.outputs_per_group, output % c.outputs_per_group);
                 let hit = (0..c.inputs_per_group).any(|inner| {
                     let channel = group * c.inputs_per_group + inner;
                     met.iter().any(|(p, k)| {
@@ -1498,7 +1510,16 @@ proptest! {
 #[test]
 fn many_channels() {
     // More than one word of blocks, blocks cut at their ends, groups that do and do not fill blocks.
-    for (channels, groups) in [(5, 1), (18, 1), (70, 1), (300, 1), (12, 4), (24, 2), (66, 33), (130, 130)] {
+    for (channels, groups) in [
+        (5, 1),
+        (18, 1),
+        (70, 1),
+        (300, 1),
+        (12, 4),
+        (24, 2),
+        (66, 33),
+        (130, 130),
+    ] {
         let mut c = image(2, channels / groups, 5, 3, 2, 1);
         c.groups = groups;
         let mut seed = 99u64;
@@ -1510,14 +1531,19 @@ fn many_channels() {
         };
         // The second sample is empty but for the last channels.
         let values: Vec<f64> = (0..2 * channels * 25)
-            .map(|at| match at < channels * 25 || at >= (2 * channels - 2) * 25 {
-                true => f64::from(u8::from(next() % 40 == 0)),
-                false => 0.0,
-            })
+            .map(
+                |at| match at < channels * 25 || at >= (2 * channels - 2) * 25 {
+                    true => f64::from(u8::from(next() % 40 == 0)),
+                    false => 0.0,
+                },
+            )
             .collect();
         let tensor = Tensor::reals(DType::F32, &[2, channels, 5, 5], &values);
         let expected = occupancy(&c, &tensor);
-        assert_eq!(measure_occupancy(&tensor.view(), &c.geometry()), Ok(expected.clone()));
+        assert_eq!(
+            measure_occupancy(&tensor.view(), &c.geometry()),
+            Ok(expected.clone())
+        );
         let mut last = Tensor::reals(DType::F32, &[2, channels, 5, 5], &values);
         let turned: Vec<f64> = indices(&[2, 5, 5, channels])
             .iter()

@@ -44,10 +44,7 @@ pub struct Occupancy {
 ///
 /// [`NotTaken::DType`] for element types without statistics, [`NotTaken::Layout`] if view and geometry do not fit together, or
 /// where there are more than 2^20 positions or 2^16 channels.
-pub fn measure_occupancy(
-    view: &View<'_>,
-    geometry: &Geometry<'_>,
-) -> Result<Occupancy, NotTaken> {
+pub fn measure_occupancy(view: &View<'_>, geometry: &Geometry<'_>) -> Result<Occupancy, NotTaken> {
     with_element!(view.dtype(), E => occupancy::<E>(view, geometry), else Err(NotTaken::DType))
 }
 
@@ -187,7 +184,10 @@ impl<'a> Input<'a> {
         mut weighted: impl FnMut(usize, u64),
     ) {
         let kernels = Kernels::<E>::get();
-        let inner = elements.dims().last().map_or_else(Step::default, |dim| self.step(dim.tag));
+        let inner = elements
+            .dims()
+            .last()
+            .map_or_else(Step::default, |dim| self.step(dim.tag));
         let mut buffer = Vec::new();
         elements.runs::<E::Bytes>(|indices, run| {
             let (mut channel, mut position) = (0, 0);
@@ -277,10 +277,7 @@ impl PositionWeights {
     }
 }
 
-fn occupancy<E: Element>(
-    view: &View<'_>,
-    geometry: &Geometry<'_>,
-) -> Result<Occupancy, NotTaken> {
+fn occupancy<E: Element>(view: &View<'_>, geometry: &Geometry<'_>) -> Result<Occupancy, NotTaken> {
     let input = Input::new(view, geometry).ok_or(NotTaken::Layout)?;
     let blocks = input.channels.div_ceil(CHANNELS_PER_BLOCK);
     let mut found = Occupancy {
@@ -347,7 +344,10 @@ fn occupancy<E: Element>(
             for first in (0..group_planes).step_by(8) {
                 input.words(&marks, first, group_planes - first, &mut words);
                 let seen = seen.see(&words);
-                outputs += seen.iter().map(|seen| u64::from(seen.count_ones())).sum::<u64>();
+                outputs += seen
+                    .iter()
+                    .map(|seen| u64::from(seen.count_ones()))
+                    .sum::<u64>();
             }
         }
     }
@@ -402,8 +402,14 @@ fn meetings(axis: &Axis) -> Vec<Meeting> {
 impl Seen {
     fn new(input: &Input<'_>) -> Self {
         let along = |at: usize| Along {
-            outside: input.axes[..at].iter().map(|axis| axis.input as usize).product(),
-            inside: input.axes[at + 1..].iter().map(|axis| axis.output as usize).product(),
+            outside: input.axes[..at]
+                .iter()
+                .map(|axis| axis.input as usize)
+                .product(),
+            inside: input.axes[at + 1..]
+                .iter()
+                .map(|axis| axis.output as usize)
+                .product(),
             input: input.axes[at].input as usize,
             output: input.axes[at].output as usize,
             meetings: meetings(&input.axes[at]),
@@ -419,9 +425,15 @@ impl Seen {
     fn see(&mut self, positions: &[u64]) -> &[u64] {
         self.from.clear();
         self.from.extend_from_slice(positions);
-        for along in self.axes.iter().rev().filter(|along| !along.changes_nothing()) {
+        for along in self
+            .axes
+            .iter()
+            .rev()
+            .filter(|along| !along.changes_nothing())
+        {
             self.to.clear();
-            self.to.resize(along.outside * along.output * along.inside, 0);
+            self.to
+                .resize(along.outside * along.output * along.inside, 0);
             unite(along, &self.from, &mut self.to);
             std::mem::swap(&mut self.from, &mut self.to);
         }
@@ -550,9 +562,16 @@ fn product_outputs<E: Element>(
         return Ok(0);
     };
     let words = weights.inputs.div_ceil(BITS);
-    let work = [input.samples, input.groups, weights.outputs, input.outputs, weights.taps, words]
-        .iter()
-        .fold(1u128, |work, &factor| work.saturating_mul(factor as u128));
+    let work = [
+        input.samples,
+        input.groups,
+        weights.outputs,
+        input.outputs,
+        weights.taps,
+        words,
+    ]
+    .iter()
+    .fold(1u128, |work, &factor| work.saturating_mul(factor as u128));
     if work > MOST_WORK {
         return Err(NotTaken::Layout);
     }
@@ -603,8 +622,12 @@ fn product_outputs<E: Element>(
                 for a in &first {
                     for b in &second {
                         for c in &third {
-                            let masks: Vec<u64> =
-                                masks.iter().skip(tap).step_by(weights.taps).copied().collect();
+                            let masks: Vec<u64> = masks
+                                .iter()
+                                .skip(tap)
+                                .step_by(weights.taps)
+                                .copied()
+                                .collect();
                             tap += 1;
                             if masks.iter().all(|mask| *mask == 0) {
                                 continue;

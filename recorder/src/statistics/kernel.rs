@@ -215,12 +215,7 @@ fn mark<E: Element>(data: &[E::Bytes], bit: u8, marks: &mut [u8]) -> bool {
 /// [`mark`], and the sum of the weights of the elements that are not zero. At most [`WEIGHTED_PIECE`] elements, and weights
 /// whose sum fits into 32 bits.
 #[inline(always)]
-fn weighted_mark<E: Element>(
-    data: &[E::Bytes],
-    weights: &[u32],
-    bit: u8,
-    marks: &mut [u8],
-) -> u64 {
+fn weighted_mark<E: Element>(data: &[E::Bytes], weights: &[u32], bit: u8, marks: &mut [u8]) -> u64 {
     let mut sum = 0u32;
     for ((&element, &weight), mark) in data.iter().zip(weights).zip(marks) {
         let nonzero = E::nonzero(element);

@@ -211,11 +211,7 @@ fn marks<E: Element>(view: &View<'_>) -> Result<Vec<u8>, NotTaken> {
 ///
 /// [`NotTaken::DType`] for element types without statistics, [`NotTaken::Layout`] if the sizes do not fit together or there are
 /// more than 2^24 elements in a factor.
-pub fn nonempty_outputs(
-    a: &View<'_>,
-    b: &View<'_>,
-    transposed: bool,
-) -> Result<u64, NotTaken> {
+pub fn nonempty_outputs(a: &View<'_>, b: &View<'_>, transposed: bool) -> Result<u64, NotTaken> {
     let size = |size: i64| usize::try_from(size).map_err(|_| NotTaken::Layout);
     let (batch, joint, columns) = match (a.sizes(), b.sizes()) {
         ([.., k], [n, joint]) if transposed && k == joint => (1, size(*k)?, size(*n)?),
@@ -259,7 +255,10 @@ pub fn nonempty_outputs(
                     *sum |= reached;
                 }
             }
-            outputs += sum.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
+            outputs += sum
+                .iter()
+                .map(|word| u64::from(word.count_ones()))
+                .sum::<u64>();
         }
     }
     Ok(outputs)
