@@ -36,6 +36,9 @@ pub struct Options {
         env = "OPTAPE_STATS"
     )]
     pub stats: Stats,
+    /// How much to record beside ops, modules and stages; in the place of --stats
+    #[arg(long, value_name = "LEVEL")]
+    pub level: Option<Level>,
     /// What the program does when a ring is full: wait for the recorder (at most 1 s, then drop), or drop records
     #[arg(
         long,
@@ -70,9 +73,20 @@ pub enum Stats {
     Rules,
     /// Of every tensor
     All,
+    /// What the energy models need: the same as --level full
+    #[value(hide = true)]
+    Full,
     /// Record nothing: what the hook alone costs
     #[value(hide = true)]
     Hook,
+}
+
+/// Values of `--level`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Level {
+    /// What the energy models need: also what layers and neurons read and write, what of products and convolutions is not
+    /// empty, and when storages come and go
+    Full,
 }
 
 /// Values of `--on-full`.
@@ -131,12 +145,14 @@ impl Options {
     fn settings(&self) -> Settings {
         Settings {
             statistics: match self.stats {
+                _ if self.level == Some(Level::Full) => Preset::Full,
+                Stats::Full => Preset::Full,
                 // The hook alone takes none.
                 Stats::None | Stats::Hook => Preset::None,
                 Stats::Rules => Preset::Rules,
                 Stats::All => Preset::All,
             },
-            hook_only: self.stats == Stats::Hook,
+            hook_only: self.stats == Stats::Hook && self.level.is_none(),
             on_full: match self.on_full {
                 WhenFull::Wait => OnFull::Wait,
                 WhenFull::Drop => OnFull::Drop,

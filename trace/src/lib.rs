@@ -108,7 +108,9 @@ pub use info::{Role, RunEnd, RunInfo, StreamEnd, StreamInfo};
 pub use reader::{Stream, Trace, TraceEnd};
 pub use record::{DropReason, Event, LateStatistic, Moment, OpCall, Record, StepSource};
 pub use recovery::{Continuation, Finding, Loss, Recovery, recover, recover_bytes, recover_with};
-pub use statistics::{NotTaken, Operand, Pattern, PatternEntry, State, When, fields};
+pub use statistics::{
+    CHANNELS_PER_BLOCK, CROSSBARS, NotTaken, Operand, Pattern, PatternEntry, State, When, fields,
+};
 pub use summary::SummaryRow;
 pub use table::Dictionary;
 pub use verification::{Verification, verify, verify_bytes};

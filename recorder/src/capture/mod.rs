@@ -8,8 +8,10 @@
 //! the recorder off, once and with its reason in the trace.
 
 pub mod exports;
+mod full;
 mod identities;
 mod inference;
+mod lifetimes;
 mod measuring;
 mod outlet;
 mod scopes;
@@ -36,6 +38,7 @@ use crate::clock::{monotonic_ns, unix_ns};
 use crate::ring::{MessageKind, OnFull, OpCallMessage, Producer};
 use identities::Identities;
 use inference::Inference;
+use lifetimes::Lifetimes;
 use measuring::{OpPlan, Slot};
 use outlet::Outlet;
 use scopes::{Entry, Scopes, ThreadState};
@@ -177,6 +180,8 @@ struct State {
     threads: Vec<ThreadDef>,
     scopes: Scopes,
     identities: Identities,
+    /// At `--level full`.
+    lifetimes: Option<Box<Lifetimes>>,
     steps: [u64; 3],
     calls: u64,
     recalled: u64,
@@ -200,6 +205,8 @@ struct Stream {
     storages: Vec<u64>,
     tensors: Vec<u64>,
     numbers: Vec<u64>,
+    /// What ended with the call that is being written.
+    ended: Vec<Event>,
 }
 
 /// Recording stopped because something failed; the text goes into the trace.
@@ -235,6 +242,7 @@ impl Capture {
         } else {
             RECORDING
         };
+        state.lifetimes = (settings.statistics == Preset::Full).then(|| Box::new(Lifetimes::new()));
         state.settings = settings;
         state.started = true;
         self.recording.store(mode, Ordering::Release);
@@ -557,6 +565,7 @@ impl Capture {
             if let Some(scope) = fresh {
                 state.define_scope(scope)?;
             }
+            state.look_for_neurons(thread);
             state.moment(
                 thread,
                 Event::ModuleEnter {
@@ -574,6 +583,7 @@ impl Capture {
             let Some((call, root)) = state.scopes.exit(thread, module) else {
                 return Ok(());
             };
+            state.look_for_neurons(thread);
             state.moment(
                 thread,
                 Event::ModuleExit {
@@ -590,9 +600,26 @@ impl Capture {
     }
 
     fn storage_freed(&'static self, base: usize) {
-        if let Some(state) = self.state.lock().as_mut() {
-            state.identities.freed(base);
-        }
+        self.with(|state| {
+            let storage = state.identities.freed(base);
+            match (&mut state.lifetimes, &mut state.stream, storage) {
+                (Some(lifetimes), Some(stream), Some(storage)) => {
+                    // Memory may be freed on a thread that runs no ops, and on one that is going away.
+                    let thread = THREAD.with(Cell::get).saturating_sub(1);
+                    let time_ns = monotonic_ns().saturating_sub(stream.epoch_ns);
+                    let mut result = Ok(());
+                    lifetimes.freed(base, storage, |event| {
+                        result = stream.outlet.moment(&Moment {
+                            time_ns,
+                            thread: ThreadId(thread),
+                            event,
+                        });
+                    });
+                    Ok(result?)
+                }
+                _ => Ok(()),
+            }
+        });
     }
 }
 
@@ -626,7 +653,7 @@ impl Settings {
                 Some(preset) => settings.statistics = preset,
                 None => {
                     return bad(format!(
-                        "OPTAPE_STATS={name}: none, rules and all are known"
+                        "OPTAPE_STATS={name}: none, rules, all and full are known"
                     ));
                 }
             },
@@ -691,6 +718,7 @@ impl Default for State {
             threads: Vec::new(),
             scopes: Scopes::new(),
             identities: Identities::new(),
+            lifetimes: None,
             steps: [0; 3],
             calls: 0,
             recalled: 0,
@@ -704,6 +732,18 @@ impl State {
         let answer = self.identities.recall(tensor);
         self.recalled += u64::from(answer.is_some());
         answer
+    }
+
+    /// At `--level full`: whether a spiking neuron's forward runs on this thread now.
+    fn look_for_neurons(&self, thread: usize) {
+        if self.lifetimes.is_some() {
+            let mut active = self.scopes.active(thread);
+            full::set_in_neuron(active.any(|module| {
+                self.modules
+                    .get(module as usize)
+                    .is_some_and(|module| module.spiking)
+            }));
+        }
     }
 
     /// The index of the calling thread.
@@ -853,6 +893,7 @@ impl State {
             storages: Vec::new(),
             tensors: Vec::new(),
             numbers: Vec::new(),
+            ended: Vec::new(),
         });
         Ok(())
     }
@@ -969,7 +1010,11 @@ impl State {
             }
         };
         if self.settings.statistics != Preset::None {
-            identify(&mut self.identities, call, slots, stream);
+            let lifetimes = self.lifetimes.as_deref_mut();
+            identify(&mut self.identities, lifetimes, call, slots, stream);
+            if let Some(lifetimes) = self.lifetimes.as_deref_mut() {
+                tell_lifetimes(lifetimes, call, thread, stream)?;
+            }
         }
         let sequence_number = match call.node {
             crate::abi::NO_NODE if call.graph_task == 0 => call.peek as i64,
@@ -997,6 +1042,14 @@ impl State {
             tensors: identities.1,
             statistics: &stream.numbers,
         });
+        // The call may name what ended with it.
+        for event in stream.ended.drain(..) {
+            stream.outlet.moment(&Moment {
+                time_ns: call.end_ns.saturating_sub(stream.epoch_ns),
+                thread: ThreadId(thread as u32),
+                event,
+            })?;
+        }
         self.calls += 1;
         if self.range_ops.enters.contains(&call.op) {
             let name = measuring::payload(call).first().copied().unwrap_or(0);
@@ -1050,6 +1103,11 @@ impl State {
             drop(stream);
         }
         self.scopes.forked();
+        if let Some(lifetimes) = &mut self.lifetimes {
+            // What the parent told, the child's stream does not know.
+            self.identities = Identities::new();
+            **lifetimes = Lifetimes::new();
+        }
         self.calls = 0;
         self.recalled = 0;
         self.steps = [0; 3];
@@ -1076,12 +1134,57 @@ fn check(definition: &SignatureDef, call: &Call) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What a call's tensors, identified, say about lifetimes: births are told before the call itself, ends are kept for after it.
+fn tell_lifetimes(
+    lifetimes: &mut Lifetimes,
+    call: &Call,
+    thread: usize,
+    stream: &mut Stream,
+) -> Result<(), Failure> {
+    let inputs = call.input_count as usize;
+    let ids = stream.storages.iter().zip(&stream.tensors);
+    for (index, (tensor, (storage, id))) in measuring::tensors(call).iter().zip(ids).enumerate() {
+        let time_ns = if index < inputs {
+            call.start_ns
+        } else {
+            call.end_ns
+        };
+        let mut result = Ok(());
+        lifetimes.seen(tensor, *storage, *id, |event| {
+            if !matches!(event, Event::StorageBorn { .. }) {
+                stream.ended.push(event);
+                return;
+            }
+            let told = stream.outlet.moment(&Moment {
+                time_ns: time_ns.saturating_sub(stream.epoch_ns),
+                thread: ThreadId(thread as u32),
+                event,
+            });
+            if told.is_err() {
+                result = told;
+            }
+        });
+        result?;
+    }
+    Ok(())
+}
+
 /// Identities of a call's tensors, and what is known of their values now.
-fn identify(identities: &mut Identities, call: &Call, slots: &[Slot], stream: &mut Stream) {
+fn identify(
+    identities: &mut Identities,
+    lifetimes: Option<&mut Lifetimes>,
+    call: &Call,
+    slots: &[Slot],
+    stream: &mut Stream,
+) {
     let tensors = measuring::tensors(call);
     let inputs = call.input_count as usize;
     for (index, tensor) in tensors.iter().enumerate() {
-        let storage = identities.storage(tensor);
+        let gone = lifetimes
+            .as_deref()
+            .filter(|_| index < inputs)
+            .and_then(|lifetimes| lifetimes.gone_since(tensor, call.start_ns));
+        let storage = gone.unwrap_or_else(|| identities.storage(tensor));
         let returned = index >= inputs
             && !tensors[..inputs]
                 .iter()
