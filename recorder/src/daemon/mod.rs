@@ -12,6 +12,7 @@ mod error;
 mod explain;
 mod intake;
 mod launch;
+mod parent;
 mod process;
 mod provenance;
 mod pulse;
@@ -36,6 +37,7 @@ use optape_trace::{RunInfo, TraceWriter};
 
 pub use error::RecordError;
 pub use launch::Exit;
+pub use parent::{ParentRequest, Ready, record_parent};
 pub use report::{Report, StreamReport};
 pub use salvage::{RingState, Salvage, salvage};
 pub use sink::TraceFile;
@@ -69,6 +71,8 @@ pub struct Settings {
     pub ring_bytes: usize,
     /// Try versions of torch that are not among [`SUPPORTED_TORCH`].
     pub force_torch: bool,
+    /// Record calls of Python functions (`linear`, `conv2d`) as well as ops.
+    pub functions: bool,
 }
 
 impl Default for Settings {
@@ -79,6 +83,7 @@ impl Default for Settings {
             on_full: OnFull::Wait,
             ring_bytes: DEFAULT_CAPACITY,
             force_torch: false,
+            functions: false,
         }
     }
 }

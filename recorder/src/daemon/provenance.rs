@@ -58,6 +58,7 @@ pub(super) fn run_info(command: &[OsString], settings: &Settings) -> RunInfo {
         "capture.force_torch".into(),
         settings.force_torch.to_string(),
     );
+    facts.insert("capture.functions".into(), settings.functions.to_string());
     RunInfo {
         run_uuid: uuid::Uuid::new_v4().into_bytes(),
         optape_version: env!("CARGO_PKG_VERSION").to_owned(),
