@@ -60,6 +60,12 @@ GUARDS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_
 STORE_GLOBAL = frozenset({"STORE_GLOBAL", "DELETE_GLOBAL"})
 
 
+class _Entering(threading.local):
+    """The function whose body a thread is about to run, until it has called another one."""
+
+    func = None
+
+
 def _nobody(*_arguments):
     return False
 
@@ -94,6 +100,7 @@ class Functions:
         self.lock = threading.Lock()
         self.mode = self._mode()
         self.taken_off = threading.local()
+        self.entering = _Entering()
         encoders = {type(None): self._none, bool: self._bool, int: self._int, float: self._float, complex: self._complex, str: self._text}
         encoders.update({kind: self._tensor for kind in self.tensor_types})
         encoders.update({tuple: self._list, list: self._list, torch.Size: self._list})
@@ -150,6 +157,7 @@ class Functions:
         evaluation = self.torch._C._dynamo.eval_frame
         original = evaluation.set_eval_frame
         taken_off = self.taken_off
+        compiling = self.torch._guards.CompileContext.try_get
 
         def set_eval_frame(callback):
             if callback is not None:
@@ -158,7 +166,8 @@ class Functions:
                     taken_off.place = place
                     self._compiled_code_runs()
             before = original(callback)
-            if callback is None:
+            # A compiler at work switches it off, too, and must find the modes at its end that it found at its beginning.
+            if callback is None and before is not None and compiling() is None:
                 place = getattr(taken_off, "place", None)
                 if place is not None:
                     taken_off.place = None
@@ -196,6 +205,14 @@ class Functions:
         # A method wrapper is the getter or setter of an attribute. Inside of a compiler nothing is the program's.
         if not self.on or type(func) is types.MethodWrapperType or self.tracing() is not None:
             return func(*args, **kwargs)
+        entering = self.entering
+        if entering.func is not None:
+            again = entering.func is func
+            entering.func = None
+            if again:
+                # Its body asks in another way whether somebody wants to see the call. The call is being recorded.
+                self.bodies[func.__code__] = False
+                return func(*args, **kwargs)
         held = []
         form = self._form(func, args, kwargs)
         words = self._values(itertools.chain(args, kwargs.values()), held) if form else None
@@ -233,9 +250,11 @@ class Functions:
             return func(*args, **kwargs)
         overrides = self.torch.overrides
         overrides._push_mode(self.mode)
+        self.entering.func = func
         try:
             return body(*args, **kwargs)
         finally:
+            self.entering.func = None
             self._take_off()
 
     def _body(self, func):
@@ -244,9 +263,9 @@ class Functions:
         if usable is None:
             import dis
 
-            usable = any(name in code.co_names for name in GUARDS) and not any(
-                instruction.opname in STORE_GLOBAL for instruction in dis.get_instructions(code)
-            )
+            instructions = list(dis.get_instructions(code))
+            asks = [i.opname for i in instructions if i.argval in GUARDS]
+            usable = bool(asks) and set(asks) == {"LOAD_GLOBAL"} and not any(i.opname in STORE_GLOBAL for i in instructions)
             self.bodies[code] = usable
         if not usable:
             return None
