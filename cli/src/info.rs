@@ -158,6 +158,15 @@ fn table(path: &str, trace: &Trace, bytes: u64, out: &mut Vec<u8>) -> anyhow::Re
         line("versions", versions.join(", "))?;
         line("records", grouped(i128::from(stream.records())))?;
         line("op calls", grouped(i128::from(stream.op_calls())))?;
+        if let Some(calls) = function_calls(trace, stream).filter(|calls| *calls > 0) {
+            line(
+                "functions",
+                format!(
+                    "{} of the calls are of functions",
+                    grouped(i128::from(calls))
+                ),
+            )?;
+        }
         line("time", scaled(seconds, "s"))?;
         line("ops", dictionary.ops().len().to_string())?;
         line("signatures", dictionary.signatures().len().to_string())?;
@@ -236,6 +245,22 @@ fn monitors(trace: &Trace, stream: &Stream, out: &mut Vec<u8>) -> anyhow::Result
     Ok(())
 }
 
+/// How many of a stream's op calls are calls of Python functions (`--functions`); `None` where the file is too damaged to say.
+fn function_calls(trace: &Trace, stream: &Stream) -> Option<u64> {
+    let dictionary = stream.dictionary();
+    if !dictionary.ops().any(|(_, op)| op.function().is_some()) {
+        return Some(0);
+    }
+    let rows = trace.summary(stream.id(), 0..stream.records()).ok()?;
+    let calls = rows.iter().filter(|row| {
+        let signature = dictionary.signature(row.signature);
+        signature
+            .and_then(|s| dictionary.op(s.op))
+            .is_some_and(|op| op.function().is_some())
+    });
+    Some(calls.map(|row| row.calls).sum())
+}
+
 fn object(path: &str, trace: &Trace, bytes: u64) -> anyhow::Result<Value> {
     let run = trace.run();
     let (major, minor) = trace.format_version();
@@ -254,6 +279,7 @@ fn object(path: &str, trace: &Trace, bytes: u64) -> anyhow::Result<Value> {
                 "identities": info.identities,
                 "records": stream.records(),
                 "op_calls": stream.op_calls(),
+                "function_calls": function_calls(trace, stream),
                 "dropped_records": stream.dropped_records(),
                 "time_ns": span_ns(stream),
                 "ops": dictionary.ops().len(),

@@ -247,7 +247,7 @@ pub fn flags(command: &Command) -> impl Iterator<Item = &Arg> {
             arg.get_action(),
             ArgAction::Set | ArgAction::Append | ArgAction::SetTrue | ArgAction::Count
         );
-        action && arg.get_long().is_some_and(|long| long != FILE_FLAG)
+        action && !arg.is_hide_set() && arg.get_long().is_some_and(|long| long != FILE_FLAG)
     })
 }
 

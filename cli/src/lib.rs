@@ -41,8 +41,20 @@ pub fn main_with<I>(arguments: I) -> ExitCode
 where
     I: IntoIterator<Item = OsString>,
 {
-    let options = match parse(arguments.into_iter().collect()) {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let for_parent = record::is_for_parent(&arguments);
+    let options = match parse(arguments) {
         Ok(options) => options,
+        Err(Refused::Configuration(error)) if for_parent => {
+            record::refuse_parent(&exit::text(&error));
+            return ExitCode::from(exit::code_of(&error));
+        }
+        Err(Refused::CommandLine(error)) if for_parent && error.use_stderr() => {
+            let text = error.to_string();
+            let text = text.split("\n\n").next().unwrap_or_default();
+            record::refuse_parent(text.trim_start_matches("error: ").trim());
+            return ExitCode::from(exit::USAGE);
+        }
         Err(Refused::Configuration(error)) => return failed(&error),
         Err(Refused::CommandLine(error)) => {
             // Help and version are errors for clap, but they are data and go to stdout. A closed pipe is no fault.

@@ -7,7 +7,10 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum, ValueHint};
 use optape_recorder::capture::Preset;
-use optape_recorder::daemon::{self, Outcome, Request, SMALLEST_RING_BYTES, Settings};
+use optape_recorder::daemon::{
+    self, Outcome, ParentRequest, Ready, RecordError, Report, Request, SMALLEST_RING_BYTES,
+    Settings, StreamReport,
+};
 use optape_recorder::ring::{DEFAULT_CAPACITY, OnFull};
 
 use crate::exit::Failure;
@@ -50,6 +53,9 @@ pub struct Options {
     /// Size of the ring of each recorded process, in memory: 64K, 4M, ... (a power of two)
     #[arg(long, value_name = "SIZE", default_value_t = RingSize(DEFAULT_CAPACITY), value_parser = ring_size, env = "OPTAPE_RING_BYTES")]
     pub ring_size: RingSize,
+    /// Record calls of Python functions (linear, conv2d) as well as the ops that they run; compiled code shows none
+    #[arg(long, env = "OPTAPE_FUNCTIONS", value_parser = clap::builder::FalseyValueParser::new())]
+    pub functions: bool,
     /// What to sample meanwhile.
     #[command(flatten)]
     pub monitors: MonitorOptions,
@@ -59,8 +65,17 @@ pub struct Options {
     /// The run that this is a part of: one name (or UUID) for all nodes of a distributed run, whose files `optape replay` then takes together
     #[arg(long, value_name = "NAME", env = "OPTAPE_RUN", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub run: Option<String>,
+    /// Record the process that started this one, which is PID (`import optape` does this)
+    #[arg(
+        long,
+        value_name = "PID",
+        hide = true,
+        conflicts_with = "command",
+        requires = "output"
+    )]
+    pub parent: Option<u32>,
     /// The command, and its arguments
-    #[arg(trailing_var_arg = true, required = true, value_name = "CMD", value_hint = ValueHint::CommandWithArguments)]
+    #[arg(trailing_var_arg = true, required_unless_present = "parent", value_name = "CMD", value_hint = ValueHint::CommandWithArguments)]
     pub command: Vec<OsString>,
 }
 
@@ -161,7 +176,85 @@ impl Options {
             force_torch: self.force_torch,
             run: self.run.clone(),
             monitors: self.monitors.settings(),
+            functions: self.functions,
         }
+    }
+}
+
+/// Whether a command line is one of `import optape`, which reads messages from stdout as JSON.
+pub(crate) fn is_for_parent(arguments: &[OsString]) -> bool {
+    arguments.get(1).is_some_and(|word| word == "record")
+        && arguments.get(2).is_some_and(|word| word == "--parent")
+}
+
+/// Why nothing is recorded, for the process that started us.
+pub(crate) fn refuse_parent(why: &str) {
+    tell_parent(&serde_json::json!({ "error": why }));
+}
+
+fn tell_parent(message: &serde_json::Value) {
+    let mut stdout = std::io::stdout();
+    // Who is gone needs no message.
+    let _ = writeln!(stdout, "{message}").and_then(|()| stdout.flush());
+}
+
+/// Records the process that started this one. Two lines of JSON on stdout: what it needs to attach, and what came of it; or one
+/// with an `error`.
+fn run_for_parent(options: &Options, process_id: u32) -> ExitCode {
+    let request = ParentRequest {
+        process_id,
+        output: options.output.clone().unwrap_or_default(),
+        force: options.force,
+        settings: options.settings(),
+        notice: say,
+    };
+    let ready = |ready: &Ready| {
+        tell_parent(&serde_json::json!({
+            "optape": env!("CARGO_PKG_VERSION"),
+            "run": ready.run_directory.to_string_lossy(),
+            "variables": ready.variables,
+        }));
+        Ok(())
+    };
+    match daemon::record_parent(request, ready) {
+        Ok(report) => {
+            tell_parent(&summary_of(&report));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            refuse_parent(&in_words_of_python(&error));
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn summary_of(report: &Report) -> serde_json::Value {
+    let sum = |count: fn(&StreamReport) -> u64| report.streams.iter().map(count).sum::<u64>();
+    serde_json::json!({
+        "path": report.path.as_ref().map(|path| path.to_string_lossy()),
+        "bytes": report.bytes,
+        "op_calls": report.op_calls(),
+        "records": sum(|stream| stream.records),
+        "dropped_records": report.dropped_records() + report.unwritten_records,
+        "unattributed_op_calls": sum(|stream| stream.unattributed),
+        "processes": report.streams.len(),
+        "seconds": report.duration.as_secs_f64(),
+        "lines": report.summary(),
+        "complaints": report.complaints(),
+    })
+}
+
+/// Ways out as arguments of `optape.start` instead of options of `optape record`.
+fn in_words_of_python(error: &RecordError) -> String {
+    match error {
+        RecordError::OutputExists { path } => format!(
+            "{} exists; choose another path, or overwrite it with force=True",
+            path.display()
+        ),
+        other => other
+            .to_string()
+            .replace(" with --output", "")
+            .replace("--ring-size 1M", "ring_size=\"1M\""),
     }
 }
 
@@ -170,6 +263,9 @@ impl Options {
 /// # Errors
 /// Where the command could not be started.
 pub fn run(options: &Options, global: &GlobalOptions) -> anyhow::Result<ExitCode> {
+    if let Some(process_id) = options.parent {
+        return Ok(run_for_parent(options, process_id));
+    }
     let request = Request {
         command: options.command.clone(),
         output: options.output.clone(),

@@ -183,7 +183,7 @@ struct Operator {
   std::atomic<Operator*> next{nullptr};    // same bucket
   std::atomic<bool> alive{true};           // false once deregistered: the address may come again
   uint32_t index = 0;
-  uint32_t plan_flags = 0;
+  std::atomic<uint32_t> plan_flags{0};     // another recording may want something else
   uint32_t argument_count = 0;
   uint32_t return_count = 0;
   const uint8_t* wild = nullptr;
@@ -194,11 +194,16 @@ struct Operator {
   std::vector<Kind> kinds;                 // arguments, then returns
   std::vector<uint32_t> type_texts;        // text ids of their types' names
   std::vector<uint32_t> hidden_writes;     // arguments written but not returned
+
+  bool wants(uint32_t flag) const {
+    return (plan_flags.load(std::memory_order_relaxed) & flag) != 0;
+  }
 };
 
 constexpr size_t bucket_count = 8192;
 std::atomic<Operator*> buckets[bucket_count];
 std::mutex define_lock;
+std::vector<Operator*>& functions = *new std::vector<Operator*>;  // of Python; known by address
 
 size_t bucket_of(const void* key) {
   return (reinterpret_cast<uintptr_t>(key) * 0x9e3779b97f4a7c15u) >> (64 - 13);
@@ -370,7 +375,7 @@ void describe(const c10::OperatorHandle& handle, Operator& op) {
     throw std::runtime_error("capture refused the operator " + name.name);
   }
   op.index = plan.op;
-  op.plan_flags = plan.flags;
+  op.plan_flags.store(plan.flags, std::memory_order_relaxed);
   op.wild = plan.wild;
 }
 
@@ -445,6 +450,13 @@ struct Thread {
   bool on = false;
   Frame first[frames_at_once];
   std::vector<std::unique_ptr<Frame>> deeper;
+  // Function calls, outermost first. Frames of their own: ops run inside of them, and no kernel runs for them.
+  struct FunctionCall {
+    Frame frame;
+    const Operator* op = nullptr;
+  };
+  std::vector<std::unique_ptr<FunctionCall>> function_calls;
+  size_t open_functions = 0;
   std::vector<const void*> optimizer_ranges;  // open ones
   struct Text {
     uint32_t id = 0;
@@ -481,13 +493,23 @@ struct ThreadOwner {
     this_thread = nullptr;
     if (gone != nullptr && gone->depth == 0) {
       for (Frame& frame : gone->first) {
-        std::free(frame.words.items);
-        std::free(frame.payload.items);
-        std::free(frame.tensors.items);
-        std::free(frame.size_words.items);
+        release(frame);
+      }
+      for (const auto& frame : gone->deeper) {
+        release(*frame);
+      }
+      for (const auto& call : gone->function_calls) {
+        release(call->frame);
       }
       delete gone;
     }
+  }
+
+  static void release(Frame& frame) {
+    std::free(frame.words.items);
+    std::free(frame.payload.items);
+    std::free(frame.tensors.items);
+    std::free(frame.size_words.items);
   }
 };
 
@@ -1023,7 +1045,7 @@ struct Recorder {
       list(v);
     } else if (v.isString()) {
       const uint32_t id = text(v.toStringRef());
-      if (UNLIKELY((op.plan_flags & OPTAPE_PLAN_TEXT_PAYLOAD) != 0)) {
+      if (UNLIKELY(op.wants(OPTAPE_PLAN_TEXT_PAYLOAD))) {
         put(OPTAPE_WORD_TEXT_PAYLOAD);
         pay(id);
       } else {
@@ -1300,7 +1322,7 @@ void settle(Recorder& recorder, size_t holders) {
   if (UNLIKELY(op.may_accumulate)) {
     note_accumulation(call, node, holders);
   }
-  if ((op.plan_flags & OPTAPE_PLAN_BEGIN) != 0) {
+  if (op.wants(OPTAPE_PLAN_BEGIN)) {
     capture->begin(&call);
   }
 }
@@ -1308,7 +1330,7 @@ void settle(Recorder& recorder, size_t holders) {
 void before(Frame& frame, Thread& thread, const Operator& op, const IValue* arguments) {
   start(frame, thread, op);
   Recorder recorder{frame, thread, op};
-  recorder.identities = (op.plan_flags & OPTAPE_PLAN_IDENTITIES) != 0;
+  recorder.identities = op.wants(OPTAPE_PLAN_IDENTITIES);
   for (uint32_t i = 0; i < op.argument_count; ++i) {
     recorder.argument = i;
     recorder.value(arguments[i], op.kinds[i], recorder.varies());
@@ -1358,7 +1380,7 @@ void finish(Recorder& recorder) {
 void after(Frame& frame, Thread& thread, const Operator& op, const IValue* returns) {
   Recorder recorder{frame, thread, op};
   recorder.outputs = true;
-  recorder.identities = (op.plan_flags & OPTAPE_PLAN_IDENTITIES) != 0;
+  recorder.identities = op.wants(OPTAPE_PLAN_IDENTITIES);
   for (uint32_t i = 0; i < op.return_count; ++i) {
     recorder.argument = i;
     recorder.value(returns[i], op.kinds[op.argument_count + i], false);
@@ -1553,7 +1575,7 @@ class Unboxed<Result(Arguments...)> {
       Frame& frame = thread->frame(thread->depth);
       start(frame, *thread, operation);
       Recorder recorder{frame, *thread, operation};
-      recorder.identities = (operation.plan_flags & OPTAPE_PLAN_IDENTITIES) != 0;
+      recorder.identities = operation.wants(OPTAPE_PLAN_IDENTITIES);
       ((recorder.typed(arguments), ++recorder.argument), ...);
       settle(recorder, 1);
       return &frame;
@@ -1569,7 +1591,7 @@ class Unboxed<Result(Arguments...)> {
       Operator& operation = described();
       Recorder recorder{frame, thread, operation};
       recorder.outputs = true;
-      recorder.identities = (operation.plan_flags & OPTAPE_PLAN_IDENTITIES) != 0;
+      recorder.identities = operation.wants(OPTAPE_PLAN_IDENTITIES);
       recorder.result(result);
       finish(recorder);
     } catch (...) {
@@ -1705,7 +1727,7 @@ void watch(TensorImpl* value, int64_t id) noexcept {
     Frame& frame = t.frame(t.depth);
     start(frame, t, *op);
     Recorder recorder{frame, t, *op};
-    recorder.identities = (op->plan_flags & OPTAPE_PLAN_IDENTITIES) != 0;
+    recorder.identities = op->wants(OPTAPE_PLAN_IDENTITIES);
     recorder.tensor(value);
     recorder.argument = 1;
     recorder.integer(id, recorder.varies());
@@ -1729,6 +1751,187 @@ void watch_kernel(const at::Tensor& value, int64_t id) {
 }
 
 void watch_nothing(const at::Tensor& /*value*/, int64_t /*id*/) {}
+
+// ---- functions ----------------------------------------------------------------------------------------------------
+
+// A function of Python, as an operator whose arguments can be anything.
+Operator* define_function(const char* lines) {
+  std::istringstream text(lines);
+  std::string name, overload, line;
+  std::getline(text, name);
+  std::getline(text, overload);
+  std::vector<std::string> names;
+  std::vector<optape_argument> arguments;
+  while (std::getline(text, line)) {
+    const size_t tab = line.find('\t');
+    if (tab == std::string::npos || line.size() != tab + 4) {
+      throw std::runtime_error("an argument of " + name + " cannot be read: " + line);
+    }
+    names.push_back(line.substr(0, tab));
+    optape_argument argument{};
+    argument.type_name = "Any";
+    argument.alias = "";
+    argument.keyword_only = line[tab + 1] == '1' ? 1 : 0;
+    argument.written = line[tab + 3] == '1' ? 1 : 0;
+    arguments.push_back(argument);
+  }
+  for (size_t i = 0; i < names.size(); ++i) {
+    arguments[i].name = names[i].c_str();
+  }
+  optape_argument result{};
+  result.name = result.alias = "";
+  result.type_name = "Any";
+  optape_operator told{};
+  told.name = name.c_str();
+  told.overload = overload.c_str();
+  told.arguments = arguments.data();
+  told.argument_count = static_cast<uint32_t>(arguments.size());
+  told.returns = &result;
+  told.return_count = 1;
+
+  const std::lock_guard<std::mutex> guard(define_lock);
+  optape_plan plan{};
+  if (capture->define_op(&told, &plan) != 0) {
+    throw std::runtime_error("capture refused the function " + name);
+  }
+  auto op = std::make_unique<Operator>();
+  op->index = plan.op;
+  op->plan_flags.store(plan.flags, std::memory_order_relaxed);
+  op->wild = plan.wild;
+  op->argument_count = told.argument_count;
+  op->return_count = 1;
+  op->kinds.assign(arguments.size() + 1, Kind::Other);
+  op->type_texts.assign(arguments.size() + 1, capture->text("Tensor", 6));
+  functions.push_back(op.get());
+  return op.release();  // Lives as long as the process.
+}
+
+// Writes the values that the glue hands over, in the form that optape_hook.h states.
+class FunctionValues {
+ public:
+  FunctionValues(Recorder& r, const uint64_t* values, size_t count) : recorder(r), at(values), end(values + count) {}
+
+  void read(uint32_t how_many) {
+    for (uint32_t i = 0; i < how_many; ++i) {
+      recorder.argument = i;
+      value();
+    }
+  }
+
+ private:
+  uint64_t next() {
+    if (at == end) {
+      throw std::runtime_error("the values of a function call end early");
+    }
+    return *at++;
+  }
+
+  void tensor() {
+    const uint64_t address = next();
+    if (address == 0) {
+      recorder.put(OPTAPE_WORD_NONE);
+    } else {
+      recorder.tensor(reinterpret_cast<TensorImpl*>(address));
+    }
+  }
+
+  void value() {
+    const uint64_t first = next();
+    const uint64_t count = first >> 8;
+    switch (first & 255) {
+      case OPTAPE_WORD_TENSOR:
+        tensor();
+        return;
+      case OPTAPE_WORD_TENSOR_LIST:
+        recorder.put(first);
+        for (uint64_t i = 0; i < count; ++i) {
+          tensor();
+        }
+        return;
+      case OPTAPE_WORD_INT:
+        recorder.integer(static_cast<int64_t>(next()), recorder.varies());
+        return;
+      case OPTAPE_WORD_FLOAT: {
+        const uint64_t bits = next();
+        double real;
+        std::memcpy(&real, &bits, sizeof real);
+        recorder.real(real);
+        return;
+      }
+      case OPTAPE_WORD_COMPLEX_PAYLOAD:
+        recorder.put(first);
+        recorder.pay(next());
+        recorder.pay(next());
+        return;
+      case OPTAPE_WORD_FLOAT_LIST:
+        recorder.put(first);
+        for (uint64_t i = 0; i < count; ++i) {
+          recorder.pay(next());
+        }
+        return;
+      case OPTAPE_WORD_INT_LIST:
+      case OPTAPE_WORD_BOOL_LIST:
+        recorder.put(first);
+        for (uint64_t i = 0; i < count; ++i) {
+          recorder.put(next());
+        }
+        return;
+      case OPTAPE_WORD_NONE:
+      case OPTAPE_WORD_BOOL:
+      case OPTAPE_WORD_TEXT:
+      case OPTAPE_WORD_DTYPE:
+      case OPTAPE_WORD_DEVICE:
+      case OPTAPE_WORD_OPAQUE:
+        recorder.put(first);
+        return;
+      default:
+        throw std::runtime_error("a value of a function call has an unknown tag");
+    }
+  }
+
+  Recorder& recorder;
+  const uint64_t* at;
+  const uint64_t* const end;
+};
+
+void begin_function(const Operator& op, const uint64_t* values, size_t count) {
+  Thread& t = thread();
+  if (t.function_calls.size() == t.open_functions) {
+    t.function_calls.push_back(std::make_unique<Thread::FunctionCall>());
+  }
+  Thread::FunctionCall& open = *t.function_calls[t.open_functions];
+  open.op = &op;
+  start(open.frame, t, op);
+  if (t.open_functions != 0) {
+    open.frame.call.flags |= OPTAPE_CALL_NESTED;
+  }
+  Recorder recorder{open.frame, t, op};
+  recorder.identities = op.wants(OPTAPE_PLAN_IDENTITIES);
+  FunctionValues(recorder, values, count).read(op.argument_count);
+  settle(recorder, 0);
+  ++t.open_functions;
+  open.frame.call.start_ns = now_ns();
+}
+
+void end_function(const uint64_t* values, size_t count) {
+  const uint64_t now = now_ns();
+  Thread& t = thread();
+  if (t.open_functions == 0) {
+    return;
+  }
+  Thread::FunctionCall& open = *t.function_calls[--t.open_functions];
+  open.frame.call.end_ns = now;
+  try {
+    Recorder recorder{open.frame, t, *open.op};
+    recorder.outputs = true;
+    recorder.identities = open.op->wants(OPTAPE_PLAN_IDENTITIES);
+    FunctionValues(recorder, values, count).read(1);
+    finish(recorder);
+  } catch (...) {
+    drop(open.frame);
+    throw;
+  }
+}
 
 // ---- install ------------------------------------------------------------------------------------------------------
 
@@ -2154,6 +2357,57 @@ EXPORT void optape_hook_watch(const void* tensor_impl, int64_t id) {
 EXPORT void optape_hook_optimizer(void (*enter)(void), void (*leave)(void)) {
   optimizer_enter.store(enter, std::memory_order_release);
   optimizer_exit.store(leave, std::memory_order_release);
+}
+
+EXPORT void optape_hook_replan(uint32_t (*flags_of)(uint32_t op)) {
+  const std::lock_guard<std::mutex> guard(define_lock);
+  const auto ask = [&](Operator* op) { op->plan_flags.store(flags_of(op->index), std::memory_order_relaxed); };
+  for (auto& bucket : buckets) {
+    for (Operator* op = bucket.load(std::memory_order_acquire); op != nullptr; op = op->next.load(std::memory_order_acquire)) {
+      ask(op);
+    }
+  }
+  std::for_each(functions.begin(), functions.end(), ask);
+}
+
+EXPORT void* optape_hook_function(const char* lines) {
+  if (capture == nullptr || lines == nullptr) {
+    return nullptr;
+  }
+  try {
+    return define_function(lines);
+  } catch (...) {
+    give_up_with_current_exception();
+    return nullptr;
+  }
+}
+
+EXPORT int32_t optape_hook_function_begin(void* function, const uint64_t* values, size_t count) {
+  if (function == nullptr || capture == nullptr || !recording()) {
+    return 0;
+  }
+  try {
+    begin_function(*static_cast<const Operator*>(function), values, count);
+    return 1;
+  } catch (...) {
+    give_up_with_current_exception();
+    return 0;
+  }
+}
+
+EXPORT void optape_hook_function_end(const uint64_t* values, size_t count) {
+  try {
+    end_function(values, count);
+  } catch (...) {
+    give_up_with_current_exception();
+  }
+}
+
+EXPORT void optape_hook_function_abort(void) {
+  Thread& t = thread();
+  if (t.open_functions != 0) {
+    drop(t.function_calls[--t.open_functions]->frame);
+  }
 }
 
 // A builtin function for Python, by name (a new reference), or NULL where the process exports no

@@ -89,8 +89,9 @@ enum {
   OPTAPE_CALL_GRAD_MODE = 1 << 0,
   OPTAPE_CALL_INFERENCE_MODE = 1 << 1,
   OPTAPE_CALL_NOT_EXECUTED = 1 << 2, /* no kernel computes values: an argument or output is fake, meta, functional or functorch-wrapped */
-  OPTAPE_CALL_ACCUMULATION = 1 << 3  /* an add_ by C++ where a Python mode would have made it add: autograd's input buffer summed two
+  OPTAPE_CALL_ACCUMULATION = 1 << 3, /* an add_ by C++ where a Python mode would have made it add: autograd's input buffer summed two
                                         gradients, or at::linear added its bias to an input of more than two dimensions */
+  OPTAPE_CALL_NESTED = 1 << 7        /* a function call inside another recorded one */
 };
 
 #define OPTAPE_NO_NODE UINT64_MAX
@@ -199,6 +200,22 @@ void optape_hook_watch(const void* tensor_impl, int64_t id);
 
 /* What to call when an optimizer step of torch.optim begins and ends on a thread (known by its profiler range). */
 void optape_hook_optimizer(void (*enter)(void), void (*leave)(void));
+
+/* Asks capture again what it wants of every operator (optape_plan_flags): another recording may want something else. */
+void optape_hook_replan(uint32_t (*flags_of)(uint32_t op));
+
+/* Function calls (--functions): what Python's __torch_function__ protocol sees. A function is told once: lines of text, first its name
+ * (`function::torch.nn.functional.linear`), then the overload, then each argument as NAME, TAB, 1 for a keyword or 0, TAB, 1 if it is
+ * written or 0. Gives what begin wants, NULL where something failed.
+ *
+ * A call's values are words as in optape_call, one for each argument (begin) or the one result (end), with tensors as
+ * their TensorImpl*: NONE; TENSOR, address; TENSOR_LIST with count, addresses (0: None); INT, value; FLOAT, bits; COMPLEX_PAYLOAD, two; FLOAT_LIST
+ * with count, bits; the others as they are. begin gives 1 where the call is recorded: then end or abort must follow, calls of a thread
+ * nested in each other. Tensors must live until then. */
+void* optape_hook_function(const char* lines);
+int32_t optape_hook_function_begin(void* function, const uint64_t* values, size_t count);
+void optape_hook_function_end(const uint64_t* values, size_t count);
+void optape_hook_function_abort(void);
 
 /* A builtin function for the attach glue (PyObject*, new reference): enter, exit, watch, thread, hook_modules, know, forget. NULL for
  * other names and where the process exports no CPython. Needs the GIL. */

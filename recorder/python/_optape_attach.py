@@ -1,9 +1,12 @@
-"""Attaches optape's recorder to this process, at the end of `import torch`.
+"""Attaches optape's recorder to this process: at the end of `import torch`, or when `import optape` asks for it.
 
-torch calls `attach` through the entry point group `torch.backends` (torch/__init__.py, _import_device_backends). It builds
-or finds the hook library, loads it together with capture, and tells capture about modules and threads. An
+Under `optape record` torch calls `attach` through the entry point group `torch.backends` (torch/__init__.py, _import_device_backends). It
+builds or finds the hook library, loads it together with capture, and tells capture about modules and threads. An
 exception here would fail `import torch`, so nothing leaves `attach`: whatever goes wrong is one line on stderr and a file
 in the run directory, and the program runs on, unrecorded.
+
+`start` and `stop` do the same at a time that the program chooses, as often as it likes; there errors are raised. The libraries
+are loaded once and stay.
 
 `python _optape_attach.py --build-hook` builds the hook ahead, for machines without a compiler.
 """
@@ -45,6 +48,11 @@ CAPTURE = {
     "optape_optimizer_exit": (None, []),
     "optape_stage": (None, [ctypes.c_char_p]),
     "optape_step": (None, [ctypes.c_uint64]),
+    "optape_range_enter": (None, [ctypes.c_char_p]),
+    "optape_range_exit": (None, []),
+    "optape_recording": (ctypes.c_int32, []),
+    "optape_text": (ctypes.c_uint32, [ctypes.c_char_p]),
+    "optape_plan_flags": (ctypes.c_uint32, [ctypes.c_uint32]),
     "optape_pause": (None, []),
     "optape_resume": (None, []),
     "optape_stop": (None, []),
@@ -61,6 +69,11 @@ HOOK = {
     "optape_hook_module_exit": (None, [ctypes.c_uint32]),
     "optape_hook_watch": (None, [ctypes.c_void_p, ctypes.c_int64]),
     "optape_hook_optimizer": (None, [ctypes.c_void_p, ctypes.c_void_p]),
+    "optape_hook_replan": (None, [ctypes.c_void_p]),
+    "optape_hook_function": (ctypes.c_void_p, [ctypes.c_char_p]),
+    "optape_hook_function_begin": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]),
+    "optape_hook_function_end": (None, [ctypes.c_void_p, ctypes.c_size_t]),
+    "optape_hook_function_abort": (None, []),
 }
 
 
@@ -353,6 +366,20 @@ class Modules:
         self.numbers[key] = number
         self.know(key, number, self.watches.get(number, -1))
 
+    def watch_spiking(self, on):
+        """Whether outputs of spiking neurons are watched from now on; another recording may want something else."""
+        with self.lock:
+            if on == self.watch_outputs:
+                return
+            self.watch_outputs = on
+            for number, ((_name, kind), _addresses) in self.told.items():
+                if on and self.classes[kind][1] and number not in self.watches:
+                    self.watches[number] = self.capture.optape_define_watch(number, b"output")
+            if not on:
+                self.watches.clear()
+            for key, number in self.numbers.items():
+                self.know(key, number, self.watches.get(number, -1))
+
     def _define_tree(self, module, seen):
         if id(module) in seen or id(module) not in self.names:
             return
@@ -504,21 +531,37 @@ def _hook_modules_by_torch(torch, modules, calls, tensor_types):
     register_module_forward_hook(after, always_call=True)
 
 
-def leave_to_eager(torch):
-    """Has dynamo never compile a function of this file: it looks at every Python frame below compiled code."""
-    skip = getattr(getattr(torch._C._dynamo, "eval_frame", None), "skip_code", None)
+def _skip_code(torch):
+    """The function that has dynamo leave a code object alone, or None. Found without importing dynamo, which takes seconds."""
+    evaluation = torch._C._dynamo.eval_frame
+    if hasattr(evaluation, "skip_code"):  # up to torch 2.5
+        return evaluation.skip_code
+    try:
+        strategy = evaluation._FrameExecStrategy(evaluation._FrameAction.SKIP, evaluation._FrameAction.DEFAULT)
+        set_strategy = evaluation.set_code_exec_strategy
+    except (AttributeError, TypeError):
+        return None
+    return lambda code: set_strategy(code, strategy)
+
+
+def leave_to_eager(torch, namespace):
+    """Has dynamo never compile a function of this namespace: it looks at every Python frame below compiled code."""
+    skip = _skip_code(torch)
     if skip is None:
         return
-    pending = [value.__code__ for value in globals().values() if type(value) is type(leave_to_eager)]
-    pending += [value.__code__ for value in vars(Modules).values() if type(value) is type(leave_to_eager)]
+    own = [value for value in namespace.values() if getattr(value, "__module__", None) == namespace["__name__"]]
+    pending = [value.__code__ for value in own if type(value) is type(leave_to_eager)]
+    for kind in own:
+        if isinstance(kind, type):
+            pending += [value.__code__ for value in vars(kind).values() if type(value) is type(leave_to_eager)]
     while pending:
         code = pending.pop()
         skip(code)
         pending.extend(constant for constant in code.co_consts if type(constant) is type(code))
 
 
-def hook_threads(switch):
-    """Switches the hook on in threads that the program starts.
+def hook_threads(begin_thread):
+    """Has `begin_thread` called in threads that the program starts.
 
     `_bootstrap_inner` is the first method of threading.Thread that runs inside the new thread. Unlike `run` it is never
     overridden and unlike `_thread.start_new_thread` it is nobody's public interface; everything that makes Python threads goes
@@ -531,7 +574,7 @@ def hook_threads(switch):
         return
 
     def _bootstrap_inner(self):
-        switch(1)
+        begin_thread()
         original(self)
 
     threading.Thread._bootstrap_inner = _bootstrap_inner
@@ -560,10 +603,10 @@ def _versions(torch):
     return versions
 
 
-def _check_torch(torch):
-    supported = [text for text in os.environ.get("OPTAPE_TORCH_VERSIONS", "").split(",") if text]
+def _check_torch(torch, variables):
+    supported = [text for text in variables.get("OPTAPE_TORCH_VERSIONS", "").split(",") if text]
     version = torch.__version__.split("+")[0]
-    if version in supported or os.environ.get("OPTAPE_FORCE_TORCH") == "1":
+    if version in supported or variables.get("OPTAPE_FORCE_TORCH") == "1":
         return
     raise AttachError(
         f"torch {torch.__version__} is not among the supported versions ({', '.join(supported) or 'none are named'}); "
@@ -588,55 +631,127 @@ def _builtins(library, path):
         return calls
 
 
-def _required(name):
-    value = os.environ.get(name)
+def _required(variables, name):
+    value = variables.get(name)
     if not value:
         raise AttachError(f"{name} is not set; start the program with `optape record -- ...`")
     return value
 
 
-def _attach(run):
-    import torch
+class Recorder:
+    """What is loaded into this process to record it: once, for all recordings."""
 
-    _check_torch(torch)
+    def __init__(self, torch, variables):
+        def announce(text):
+            if sys.stderr is not None and (sys.stderr.isatty() or variables.get("OPTAPE_VERBOSE") == "1"):
+                _say(text)
 
-    def announce(text):
-        if sys.stderr is not None and (sys.stderr.isatty() or os.environ.get("OPTAPE_VERBOSE") == "1"):
-            _say(text)
+        self.torch = torch
+        self.announce = announce
+        # True while dynamo traces: it takes this for a constant and drops what depends on it.
+        self.compiling = torch.compiler.is_compiling
+        self.functions = None
+        self.watch_numbers = {}  # name -> number, of `optape.watch`
+        path = hook_library(_required(variables, "OPTAPE_HOOK_SOURCE"), torch, announce)
+        self.capture = _load(_required(variables, "OPTAPE_CAPTURE_LIB"), CAPTURE)
+        self.hook = _load(path, HOOK)
+        if self.hook.optape_hook_abi_version() != ABI_VERSION:
+            raise AttachError(f"{path} speaks another ABI version; delete it and start again")
+        error = ctypes.create_string_buffer(1024)
+        if self.hook.optape_hook_install(self.capture.optape_capture_table(), error, len(error)) != 0:
+            raise AttachError(error.value.decode(errors="replace"))
+        self.calls = _builtins(self.hook, path)
+        self.key = self.hook.optape_hook_key().decode()
+        self.modules = None
 
-    path = hook_library(_required("OPTAPE_HOOK_SOURCE"), torch, announce)
-    capture = _load(_required("OPTAPE_CAPTURE_LIB"), CAPTURE)
-    hook = _load(path, HOOK)
-    if hook.optape_hook_abi_version() != ABI_VERSION:
-        raise AttachError(f"{path} speaks another ABI version; delete it and start again")
+    def begin(self, run, variables, in_environment):
+        """Begins a recording into the run directory."""
+        error = ctypes.create_string_buffer(1024)
+        request = {
+            "run": run,
+            "hook_key": self.key,
+            "versions": _versions(self.torch),
+            "command": list(getattr(sys, "orig_argv", None) or sys.argv),
+            "rank": _rank(),
+        }
+        if not in_environment:
+            request["variables"] = dict(variables)
+        if self.capture.optape_capture_start(json.dumps(request).encode(), error, len(error)) != 0:
+            raise AttachError(error.value.decode(errors="replace"))
+        self.hook.optape_hook_replan(ctypes.cast(self.capture.optape_plan_flags, ctypes.c_void_p))
+        watch_outputs = variables.get("OPTAPE_STATS") not in ("none", "hook")
+        if self.modules is None:
+            self._hook_program(watch_outputs)
+        self.modules.watch_spiking(watch_outputs)
+        if variables.get("OPTAPE_FUNCTIONS") == "1":
+            if self.functions is None:
+                import _optape_functions
 
-    error = ctypes.create_string_buffer(1024)
-    if hook.optape_hook_install(capture.optape_capture_table(), error, len(error)) != 0:
-        raise AttachError(error.value.decode(errors="replace"))
-    start = {
-        "run": run,
-        "hook_key": hook.optape_hook_key().decode(),
-        "versions": _versions(torch),
-        "command": list(getattr(sys, "orig_argv", None) or sys.argv),
-        "rank": _rank(),
-    }
-    if capture.optape_capture_start(json.dumps(start).encode(), error, len(error)) != 0:
-        raise AttachError(error.value.decode(errors="replace"))
+                self.functions = _optape_functions.Functions(self)
+            self.functions.begin()
+        self.calls["thread"](1)
 
-    calls = _builtins(hook, path)
-    modules = Modules(torch, capture, calls, watch_outputs=os.environ.get("OPTAPE_STATS") not in ("none", "hook"))
-    leave_to_eager(torch)
-    hook_modules(torch, modules, calls)
-    hook.optape_hook_optimizer(
-        ctypes.cast(capture.optape_optimizer_enter, ctypes.c_void_p),
-        ctypes.cast(capture.optape_optimizer_exit, ctypes.c_void_p),
-    )
-    hook_threads(calls["thread"])
-    _pass_higher_order_operators(torch, start["hook_key"])
-    _let_compiled_code_keep_watches(torch)
-    atexit.register(capture.optape_stop)
-    calls["thread"](1)
-    return capture, hook, modules
+    def _hook_program(self, watch_outputs):
+        torch = self.torch
+        self.modules = Modules(torch, self.capture, self.calls, watch_outputs)
+        leave_to_eager(torch, globals())
+        hook_modules(torch, self.modules, self.calls)
+        self.hook.optape_hook_optimizer(
+            ctypes.cast(self.capture.optape_optimizer_enter, ctypes.c_void_p),
+            ctypes.cast(self.capture.optape_optimizer_exit, ctypes.c_void_p),
+        )
+        hook_threads(_begin_thread)
+        _pass_higher_order_operators(torch, self.key)
+        _let_compiled_code_keep_watches(torch)
+        atexit.register(self.capture.optape_stop)
+
+    def end(self):
+        """Ends the recording; the hook stays, and lets pass what threads run for which it was on."""
+        self.capture.optape_stop()
+        self.calls["thread"](0)
+        if self.functions is not None:
+            self.functions.end()
+
+
+def _begin_thread():
+    if live is not None:
+        live.calls["thread"](1)
+        if live.functions is not None:
+            live.functions.begin_thread()
+
+
+recorder = None  # once loaded
+live = None  # the same, while it records
+
+
+def _begin(torch, run, variables, in_environment):
+    global recorder, live
+    _check_torch(torch, variables)
+    if recorder is None:
+        recorder = Recorder(torch, variables)
+    recorder.begin(run, variables, in_environment)
+    live = recorder
+    _note(os.path.join(run, f"attached-{os.getpid()}"), "")
+
+
+def start(run, variables):
+    """Begins a recording that the program asked for. `variables`: what its environment would hold under `optape record`."""
+    try:
+        import torch
+    except ImportError as error:
+        raise AttachError(f"this Python ({sys.executable}) cannot import torch: {error}") from error
+
+    if live is not None:
+        raise AttachError("this process is being recorded already")
+    _begin(torch, run, variables, in_environment=False)
+
+
+def stop():
+    """Ends the recording that `start` began."""
+    global live
+    if live is not None:
+        ended, live = live, None
+        ended.end()
 
 
 def _pass_higher_order_operators(torch, key_name):
@@ -679,7 +794,7 @@ def _note(path, text):
         pass  # the run directory is gone: nobody waits for the note
 
 
-attached = None
+attached = None  # None: nobody asked; a text: why not; True: by `optape record`
 
 
 def attach():
@@ -688,11 +803,14 @@ def attach():
     run = os.environ.get("OPTAPE_RUN")
     if not run or attached is not None:
         return
-    attached = ()
+    attached = "torch is being imported"
     try:
-        attached = _attach(run)
-        _note(os.path.join(run, f"attached-{os.getpid()}"), "")
+        import torch
+
+        _begin(torch, run, os.environ, in_environment=True)
+        attached = True
     except AttachError as error:
+        attached = str(error)
         _say(f"not recording this program: {error}")
         _note(os.path.join(run, f"attach-error-{os.getpid()}.txt"), f"{error}\n")
     except BaseException as error:  # `import torch` fails with whatever leaves here
@@ -700,6 +818,7 @@ def attach():
             raise
         import traceback
 
+        attached = f"{type(error).__name__}: {error}"
         _say(f"not recording this program: attaching failed: {type(error).__name__}: {error}")
         _note(os.path.join(run, f"attach-error-{os.getpid()}.txt"), traceback.format_exc())
 
@@ -716,7 +835,7 @@ def main():
         _say(f"this Python ({sys.executable}) cannot import torch: {error}")
         return 1
     try:
-        _check_torch(torch)
+        _check_torch(torch, os.environ)
         source = os.environ.get("OPTAPE_HOOK_SOURCE") or os.path.dirname(os.path.abspath(__file__))
         print(hook_library(source, torch, _say))
     except AttachError as error:

@@ -92,6 +92,8 @@ pub(crate) enum Kind {
     NotExecuted,
     /// A watched value: the recorder's own.
     Watch,
+    /// A call of a Python function, which the ops that it ran stand beside.
+    Function,
     /// The begin or end of a range.
     Range,
 }
@@ -123,6 +125,8 @@ pub(crate) fn kind_of(op: &OpDef, flags: u32) -> Kind {
         Kind::Range
     } else if op.name.starts_with("optape::") {
         Kind::Watch
+    } else if op.function().is_some() {
+        Kind::Function
     } else if flags & call_flags::NOT_EXECUTED != 0 {
         Kind::NotExecuted
     } else {
@@ -305,7 +309,7 @@ impl Outcome<'_> {
                     Kind::Op => matches!(self.counted.get(at), Some(Some(Counted::Unknown(None)))),
                     // Live tools see the ops that begin and end ranges, and have no rule for them.
                     Kind::Range => true,
-                    Kind::NotExecuted | Kind::Watch => false,
+                    Kind::NotExecuted | Kind::Watch | Kind::Function => false,
                 };
                 if without_rule {
                     *unsupported.entry(s.facts.shown.clone()).or_default() += s.row.sums.calls;

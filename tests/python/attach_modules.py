@@ -52,7 +52,7 @@ with ModuleTracker() as tracker:
     net(torch.ones(3))
 known = {id(module): name for module, name in tracker._known_modules.items()}
 import _optape_attach
-_capture, _hook, modules = _optape_attach.attached
+modules = _optape_attach.live.modules
 assert modules.names == known, (modules.names, known)
 """
 
@@ -91,7 +91,7 @@ assert torch.equal(other.blocks[0].leaf.weight, net.blocks[0].leaf.weight)
 for _ in range(100):                  # modules made anew for every call
     nn.ReLU()(torch.ones(2))
 import _optape_attach
-_capture, _hook, modules = _optape_attach.attached
+modules = _optape_attach.live.modules
 del net, other, third
 gc.collect()
 left = [name for key, name in modules.names.items() if key != id(ACT)]

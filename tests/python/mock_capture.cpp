@@ -290,9 +290,23 @@ EXPORT void optape_optimizer_exit() {
 
 EXPORT void optape_stage(const char*) {}
 EXPORT void optape_step(uint64_t) {}
+EXPORT void optape_range_enter(const char*) {}
+EXPORT void optape_range_exit() {}
 EXPORT void optape_pause() {}
 EXPORT void optape_resume() {}
 EXPORT void optape_fact(int64_t, const char*, const char*) {}
+
+EXPORT uint32_t optape_text(const char* data) {
+  return text(data, std::strlen(data));
+}
+
+EXPORT uint32_t optape_plan_flags(uint32_t) {
+  return plan_flags;
+}
+
+EXPORT int32_t optape_recording() {
+  return __atomic_load_n(&is_recording, __ATOMIC_RELAXED) != 0 ? 1 : 0;
+}
 
 EXPORT void optape_stop() {
   line("stop");

@@ -106,6 +106,21 @@ impl Bench {
         command
     }
 
+    /// The tests' Python, which finds `import optape` in the source tree, and the binary beside it.
+    pub fn importing<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+        let mut command = self.python(arguments);
+        command
+            .env("PYTHONPATH", workspace().join("recorder/python"))
+            .env("OPTAPE_BIN", &self.setup.optape);
+        command
+    }
+
+    /// What the bench runs.
+    #[must_use]
+    pub const fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
     /// The binary.
     pub fn optape<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = self.command(&self.setup.optape);

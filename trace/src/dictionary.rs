@@ -42,7 +42,22 @@ pub struct OpDef {
     pub returns: Vec<ReturnDef>,
 }
 
+/// Names of ops in it are functions of Python: `function::torch.nn.functional.linear`.
+///
+/// Their calls (`--functions`) contain, in time and on their thread, the ops and functions that they called. Arguments stand as the
+/// program gave them: by position, or by keyword; each form of a call is an overload. No counter of ops counts them.
+pub const FUNCTION_NAMESPACE: &str = "function::";
+
 impl OpDef {
+    /// The function's qualified name (`torch.nn.functional.linear`), where this is no op but a function of Python.
+    #[must_use]
+    pub fn function(&self) -> Option<&str> {
+        // Names of torch's ops have no dots, also in a namespace of this name.
+        self.name
+            .strip_prefix(FUNCTION_NAMESPACE)
+            .filter(|name| name.contains('.'))
+    }
+
     /// `aten::add.Tensor`, `aten::mm`: the name that rules use.
     #[must_use]
     pub fn qualified_name(&self) -> String {
@@ -172,6 +187,8 @@ pub mod call_flags {
     /// The table of signatures was full: `arguments`, `outputs` and `tensors` are empty, and the call's structure is lost. Replay
     /// treats it as a missing level.
     pub const STRUCTURE_LOST: u32 = 1 << 6;
+    /// A function call inside another recorded one ([`FUNCTION_NAMESPACE`](crate::FUNCTION_NAMESPACE)).
+    pub const NESTED: u32 = 1 << 7;
 }
 
 /// The structure of an op call.

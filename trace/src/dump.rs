@@ -166,7 +166,7 @@ fn option<T: fmt::Display>(value: Option<T>) -> String {
 }
 
 fn flags_text(flags: u32) -> String {
-    const NAMES: [(u32, &str); 7] = [
+    const NAMES: [(u32, &str); 8] = [
         (call_flags::GRAD_MODE, "grad"),
         (call_flags::INFERENCE_MODE, "inference"),
         (call_flags::NOT_EXECUTED, "not_executed"),
@@ -174,6 +174,7 @@ fn flags_text(flags: u32) -> String {
         (call_flags::TRAINING, "training"),
         (call_flags::UNATTRIBUTED, "unattributed"),
         (call_flags::STRUCTURE_LOST, "structure_lost"),
+        (call_flags::NESTED, "nested"),
     ];
     let names: Vec<&str> = NAMES
         .iter()

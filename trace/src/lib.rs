@@ -95,8 +95,9 @@ mod writer;
 pub use block::{Block, Columns, OpCallRef, Slot};
 
 pub use dictionary::{
-    Argument, ArgumentDef, DType, Definition, Device, ModuleDef, OpDef, ReturnDef, ScopeDef,
-    SignatureDef, Stage, TensorMeta, ThreadDef, WatchDef, call_flags, tensor_flags,
+    Argument, ArgumentDef, DType, Definition, Device, FUNCTION_NAMESPACE, ModuleDef, OpDef,
+    ReturnDef, ScopeDef, SignatureDef, Stage, TensorMeta, ThreadDef, WatchDef, call_flags,
+    tensor_flags,
 };
 pub use error::TraceError;
 pub use ids::{

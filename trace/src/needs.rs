@@ -348,6 +348,10 @@ pub const RULES: &[OpNeeds] = &[
     },
 ];
 
+/// What `rules` takes of every tensor argument of a function call (ops of [`FUNCTION_NAMESPACE`](crate::FUNCTION_NAMESPACE)):
+/// what live tools ask at function level.
+pub const FUNCTION: Need = Need::Binary;
+
 /// The line of an op in [`RULES`].
 #[must_use]
 pub fn rules_need(op: &str) -> Option<&'static OpNeeds> {

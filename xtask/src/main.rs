@@ -11,6 +11,7 @@ mod process;
 mod progress;
 mod python;
 mod test;
+mod wheel;
 mod workspace;
 
 use std::process::ExitCode;
@@ -37,6 +38,8 @@ enum Task {
     Bench(bench::Options),
     /// Make the Python environment that the other tasks run in, and print its interpreter
     Python,
+    /// Build the Python wheel into target/wheels: program, library, glue and the hook's source
+    Wheel(wheel::Options),
     /// Write digits and weights for the Rust example, and print the directory
     Digits,
 }
@@ -57,6 +60,7 @@ fn run(options: &Options) -> anyhow::Result<ExitCode> {
         Task::Demo(options) => demo::run(options, &workspace),
         Task::Test(options) => test::run(options, &workspace),
         Task::Bench(options) => bench::run(options, &workspace),
+        Task::Wheel(options) => wheel::run(options, &workspace),
         Task::Python => {
             println!("{}", python::prepare(&workspace)?.interpreter.display());
             Ok(ExitCode::SUCCESS)

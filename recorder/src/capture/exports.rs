@@ -222,12 +222,20 @@ struct StartRequest {
     command: Vec<String>,
     #[serde(default)]
     rank: Option<u32>,
+    /// In the place of the environment.
+    #[serde(default)]
+    variables: Option<BTreeMap<String, String>>,
 }
 
 fn parse_request(json: &str) -> Result<Settings, CaptureError> {
     let bad = |e: String| CaptureError::Settings(e);
     let request: StartRequest = serde_json::from_str(json).map_err(|e| bad(e.to_string()))?;
-    let mut settings = Settings::from_environment(request.run)?;
+    let mut settings = match &request.variables {
+        Some(variables) => {
+            Settings::from_variables(request.run, |name| variables.get(name).cloned())?
+        }
+        None => Settings::from_environment(request.run)?,
+    };
     let mut versions = request.versions;
     if !request.hook_key.is_empty() {
         versions.insert("dispatch key".to_owned(), request.hook_key);
@@ -379,6 +387,44 @@ pub unsafe extern "C" fn optape_stage(name: *const c_char) {
 #[unsafe(no_mangle)]
 pub extern "C" fn optape_step(samples: u64) {
     guarded(|| Capture::get().step(samples));
+}
+
+/// Begins a range on this thread.
+///
+/// # Safety
+/// `name` is a NUL-terminated text.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn optape_range_enter(name: *const c_char) {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let name = unsafe { owned(name) };
+        Capture::get().range_enter(&name);
+    });
+}
+
+/// Ends the innermost range of this thread.
+#[unsafe(no_mangle)]
+pub extern "C" fn optape_range_exit() {
+    guarded(|| Capture::get().range_exit());
+}
+
+/// The number of a text, for `optape_hook_function_begin`.
+///
+/// # Safety
+/// `text` is a NUL-terminated text.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn optape_text(text: *const c_char) -> u32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let text = unsafe { owned(text) };
+        Capture::get().text(&text).0
+    })
+}
+
+/// What the hook has to know of an op under the settings of now, for `optape_hook_replan`.
+#[unsafe(no_mangle)]
+pub extern "C" fn optape_plan_flags(op: u32) -> u32 {
+    guarded(|| Capture::get().plan_flags(op))
 }
 
 /// Pauses recording.

@@ -201,6 +201,13 @@ impl Identities {
         }
     }
 
+    /// Forgets what is known of all values: ops may have run unseen.
+    pub(super) fn forget_values(&mut self) {
+        for storage in self.owned.values_mut() {
+            storage.generation = storage.generation.wrapping_add(1);
+        }
+    }
+
     /// What is known of the values.
     pub(super) fn recall(&self, tensor: &Tensor) -> Option<Answer> {
         if tensor.flags & tensor_state::CACHEABLE == 0 {

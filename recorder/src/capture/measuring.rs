@@ -75,6 +75,8 @@ pub(super) struct OpPlan {
     pub(super) opaque: bool,
     /// How the result's values follow from the operands', where they do.
     pub(super) inference: Option<Inference>,
+    /// A call of a function, which ops run inside of.
+    pub(super) function: bool,
     /// Anything is looked at before the op runs.
     pub(super) looks_before: bool,
     /// Anything is looked at after it.
@@ -119,6 +121,7 @@ impl OpPlan {
     pub(super) fn new(op: &OpDef, preset: Preset) -> Self {
         let name = op.qualified_name();
         let line = needs::rules_need(&name);
+        let function = op.function().is_some();
         let index = |argument: &str| op.arguments.iter().position(|a| a.name == argument);
         let arguments: Vec<Option<Question>> = op
             .arguments
@@ -126,6 +129,9 @@ impl OpPlan {
             .map(|a| match (preset, line.and_then(|l| l.argument(&a.name))) {
                 (Preset::None, _) => None,
                 (Preset::All, _) => Some(Question::Full),
+                (Preset::Rules | Preset::Full, _) if function => {
+                    Some(Question::from(needs::FUNCTION))
+                }
                 (Preset::Rules | Preset::Full, need) => need.map(Question::from),
             })
             .collect();
@@ -194,7 +200,9 @@ impl OpPlan {
             product,
             convolution,
             extremes: preset == Preset::All,
-            opaque: !matches!(namespace, "aten" | "prim" | "prims" | "profiler" | "optape"),
+            function,
+            opaque: !function
+                && !matches!(namespace, "aten" | "prim" | "prims" | "profiler" | "optape"),
         }
     }
 }

@@ -20,8 +20,7 @@ mod signatures;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use optape_trace::{
     CallId, Definition, Event, ModuleDef, ModuleId, Moment, OpDef, OpId, PatternId, Role, ScopeDef,
@@ -48,6 +47,8 @@ use signatures::{Found, Signatures, Surroundings, Wildness};
 const MOST_TEXTS: usize = 1 << 16;
 /// Distinct patterns: in practice some dozens.
 const MOST_PATTERNS: usize = 1 << 16;
+/// In [`THREAD`]: torch's name for the thread is not known yet, since the program said something before it ran an op.
+const UNNAMED: u32 = 1 << 31;
 /// Every so many calls capture's own time is measured. A prime: steps repeat, and what divides their length would see the same ops
 /// every time.
 const OWN_TIME_EVERY: u64 = 61;
@@ -113,21 +114,32 @@ static CAPTURE: Capture = Capture {
     recording: AtomicU32::new(0),
     state: Mutex::new(None),
 };
-/// Plans of ops by number: read without the lock, since `begin` runs outside of it.
-static PLANS: OnceLock<boxcar::Vec<OpPlan>> = OnceLock::new();
+/// Plans of ops by number: read without the lock, since `begin` runs outside of it. Another recording may want other plans; then
+/// the vector is replaced, and the one before it is never freed.
+static PLANS: AtomicPtr<boxcar::Vec<OpPlan>> = AtomicPtr::new(std::ptr::null_mut());
 /// Statistics: time and calls, estimated from samples.
 static OWN_TIME_NS: AtomicU64 = AtomicU64::new(0);
 static STATISTICS_TIME_NS: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
-    /// Index of this thread in `Scopes::threads`, plus one; 0: not known yet.
+    /// Index of this thread in `Scopes::threads`, plus one, with [`UNNAMED`]; 0: not known yet.
     static THREAD: Cell<u32> = const { Cell::new(0) };
     /// Slots of the calls that run on this thread, innermost last.
     static SLOTS: RefCell<Vec<Slot>> = const { RefCell::new(Vec::new()) };
 }
 
-fn plans() -> &'static boxcar::Vec<OpPlan> {
-    PLANS.get_or_init(boxcar::Vec::new)
+#[inline]
+fn plans() -> Option<&'static boxcar::Vec<OpPlan>> {
+    // SAFETY: null, or what `replace_plans` leaked, which nobody frees.
+    unsafe { PLANS.load(Ordering::Acquire).as_ref() }
+}
+
+/// Makes these the plans from now on. Calls that have begun may end under the plans before.
+fn replace_plans(plans: boxcar::Vec<OpPlan>) -> &'static boxcar::Vec<OpPlan> {
+    let plans = Box::into_raw(Box::new(plans));
+    PLANS.store(plans, Ordering::Release);
+    // SAFETY: just leaked.
+    unsafe { &*plans }
 }
 
 /// Interned texts.
@@ -168,6 +180,8 @@ impl Texts {
 /// Everything behind the lock. Exists before [`Capture::start`] where the hook tells its operators earlier.
 struct State {
     started: bool,
+    /// It switched itself off, and stays off until it is started again.
+    given_up: bool,
     settings: Settings,
     /// The stream, once begun.
     stream: Option<Stream>,
@@ -237,16 +251,32 @@ impl Capture {
             return Err(CaptureError::Running);
         }
         exports::install_fork_handlers();
-        let mode = if settings.hook_only {
-            HOOK_ONLY
-        } else {
-            RECORDING
-        };
-        state.lifetimes = (settings.statistics == Preset::Full).then(|| Box::new(Lifetimes::new()));
-        state.settings = settings;
-        state.started = true;
-        self.recording.store(mode, Ordering::Release);
+        state.begin_anew(settings);
+        self.recording
+            .store(state.settings.mode(), Ordering::Release);
         Ok(())
+    }
+
+    /// What the hook has to know of an op under the settings of now: flags of its plan ([`crate::abi::plan`]).
+    #[must_use]
+    pub fn plan_flags(&'static self, op: u32) -> u32 {
+        let state = self.state.lock();
+        let definition = state.as_ref().and_then(|s| s.ops.get(op as usize));
+        match (definition, plans().and_then(|p| p.get(op as usize))) {
+            (Some(definition), Some(plan)) => plan_flags(
+                definition,
+                plan,
+                state
+                    .as_ref()
+                    .map_or(Preset::None, |s| s.settings.statistics),
+            ),
+            _ => 0,
+        }
+    }
+
+    /// The number of a text, for arguments that the attach glue hands over.
+    pub fn text(&'static self, text: &str) -> TextId {
+        self.with(|state| state.text(text))
     }
 
     /// Runs `work` with the state, and switches the recorder off if it fails.
@@ -272,6 +302,7 @@ impl Capture {
         }
         eprintln!("optape: recording stopped, the program goes on: {why}");
         if let Some(state) = guard.as_mut() {
+            state.given_up = true;
             let now = monotonic_ns();
             if let Some(stream) = state.stream.as_mut() {
                 let moment = Moment {
@@ -289,9 +320,31 @@ impl Capture {
 
     /// Pauses (`false`) or resumes recording. Ops pass through untouched meanwhile.
     pub fn set_recording(&'static self, on: bool) {
-        let started = self.state.lock().as_ref().is_some_and(|s| s.started);
-        self.recording
-            .store(if on && started { RECORDING } else { 0 }, Ordering::Release);
+        self.with(|state| {
+            if !state.started || state.given_up {
+                return Ok(());
+            }
+            let mode = if on { state.settings.mode() } else { 0 };
+            let before = self.recording.swap(mode, Ordering::AcqRel);
+            if on && before == 0 {
+                // Nobody saw what wrote to memory meanwhile.
+                state.identities.forget_values();
+            }
+            if (before == 0) == on && state.stream.is_some() {
+                let thread = state.thread(None)?;
+                let key = state.text("recording")?;
+                let value = if on { "\"resumed\"" } else { "\"paused\"" }.to_owned();
+                state.moment(
+                    thread,
+                    Event::Fact {
+                        module: None,
+                        key,
+                        value,
+                    },
+                )?;
+            }
+            Ok(())
+        });
     }
 
     /// Whether recording was begun, paused or not.
@@ -309,11 +362,12 @@ impl Capture {
             .is_none_or(|s| !s.started || s.settings.statistics == Preset::None)
     }
 
-    /// Says goodbye: writes the stream's end.
+    /// Says goodbye: writes the stream's end. It may be started again.
     pub fn stop(&'static self) {
         self.recording.store(0, Ordering::Release);
         if let Some(state) = self.state.lock().as_mut() {
             state.end_stream();
+            state.started = false;
         }
     }
 
@@ -426,23 +480,18 @@ impl Capture {
         self.with(|state| {
             let op = u32::try_from(state.ops.len())?;
             let plan = OpPlan::new(&definition, state.settings.statistics);
-            let statistics = state.settings.statistics != Preset::None;
             out.op = op;
-            let begin = plan.looks_before || plan.inference == Some(Inference::Scaled);
-            out.flags =
-                if begin { plan::BEGIN } else { 0 } | if statistics { plan::IDENTITIES } else { 0 };
-            match definition.name.as_str() {
-                "profiler::_record_function_enter_new" | "profiler::_record_function_enter" => {
-                    out.flags |= plan::TEXT_PAYLOAD;
-                    state.range_ops.enters.push(op);
-                }
-                "profiler::_record_function_exit" => state.range_ops.exits.push(op),
-                _ => {}
+            out.flags = plan_flags(&definition, &plan, state.settings.statistics);
+            if opens_range(&definition) {
+                state.range_ops.enters.push(op);
+            } else if definition.name == "profiler::_record_function_exit" {
+                state.range_ops.exits.push(op);
             }
             let wildness = Wildness::new(definition.arguments.len());
             out.wild = wildness.as_ptr();
             state.wildness.push(wildness);
-            let index = plans().push(plan);
+            let plans = plans().unwrap_or_else(|| replace_plans(boxcar::Vec::new()));
+            let index = plans.push(plan);
             if index != op as usize {
                 return Err(Failure("ops and their plans are out of step".to_owned()));
             }
@@ -458,7 +507,7 @@ impl Capture {
 
     /// Before the kernel: looks at the inputs.
     fn begin(&'static self, call: &mut Call) {
-        let Some(plan) = plans().get(call.op as usize) else {
+        let Some(plan) = plans().and_then(|p| p.get(call.op as usize)) else {
             return;
         };
         if call.flags & call_flags::NOT_EXECUTED != 0 {
@@ -511,7 +560,7 @@ impl Capture {
         let began = if sampled { monotonic_ns() } else { 0 };
         let executed = call.flags & call_flags::NOT_EXECUTED == 0;
         let plan = plans()
-            .get(call.op as usize)
+            .and_then(|p| p.get(call.op as usize))
             .filter(|plan| executed && plan.looks_after);
         if call.capture[0] == 0 && plan.is_none() {
             self.with(|state| state.op_call(call, &[]));
@@ -623,6 +672,29 @@ impl Capture {
     }
 }
 
+/// Opens a range whose name is its argument.
+fn opens_range(op: &OpDef) -> bool {
+    matches!(
+        op.name.as_str(),
+        "profiler::_record_function_enter_new" | "profiler::_record_function_enter"
+    )
+}
+
+/// Flags of [`Plan`].
+fn plan_flags(op: &OpDef, plan: &OpPlan, statistics: Preset) -> u32 {
+    let mut flags = 0;
+    if plan.looks_before || plan.inference == Some(Inference::Scaled) {
+        flags |= plan::BEGIN;
+    }
+    if statistics != Preset::None {
+        flags |= plan::IDENTITIES;
+    }
+    if opens_range(op) {
+        flags |= plan::TEXT_PAYLOAD;
+    }
+    flags
+}
+
 /// Every [`OWN_TIME_EVERY`]th time on this thread.
 fn sample() -> bool {
     thread_local! {
@@ -640,7 +712,18 @@ impl Settings {
     /// # Errors
     /// Where a variable holds what it cannot mean.
     pub fn from_environment(run_directory: PathBuf) -> Result<Self, CaptureError> {
-        let variable = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
+        Self::from_variables(run_directory, |name| std::env::var(name).ok())
+    }
+
+    /// As [`Settings::from_environment`], with variables from elsewhere.
+    ///
+    /// # Errors
+    /// Where a variable holds what it cannot mean.
+    pub fn from_variables(
+        run_directory: PathBuf,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, CaptureError> {
+        let variable = |name: &str| variable(name).filter(|v| !v.is_empty());
         let bad = |text: String| Err(CaptureError::Settings(text));
         let mut settings = Self {
             run_directory,
@@ -670,6 +753,11 @@ impl Settings {
             Some(other) => return bad(format!("OPTAPE_ON_FULL={other}: wait and drop are known")),
         }
         Ok(settings)
+    }
+
+    /// The value of [`Capture::recording`] while it records.
+    const fn mode(&self) -> u32 {
+        if self.hook_only { HOOK_ONLY } else { RECORDING }
     }
 
     /// What a recording within this process wants.
@@ -708,6 +796,7 @@ impl Default for State {
     fn default() -> Self {
         Self {
             started: false,
+            given_up: false,
             settings: Settings::default(),
             stream: None,
             texts: Texts::new(),
@@ -753,17 +842,28 @@ impl State {
         if known != 0 && (known as usize) <= self.scopes.threads.len() {
             return Ok(known as usize - 1);
         }
-        self.new_thread(torch_id)
+        self.new_thread(known, torch_id)
     }
 
     #[cold]
-    fn new_thread(&mut self, torch_id: Option<u64>) -> Result<usize, Failure> {
-        let index = self.scopes.threads.len();
-        self.scopes.threads.push(ThreadState::default());
-        THREAD.with(|t| t.set(index as u32 + 1));
-        if let Some(torch_id) = torch_id {
-            self.scopes.know_thread(torch_id, index as u32);
+    fn new_thread(&mut self, known: u32, torch_id: Option<u64>) -> Result<usize, Failure> {
+        let unnamed = known & UNNAMED != 0;
+        let index = if unnamed {
+            (known & !UNNAMED) as usize - 1
+        } else {
+            self.scopes.threads.len()
+        };
+        match torch_id {
+            Some(torch_id) => {
+                THREAD.with(|t| t.set(index as u32 + 1));
+                self.scopes.know_thread(torch_id, index as u32);
+            }
+            None => THREAD.with(|t| t.set((index as u32 + 1) | UNNAMED)),
         }
+        if unnamed {
+            return Ok(index);
+        }
+        self.scopes.threads.push(ThreadState::default());
         // SAFETY: gettid has no preconditions.
         let native_id = unsafe { libc::syscall(libc::SYS_gettid) } as u64;
         let name = std::fs::read_to_string(format!("/proc/self/task/{native_id}/comm"))
@@ -819,19 +919,20 @@ impl State {
         }
     }
 
-    /// The stream, begun if it was not.
+    /// Whether there is a stream; it is begun if it was not, with its clock at 0 at `since_ns` (CLOCK_MONOTONIC). None is begun for a call that ends after the recording has.
     #[inline]
-    fn stream(&mut self) -> Result<&mut Stream, Failure> {
+    fn has_stream(&mut self, since_ns: u64) -> Result<bool, Failure> {
         if self.stream.is_none() {
-            self.begin_stream()?;
+            if !self.started {
+                return Ok(false);
+            }
+            self.begin_stream(since_ns)?;
         }
-        self.stream
-            .as_mut()
-            .ok_or_else(|| Failure("no stream".to_owned()))
+        Ok(true)
     }
 
     #[cold]
-    fn begin_stream(&mut self) -> Result<(), Failure> {
+    fn begin_stream(&mut self, since_ns: u64) -> Result<(), Failure> {
         let settings = &self.settings;
         let ring = Producer::create(
             &settings.run_directory,
@@ -844,13 +945,12 @@ impl State {
             source,
         })?;
         let mut outlet = Outlet::new(ring);
-        let now = monotonic_ns();
         let info = StreamInfo {
             process_id: std::process::id(),
             parent_process_id: std::os::unix::process::parent_id(),
             command: settings.command.clone(),
             versions: settings.versions.clone(),
-            epoch_unix_ns: unix_ns(),
+            epoch_unix_ns: unix_ns().saturating_sub(monotonic_ns().saturating_sub(since_ns)),
             identities: settings.statistics != Preset::None,
             rank: settings.rank,
             role: Role::Process,
@@ -886,7 +986,7 @@ impl State {
         ))?;
         self.stream = Some(Stream {
             outlet,
-            epoch_ns: now,
+            epoch_ns: since_ns,
             signatures: Signatures::new(),
             patterns: HashMap::from([(Vec::new(), PatternId(0))]),
             metas: Vec::new(),
@@ -919,7 +1019,9 @@ impl State {
     }
 
     fn range_enter(&mut self, thread: usize, name: TextId) -> Result<(), Failure> {
-        self.stream()?;
+        if !self.has_stream(monotonic_ns())? {
+            return Ok(());
+        }
         self.scopes.threads[thread].ranges.push(name);
         self.moment(thread, Event::RangeEnter { name })
     }
@@ -934,7 +1036,9 @@ impl State {
     /// Writes the record of a call.
     fn op_call(&mut self, call: &Call, slots: &[Slot]) -> Result<(), Failure> {
         let thread = self.thread(Some(call.thread))?;
-        self.stream()?;
+        if !self.has_stream(call.start_ns)? {
+            return Ok(());
+        }
         let range_exit = self.range_ops.exits.contains(&call.op);
         if range_exit {
             // The exit op itself is outside of the range, as the enter op is.
@@ -1026,12 +1130,14 @@ impl State {
         } else {
             (&[], &[])
         };
+        // A function call may have begun before the first op in it, which began the stream.
+        let start_ns = call.start_ns.max(stream.epoch_ns);
         stream.outlet.op_call(&OpCallMessage {
             signature: signature.0,
             pattern: pattern.0,
             thread: thread as u32,
-            start_ns: call.start_ns.saturating_sub(stream.epoch_ns),
-            duration_ns: call.end_ns.saturating_sub(call.start_ns),
+            start_ns: start_ns - stream.epoch_ns,
+            duration_ns: call.end_ns.saturating_sub(start_ns),
             sequence_number,
             payload: if structure {
                 measuring::payload(call)
@@ -1108,11 +1214,45 @@ impl State {
             self.identities = Identities::new();
             **lifetimes = Lifetimes::new();
         }
+        // The thread that goes on is to name itself again.
+        THREAD.with(|t| match t.get() {
+            0 => {}
+            known => t.set(known | UNNAMED),
+        });
+        self.count_from_zero();
+    }
+
+    fn count_from_zero(&mut self) {
         self.calls = 0;
         self.recalled = 0;
         self.steps = [0; 3];
         OWN_TIME_NS.store(0, Ordering::Relaxed);
         STATISTICS_TIME_NS.store(0, Ordering::Relaxed);
+    }
+
+    /// A recording begins. What is known of ops, modules, threads and identities stays, from a recording before it or from
+    /// what the hook told early.
+    fn begin_anew(&mut self, settings: Settings) {
+        self.scopes.close_ranges();
+        self.count_from_zero();
+        self.scopes.unattributed = 0;
+        // Nobody saw what wrote to memory meanwhile.
+        self.identities.forget_values();
+        if settings.statistics != self.settings.statistics {
+            let plans = boxcar::Vec::new();
+            for op in &self.ops {
+                plans.push(OpPlan::new(op, settings.statistics));
+            }
+            replace_plans(plans);
+        }
+        self.lifetimes = (settings.statistics == Preset::Full).then(|| Box::new(Lifetimes::new()));
+        if self.lifetimes.is_some() {
+            // A new stream knows of no births.
+            self.identities = Identities::new();
+        }
+        self.settings = settings;
+        self.given_up = false;
+        self.started = true;
     }
 }
 
@@ -1179,13 +1319,17 @@ fn identify(
 ) {
     let tensors = measuring::tensors(call);
     let inputs = call.input_count as usize;
+    let plan = plans().and_then(|p| p.get(call.op as usize));
+    let function = plan.is_some_and(|plan| plan.function);
     for (index, tensor) in tensors.iter().enumerate() {
         let gone = lifetimes
             .as_deref()
             .filter(|_| index < inputs)
             .and_then(|lifetimes| lifetimes.gone_since(tensor, call.start_ns));
         let storage = gone.unwrap_or_else(|| identities.storage(tensor));
-        let returned = index >= inputs
+        // A function's results are objects that ops inside it have returned.
+        let returned = !function
+            && index >= inputs
             && !tensors[..inputs]
                 .iter()
                 .any(|input| std::ptr::eq(input.implementation, tensor.implementation));
@@ -1194,7 +1338,8 @@ fn identify(
             .tensors
             .push(identities.tensor(tensor, storage, returned));
     }
-    let Some(plan) = plans().get(call.op as usize) else {
+    // What a function calls has been here already, with what it wrote.
+    let Some(plan) = plan.filter(|plan| !plan.function) else {
         return;
     };
     let written = |t: &crate::abi::Tensor| {

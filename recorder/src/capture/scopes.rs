@@ -255,6 +255,13 @@ impl Scopes {
         scope
     }
 
+    /// Forgets ranges that were opened and not closed: another stream begins.
+    pub(super) fn close_ranges(&mut self) {
+        for thread in &mut self.threads {
+            thread.ranges.clear();
+        }
+    }
+
     /// After a fork only the forking thread goes on.
     pub(super) fn forked(&mut self) {
         self.by_torch_id.clear();

@@ -153,6 +153,11 @@ pub(super) fn environment(
     if settings.force_torch {
         variables.insert("OPTAPE_FORCE_TORCH", "1".into());
     }
+    // Also where it is off: the environment that we were started in may be that of another recording.
+    variables.insert(
+        "OPTAPE_FUNCTIONS",
+        if settings.functions { "1" } else { "0" }.into(),
+    );
     variables
 }
 

@@ -13,6 +13,7 @@ mod explain;
 mod intake;
 mod launch;
 mod monitors;
+mod parent;
 mod process;
 mod provenance;
 mod pulse;
@@ -37,6 +38,7 @@ use optape_trace::{RunInfo, TraceWriter};
 
 pub use error::RecordError;
 pub use launch::Exit;
+pub use parent::{ParentRequest, Ready, record_parent};
 pub use report::{Report, StreamReport};
 pub use salvage::{RingState, Salvage, salvage};
 pub use sink::TraceFile;
@@ -77,6 +79,8 @@ pub struct Settings {
     pub run: Option<String>,
     /// What to sample beside the ops, if anything.
     pub monitors: Option<MonitorSettings>,
+    /// Record calls of Python functions (`linear`, `conv2d`) as well as ops.
+    pub functions: bool,
 }
 
 impl Default for Settings {
@@ -89,6 +93,7 @@ impl Default for Settings {
             force_torch: false,
             run: None,
             monitors: None,
+            functions: false,
         }
     }
 }

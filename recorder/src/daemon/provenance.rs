@@ -61,6 +61,7 @@ pub(super) fn run_info(command: &[OsString], settings: &Settings) -> RunInfo {
     if let Some(name) = &settings.run {
         facts.insert("run.name".into(), name.clone());
     }
+    facts.insert("capture.functions".into(), settings.functions.to_string());
     RunInfo {
         run_uuid: run_uuid(settings.run.as_deref()).into_bytes(),
         optape_version: env!("CARGO_PKG_VERSION").to_owned(),
