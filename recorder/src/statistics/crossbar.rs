@@ -556,8 +556,8 @@ fn product_outputs<E: Element>(
     weights: &Weights,
     of_weight: &[u8],
 ) -> Result<u64, NotTaken> {
-    /// Words that are looked at: a few seconds at the most.
-    const MOST_WORK: u128 = 1 << 31;
+    /// Words that are looked at: about a second at the most.
+    const MOST_WORK: u128 = 1 << 29;
     let Some(all) = &input.all else {
         return Ok(0);
     };

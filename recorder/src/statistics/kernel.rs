@@ -391,6 +391,9 @@ pub(super) fn complex_values<E: Element, const LANES: usize>(
     }
 }
 
+/// [`weighted_mark`] for elements `B`.
+type WeightedMark<B> = unsafe fn(&[B], &[u32], u8, &mut [u8]) -> u64;
+
 /// The loops for one instruction set.
 pub(super) struct Kernels<E: Element> {
     scan: unsafe fn(&[E::Bytes], bool) -> Scan,
@@ -399,7 +402,7 @@ pub(super) struct Kernels<E: Element> {
     weighted_sum: unsafe fn(&[E::Bytes], &[u32]) -> Sum,
     count: unsafe fn(&[E::Bytes], &mut [u64]),
     mark: unsafe fn(&[E::Bytes], u8, &mut [u8]) -> bool,
-    weighted_mark: unsafe fn(&[E::Bytes], &[u32], u8, &mut [u8]) -> u64,
+    weighted_mark: WeightedMark<E::Bytes>,
 }
 
 macro_rules! instruction_set {
