@@ -173,7 +173,7 @@ fn function_calls_contain_what_they_call() {
         .run(&mut bench.optape(["info", "t.optape", "--format", "json"]))
         .json();
     let functions: u64 = calls.iter().filter(|c| function(c).is_some()).count() as u64;
-    assert_eq!(info["streams"][0]["function_calls"], functions);
+    assert_eq!(info[0]["streams"][0]["function_calls"], functions);
 }
 
 #[test]
