@@ -212,7 +212,7 @@ fn log(
     monitors: Monitors,
     settings: &MonitorSettings,
     until: Until,
-    directory: &PathBuf,
+    directory: &std::path::Path,
 ) -> anyhow::Result<()> {
     let context = || format!("cannot write event files into {}", directory.display());
     let mut file = None;

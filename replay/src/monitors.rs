@@ -571,6 +571,10 @@ pub fn facts(
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::single_range_in_vec_init,
+    reason = "one interval is meant, not its numbers"
+)]
 mod tests {
     use super::*;
 

@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::{Setup, workspace};
 
 /// Longer than any program of the tests takes on a busy machine: who needs more hangs.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(900);
 
 /// A directory of a test's own, and commands that run in it with a known environment.
 #[derive(Debug)]
