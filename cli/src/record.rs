@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum, ValueHint};
-use optape_recorder::daemon::{self, Outcome, Request, SMALLEST_RING_BYTES, Settings, Statistics};
+use optape_recorder::daemon::{
+    self, Detail, Outcome, Request, SMALLEST_RING_BYTES, Selection, Settings, Statistics,
+};
 use optape_recorder::ring::{DEFAULT_CAPACITY, OnFull};
 
 use crate::exit::Failure;
@@ -34,6 +36,19 @@ pub struct Options {
         env = "OPTAPE_STATS"
     )]
     pub stats: Stats,
+    /// How much of modules to record beside their ops: what they are and when they run, or also the tensors of their calls and
+    /// the assignments to the states of neurons
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        default_value = "usual",
+        env = "OPTAPE_LEVEL"
+    )]
+    pub level: Level,
+    /// Follow state attributes: of a class or module (a name or a glob), as in 'LIF:mem,syn'. Known without it: those of SpikingJelly,
+    /// snnTorch, sinabs and Norse, at level full
+    #[arg(long, value_name = "MODULES:NAMES")]
+    pub state: Vec<Selection>,
     /// What the program does when a ring is full: wait for the recorder (at most 1 s, then drop), or drop records
     #[arg(
         long,
@@ -65,6 +80,15 @@ pub enum Stats {
     /// Record nothing: what the hook alone costs
     #[value(hide = true)]
     Hook,
+}
+
+/// Values of `--level`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Level {
+    /// Facts about modules and optimizers, and when modules are called
+    Usual,
+    /// Everything that energy models need
+    Full,
 }
 
 /// Values of `--on-full`.
@@ -134,6 +158,13 @@ impl Options {
             },
             ring_bytes: self.ring_size.0,
             force_torch: self.force_torch,
+            detail: Detail {
+                level: match self.level {
+                    Level::Usual => daemon::Level::Usual,
+                    Level::Full => daemon::Level::Full,
+                },
+                states: self.state.clone(),
+            },
         }
     }
 }

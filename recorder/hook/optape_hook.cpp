@@ -127,6 +127,16 @@ struct Python {
   int (*is_true)(Object*) = nullptr;
   long (*as_long)(Object*) = nullptr;
   void* (*as_pointer)(Object*) = nullptr;
+  const char* (*as_text)(Object*) = nullptr;
+  Object* (*dict_item)(Object*, Object*) = nullptr;  // borrowed
+  int (*dict_next)(Object*, intptr_t*, Object**, Object**) = nullptr;
+  intptr_t (*tuple_size)(Object*) = nullptr;
+  Object* (*tuple_item)(Object*, intptr_t) = nullptr;  // borrowed
+  intptr_t (*list_size)(Object*) = nullptr;
+  Object* (*list_item)(Object*, intptr_t) = nullptr;  // borrowed
+  int (*is_subtype)(Object*, Object*) = nullptr;
+  int (*take_gil)() = nullptr;
+  void (*give_gil)(int) = nullptr;
   void (*increment)(Object*) = nullptr;
   void (*decrement)(Object*) = nullptr;
   void (*clear_error)() = nullptr;
@@ -135,6 +145,11 @@ struct Python {
   Object* none = nullptr;
   Object* tuple_type = nullptr;
   Object* list_type = nullptr;
+  Object* dict_type = nullptr;
+  Object* bool_type = nullptr;
+  Object* int_type = nullptr;
+  Object* float_type = nullptr;
+  Object* text_type = nullptr;
   // Not in every version:
   Vectorcall (*function_call)(Object*) = nullptr;  // from 3.11
   Vectorcall usual_call = nullptr;                 // up to 3.12: what function_call gives for functions
@@ -156,7 +171,12 @@ struct Python {
         find(as_long, "PyLong_AsLong") && find(as_pointer, "PyLong_AsVoidPtr") && find(increment, "Py_IncRef") &&
         find(decrement, "Py_DecRef") && find(clear_error, "PyErr_Clear") && find(set_string, "PyErr_SetString") &&
         find(type_error, "PyExc_TypeError") && find(none, "_Py_NoneStruct") && find(tuple_type, "PyTuple_Type") &&
-        find(list_type, "PyList_Type");
+        find(list_type, "PyList_Type") && find(dict_type, "PyDict_Type") && find(bool_type, "PyBool_Type") &&
+        find(int_type, "PyLong_Type") && find(float_type, "PyFloat_Type") && find(text_type, "PyUnicode_Type") &&
+        find(as_text, "PyUnicode_AsUTF8") && find(dict_item, "PyDict_GetItem") && find(dict_next, "PyDict_Next") &&
+        find(tuple_size, "PyTuple_Size") && find(tuple_item, "PyTuple_GetItem") && find(list_size, "PyList_Size") &&
+        find(list_item, "PyList_GetItem") && find(is_subtype, "PyType_IsSubtype") && find(take_gil, "PyGILState_Ensure") &&
+        find(give_gil, "PyGILState_Release");
   }
   Vectorcall call_of(Object* function) const {
     return function_call != nullptr ? function_call(function) : usual_call;
@@ -1411,6 +1431,7 @@ class Running {
 constexpr char optimizer_range[] = "Optimizer.step#";
 std::atomic<void (*)()> optimizer_enter{nullptr};
 std::atomic<void (*)()> optimizer_exit{nullptr};
+std::atomic<void*> optimizer_stepped{nullptr};  // a Python function
 
 COLD void range_opened(Thread& thread, const std::string& name, const IValue& range) {
   const auto enter = optimizer_enter.load(std::memory_order_acquire);
@@ -1436,6 +1457,16 @@ COLD void range_closes(Thread& thread, const IValue& range) {
   if (found != open.end()) {
     open.erase(found);
     leave();
+    // While the range of the step is still open to Python: the optimizer is found on its stack.
+    if (void* stepped = optimizer_stepped.load(std::memory_order_acquire)) {
+      const int gil = python.take_gil();
+      if (void* done = python.call(stepped, nullptr)) {
+        python.decrement(done);
+      } else {
+        python.clear_error();
+      }
+      python.give_gil(gil);
+    }
   }
 }
 
@@ -1853,19 +1884,37 @@ bool switch_thread(Thread& t, bool on) {
 //
 // CPython 3.11 leaves that C function out where Python code calls the Python function itself; a module is called through its
 // type's slot, which never does.
+// What is looked at of a module's calls beyond the calls themselves.
+struct Detail {
+  struct State {
+    void* name = nullptr;       // interned
+    void* container = nullptr;  // interned name of the attribute that is a dictionary and holds it, or none: an ordinary attribute
+    uint32_t text = 0;          // its name's text id
+  };
+  std::vector<State> states;
+  bool returns_state = false;  // the state is what the call returns behind the output
+};
+
 struct Modules {
   struct Known {
     int64_t number = -1;  // -1: not recorded
     int64_t watch = -1;   // of its output
+    Detail* detail = nullptr;
+    uint8_t changes_left = 64;  // so many changes of attributes are told
+    bool changed = false;       // an attribute of simple type got a value since the glue looked
   };
   std::unordered_map<const void*, Known> known;  // by the module's address
   std::atomic_flag lock = ATOMIC_FLAG_INIT;      // the GIL would do, where there is one
   Python::Vectorcall call = nullptr;
-  void* meet = nullptr;  // Python function that makes a module known
+  Python::Vectorcall assign = nullptr;  // behind nn.Module.__setattr__ and those of its subclasses
+  void* meet = nullptr;     // Python function that makes a module known
+  void* changed = nullptr;  // Python function that tells a module's facts again
   void* tensor_type = nullptr;
   void* parameter_type = nullptr;
   void* training = nullptr;  // the interned names
   void* cdata = nullptr;
+  void* fields = nullptr;
+  bool in_detail = false;  // calls are recorded with their tensors
 
   bool find(const void* module, Known& out) {
     const Guard guard(lock);
@@ -1876,13 +1925,46 @@ struct Modules {
     out = found->second;
     return true;
   }
-  void set(const void* module, Known value) {
+  void set(const void* module, int64_t number, int64_t watch) {
     const Guard guard(lock);
-    known[module] = value;
+    Known& value = known[module];
+    value.number = number;
+    value.watch = watch;
   }
-  void forget(const void* module) {
+  // Details that were replaced stay: a call may be looking at them. Changes are few.
+  void set(const void* module, Detail* detail) {
     const Guard guard(lock);
-    known.erase(module);
+    known[module].detail = detail;
+  }
+  // A module that dies is not running: nobody looks at its details.
+  void forget(const void* module) {
+    Detail* detail = nullptr;
+    {
+      const Guard guard(lock);
+      const auto found = known.find(module);
+      if (found == known.end()) {
+        return;
+      }
+      detail = found->second.detail;
+      known.erase(found);
+    }
+    delete detail;
+  }
+  // As long as more changes are told.
+  void note_change(const void* module) {
+    const Guard guard(lock);
+    const auto found = known.find(module);
+    if (found != known.end() && found->second.changes_left > 0) {
+      --found->second.changes_left;
+      found->second.changed = true;
+    }
+  }
+  void took_change(const void* module) {
+    const Guard guard(lock);
+    const auto found = known.find(module);
+    if (found != known.end()) {
+      found->second.changed = false;
+    }
   }
 
  private:
@@ -1913,13 +1995,34 @@ bool is_training(void* module) {
   return training > 0;
 }
 
-bool has_type(void* object, const void* one, const void* other) {
+// The type of an object, borrowed: types of what we look at live longer than we look.
+void* type_of(void* object) {
   void* type = python.type(object);
   python.decrement(type);
+  return type;
+}
+
+bool has_type(void* object, const void* one, const void* other) {
+  const void* type = type_of(object);
   return type == one || type == other;
 }
 
-// The output, or the first of several. Subclasses of Tensor answer for their attributes in Python: they are left alone.
+// The tensor behind a Python object, or NULL. Subclasses of Tensor answer for their attributes in Python: they are left alone.
+TensorImpl* tensor_of(void* object) {
+  if (!has_type(object, modules.tensor_type, modules.parameter_type)) {
+    return nullptr;
+  }
+  void* address = python.attribute(object, modules.cdata);
+  if (address == nullptr) {
+    python.clear_error();
+    return nullptr;
+  }
+  auto* tensor = static_cast<TensorImpl*>(python.as_pointer(address));
+  python.decrement(address);
+  return tensor;
+}
+
+// The output, or the first of several.
 COLD void watch_output(void* output, int64_t id) {
   void* first = nullptr;
   if (has_type(output, python.tuple_type, python.list_type)) {
@@ -1929,17 +2032,183 @@ COLD void watch_output(void* output, int64_t id) {
       return;
     }
   }
-  if (has_type(output, modules.tensor_type, modules.parameter_type)) {
-    if (void* address = python.attribute(output, modules.cdata)) {
-      optape_hook_watch(python.as_pointer(address), id);
-      python.decrement(address);
-    } else {
-      python.clear_error();
-    }
+  if (TensorImpl* tensor = tensor_of(output)) {
+    optape_hook_watch(tensor, id);
   }
   if (first != nullptr) {
     python.decrement(first);
   }
+}
+
+// Tensors on their way to capture, outside of any op call.
+class Shown {
+ public:
+  explicit Shown(Thread& thread) : frame(thread.frame(thread.depth)), op(*watch_operator.load(std::memory_order_acquire)), recorder{frame, thread, op} {
+    start(frame, thread, op);
+    recorder.identities = (op.plan_flags & OPTAPE_PLAN_IDENTITIES) != 0;
+  }
+  void add(TensorImpl* tensor) {
+    if (tensor != nullptr && frame.tensors.count < most) {
+      recorder.tensor(tensor);
+    }
+  }
+  // The tensors in an object of Python: itself, or what tuples, lists and dictionaries hold.
+  void add_all(void* object, int depth) {
+    const void* type = type_of(object);
+    if (type == modules.tensor_type || type == modules.parameter_type) {
+      add(tensor_of(object));
+    } else if (depth < deepest) {
+      if (python.is_subtype(const_cast<void*>(type), python.tuple_type) != 0) {
+        for (intptr_t i = 0, n = python.tuple_size(object); i < n; ++i) {
+          add_all(python.tuple_item(object, i), depth + 1);
+        }
+      } else if (python.is_subtype(const_cast<void*>(type), python.list_type) != 0) {
+        for (intptr_t i = 0, n = python.list_size(object); i < n; ++i) {
+          add_all(python.list_item(object, i), depth + 1);
+        }
+      } else if (python.is_subtype(const_cast<void*>(type), python.dict_type) != 0) {
+        intptr_t at = 0;
+        void* key = nullptr;
+        void* value = nullptr;
+        while (python.dict_next(object, &at, &key, &value) != 0) {
+          add_all(value, depth + 1);
+        }
+      }
+    }
+  }
+  const optape_tensor* tensors() {
+    recorder.publish();
+    return frame.tensors.items;
+  }
+  uint32_t count() const {
+    return frame.tensors.count;
+  }
+
+ private:
+  static constexpr uint32_t most = 256;
+  static constexpr int deepest = 4;
+  Frame& frame;
+  const Operator& op;
+  Recorder recorder;
+};
+
+// A state attribute holds `value` (NULL: it is gone).
+void tell_state(int64_t module, uint32_t attribute, void* value) noexcept {
+  try {
+    Thread& t = thread();
+    TensorImpl* tensor = value != nullptr ? tensor_of(value) : nullptr;
+    if (tensor == nullptr) {
+      capture->state(t.id, static_cast<uint32_t>(module), attribute, nullptr);
+      return;
+    }
+    Shown shown(t);
+    shown.add(tensor);
+    const optape_tensor* tensors = shown.tensors();
+    capture->state(t.id, static_cast<uint32_t>(module), attribute, shown.count() != 0 ? tensors : nullptr);
+  } catch (...) {
+    give_up_with_current_exception();
+  }
+}
+
+// Libraries also write the dictionaries that hold states directly, which nobody is told. So the states are looked at where a call
+// begins and where it ends.
+void look_at_states(void* module, int64_t number, const Detail& detail) {
+  for (const Detail::State& state : detail.states) {
+    if (state.container == nullptr) {
+      void* value = python.attribute(module, state.name);
+      if (value == nullptr) {
+        python.clear_error();
+      }
+      tell_state(number, state.text, value);
+      if (value != nullptr) {
+        python.decrement(value);
+      }
+      continue;
+    }
+    void* container = python.attribute(module, state.container);
+    if (container == nullptr) {
+      python.clear_error();
+      continue;
+    }
+    if (type_of(container) == python.dict_type) {
+      tell_state(number, state.text, python.dict_item(container, state.name));
+    }
+    python.decrement(container);
+  }
+}
+
+uint32_t text_of(void* name) {
+  const char* text = python.as_text(name);
+  if (text == nullptr) {
+    python.clear_error();
+    return 0;
+  }
+  return capture->text(text, std::strlen(text));
+}
+
+// A call returned (output, state): the state's fields by their names, or the state itself as `state`.
+void look_at_returned_state(int64_t number, void* result) {
+  if (python.is_subtype(type_of(result), python.tuple_type) == 0 || python.tuple_size(result) != 2) {
+    return;
+  }
+  void* state = python.tuple_item(result, 1);
+  if (python.is_subtype(type_of(state), python.tuple_type) == 0) {
+    tell_state(number, capture->text("state", 5), state);
+    return;
+  }
+  void* names = python.attribute(state, modules.fields);
+  if (names == nullptr) {
+    python.clear_error();
+    return;
+  }
+  if (type_of(names) == python.tuple_type) {
+    const intptr_t count = std::min(python.tuple_size(names), python.tuple_size(state));
+    for (intptr_t i = 0; i < count; ++i) {
+      tell_state(number, text_of(python.tuple_item(names, i)), python.tuple_item(state, i));
+    }
+  }
+  python.decrement(names);
+}
+
+// An attribute of a module got a value.
+void assigned(void* module, void* name, void* value) {
+  Modules::Known known;
+  if (!modules.find(module, known) || known.number < 0) {
+    return;
+  }
+  if (known.detail != nullptr) {
+    for (const Detail::State& state : known.detail->states) {
+      if (state.name == name) {  // Names in code are interned.
+        if (recording()) {
+          tell_state(known.number, state.text, value);
+        }
+        return;
+      }
+    }
+  }
+  if (known.changes_left == 0 || name == modules.training) {
+    return;
+  }
+  const void* type = type_of(value);
+  if (value == python.none || type == python.bool_type || type == python.int_type || type == python.float_type ||
+      type == python.text_type || type == python.tuple_type || type == python.list_type) {
+    modules.note_change(module);
+  }
+}
+
+void* call_assign(void* function, void* const* arguments, size_t count, void* keywords) {
+  constexpr size_t offset_flag = size_t{1} << (8 * sizeof(size_t) - 1);
+  if (UNLIKELY((count & ~offset_flag) != 3 || keywords != nullptr)) {
+    return modules.assign(function, arguments, count, keywords);
+  }
+  void* const module = arguments[0];
+  void* const name = arguments[1];
+  void* const value = arguments[2];
+  void* result = modules.assign(function, arguments, count, keywords);
+  if (LIKELY(result != nullptr)) {
+    assigned(module, name, value);
+  }
+  return result;
 }
 
 COLD bool meet(void* module, Modules::Known& known) {
@@ -1952,9 +2221,63 @@ COLD bool meet(void* module, Modules::Known& known) {
   return modules.find(module, known);
 }
 
+COLD void tell_change(void* module, Modules::Known& known) {
+  modules.took_change(module);
+  void* last = python.boolean(known.changes_left == 0 ? 1 : 0);
+  void* done = python.call(modules.changed, module, last, nullptr);
+  python.decrement(last);
+  if (done == nullptr) {
+    python.clear_error();
+  } else {
+    python.decrement(done);
+  }
+  modules.find(module, known);
+}
+
+void enter_module(uint32_t module, bool training, void* const* arguments, size_t count, void* keywords) noexcept {
+  try {
+    Thread& t = thread();
+    if (UNLIKELY(!t.on)) {
+      switch_thread(t, true);
+    }
+    const uint32_t graph_task = torch::autograd::get_current_graph_task_id() != -1 ? 1 : 0;
+    const uint32_t grad_mode = t.autograd->get_grad_mode() ? 1 : 0;
+    if (LIKELY(count == 0 && keywords == nullptr)) {
+      capture->module_enter(t.id, module, graph_task, training ? 1 : 0, grad_mode, nullptr, 0);
+      return;
+    }
+    const auto named = keywords != nullptr ? static_cast<size_t>(python.tuple_size(keywords)) : 0;
+    Shown shown(t);
+    for (size_t i = 0; i < count + named; ++i) {
+      shown.add_all(arguments[i], 0);
+    }
+    const optape_tensor* tensors = shown.tensors();
+    capture->module_enter(t.id, module, graph_task, training ? 1 : 0, grad_mode, tensors, shown.count());
+  } catch (...) {
+    give_up_with_current_exception();
+  }
+}
+
+void exit_module(uint32_t module, void* result) noexcept {
+  try {
+    Thread& t = thread();
+    if (LIKELY(result == nullptr)) {
+      capture->module_exit(t.id, module, nullptr, 0);
+      return;
+    }
+    Shown shown(t);
+    shown.add_all(result, 0);
+    const optape_tensor* tensors = shown.tensors();
+    capture->module_exit(t.id, module, tensors, shown.count());
+  } catch (...) {
+    give_up_with_current_exception();
+  }
+}
+
 void* call_module(void* function, void* const* arguments, size_t count, void* keywords) {
   constexpr size_t offset_flag = size_t{1} << (8 * sizeof(size_t) - 1);
-  if (UNLIKELY((count & ~offset_flag) == 0)) {
+  const size_t positional = count & ~offset_flag;
+  if (UNLIKELY(positional == 0)) {
     return modules.call(function, arguments, count, keywords);
   }
   void* module = arguments[0];
@@ -1962,12 +2285,27 @@ void* call_module(void* function, void* const* arguments, size_t count, void* ke
   if ((UNLIKELY(!modules.find(module, known)) && !meet(module, known)) || known.number < 0) {
     return modules.call(function, arguments, count, keywords);
   }
-  optape_hook_module_enter(static_cast<uint32_t>(known.number), is_training(module) ? 1 : 0);
+  if (UNLIKELY(known.changed)) {
+    tell_change(module, known);
+  }
+  const auto number = static_cast<uint32_t>(known.number);
+  const Detail* const detail = known.detail;
+  const bool in_detail = modules.in_detail && recording();
+  enter_module(number, is_training(module), arguments + 1, in_detail ? positional - 1 : 0, in_detail ? keywords : nullptr);
+  if (UNLIKELY(detail != nullptr) && recording()) {
+    look_at_states(module, known.number, *detail);
+  }
   void* result = modules.call(function, arguments, count, keywords);
+  if (UNLIKELY(detail != nullptr) && recording()) {
+    look_at_states(module, known.number, *detail);
+    if (detail->returns_state && result != nullptr) {
+      look_at_returned_state(known.number, result);
+    }
+  }
   if (known.watch >= 0 && result != nullptr) {
     watch_output(result, known.watch);
   }
-  optape_hook_module_exit(static_cast<uint32_t>(known.number));
+  exit_module(number, in_detail ? result : nullptr);
   return result;
 }
 
@@ -2008,6 +2346,7 @@ void* python_hook_modules(void*, void* const* arguments, intptr_t count) {
   }
   modules.training = python.intern("training");
   modules.cdata = python.intern("_cdata");
+  modules.fields = python.intern("_fields");
   // Set before it is needed: on a Python without GIL another thread may call a module at once.
   modules.call = python.call_of(arguments[0]);
   modules.call = replace_call(arguments[0], static_cast<size_t>(python.as_long(arguments[1])), &call_module);
@@ -2019,7 +2358,7 @@ void* python_know(void*, void* const* arguments, intptr_t count) {
     return python.refuse("know(id(module), number, watch or -1)");
   }
   try {
-    modules.set(python.as_pointer(arguments[0]), {python.as_long(arguments[1]), python.as_long(arguments[2])});
+    modules.set(python.as_pointer(arguments[0]), python.as_long(arguments[1]), python.as_long(arguments[2]));
   } catch (...) {
     give_up_with_current_exception();
   }
@@ -2031,6 +2370,76 @@ void* python_forget(void*, void* const* arguments, intptr_t count) {
     return python.refuse("forget(id(module))");
   }
   modules.forget(python.as_pointer(arguments[0]));
+  return python.nothing();
+}
+
+// Has assignments to attributes of modules noticed: for nn.Module.__setattr__ and those of its subclasses, once each.
+void* python_hook_assignments(void*, void* const* arguments, intptr_t count) {
+  if (UNLIKELY(count != 3)) {
+    return python.refuse("hook_assignments(__setattr__, its size, changed)");
+  }
+  const Python::Vectorcall usual = python.call_of(arguments[0]);
+  if (usual == &call_assign || usual == nullptr || (modules.assign != nullptr && usual != modules.assign)) {
+    return python.boolean(usual == &call_assign ? 1 : 0);
+  }
+  if (modules.changed == nullptr) {
+    python.increment(arguments[2]);
+    modules.changed = arguments[2];
+  }
+  python.increment(arguments[0]);
+  modules.assign = usual;
+  return python.boolean(replace_call(arguments[0], static_cast<size_t>(python.as_long(arguments[1])), &call_assign) != nullptr ? 1 : 0);
+}
+
+// The glue heard otherwise that a module changed: it is asked for its facts before the next call.
+void* python_changes(void*, void* const* arguments, intptr_t count) {
+  if (UNLIKELY(count != 1)) {
+    return python.refuse("changes(id(module))");
+  }
+  modules.note_change(python.as_pointer(arguments[0]));
+  return python.nothing();
+}
+
+void* python_hook_steps(void*, void* const* arguments, intptr_t count) {
+  if (UNLIKELY(count != 1)) {
+    return python.refuse("hook_steps(stepped)");
+  }
+  python.increment(arguments[0]);
+  optimizer_stepped.store(arguments[0], std::memory_order_release);
+  return python.nothing();
+}
+
+void* python_detail(void*, void* const* arguments, intptr_t count) {
+  if (UNLIKELY(count != 1)) {
+    return python.refuse("detail(on)");
+  }
+  modules.in_detail = python.is_true(arguments[0]) > 0;
+  return python.nothing();
+}
+
+// states(id(module), (name, container or None, name, container or None, ...), whether calls return the state)
+void* python_states(void*, void* const* arguments, intptr_t count) {
+  if (UNLIKELY(count != 3 || type_of(arguments[1]) != python.tuple_type)) {
+    return python.refuse("states(id(module), (name, container or None, ...), returned)");
+  }
+  try {
+    auto detail = std::make_unique<Detail>();
+    for (intptr_t i = 0, n = python.tuple_size(arguments[1]); i + 1 < n; i += 2) {
+      const char* name = python.as_text(python.tuple_item(arguments[1], i));
+      void* container = python.tuple_item(arguments[1], i + 1);
+      const char* holder = container != python.none ? python.as_text(container) : "";
+      if (name == nullptr || holder == nullptr) {
+        return nullptr;
+      }
+      // Interned names are kept for good.
+      detail->states.push_back(
+          {python.intern(name), *holder != '\0' ? python.intern(holder) : nullptr, capture->text(name, std::strlen(name))});
+    }
+    detail->returns_state = python.is_true(arguments[2]) > 0;
+    modules.set(python.as_pointer(arguments[0]), detail.release());
+  } catch (...) {
+    give_up_with_current_exception();
+  }
   return python.nothing();
 }
 
@@ -2074,6 +2483,11 @@ Python::Method methods[] = {
     {"hook_modules", reinterpret_cast<void*>(&python_hook_modules), method_fastcall, "Has module calls reported."},
     {"know", reinterpret_cast<void*>(&python_know), method_fastcall, "A module has a number."},
     {"forget", reinterpret_cast<void*>(&python_forget), method_fastcall, "A module has none any more."},
+    {"hook_assignments", reinterpret_cast<void*>(&python_hook_assignments), method_fastcall, "Has assignments to attributes noticed."},
+    {"changes", reinterpret_cast<void*>(&python_changes), method_fastcall, "A module's facts have changed."},
+    {"hook_steps", reinterpret_cast<void*>(&python_hook_steps), method_fastcall, "Has the ends of optimizer steps told."},
+    {"detail", reinterpret_cast<void*>(&python_detail), method_fastcall, "Module calls are recorded with their tensors."},
+    {"states", reinterpret_cast<void*>(&python_states), method_fastcall, "The state attributes of a module."},
     {"thread", reinterpret_cast<void*>(&python_thread), method_fastcall, "The hook is switched on or off for this thread."},
 };
 
@@ -2118,27 +2532,29 @@ EXPORT int32_t optape_hook_thread(int32_t on) {
 }
 
 EXPORT void optape_hook_module_enter(uint32_t module, int32_t training) {
-  if (capture == nullptr) {
-    return;
-  }
-  try {
-    Thread& t = thread();
-    if (UNLIKELY(!t.on)) {
-      switch_thread(t, true);
-    }
-    capture->module_enter(
-        t.id, module, torch::autograd::get_current_graph_task_id() != -1 ? 1 : 0, training != 0 ? 1 : 0, t.autograd->get_grad_mode() ? 1 : 0);
-  } catch (...) {
-    give_up_with_current_exception();
+  if (capture != nullptr) {
+    enter_module(module, training != 0, nullptr, 0, nullptr);
   }
 }
 
 EXPORT void optape_hook_module_exit(uint32_t module) {
-  if (capture == nullptr) {
+  if (capture != nullptr) {
+    exit_module(module, nullptr);
+  }
+}
+
+EXPORT void optape_hook_identify(const void* tensor_impl, uint64_t* ids) {
+  ids[0] = ids[1] = 0;
+  if (capture == nullptr || tensor_impl == nullptr || watch_operator.load(std::memory_order_acquire) == nullptr) {
     return;
   }
   try {
-    capture->module_exit(thread().id, module);
+    Shown shown(thread());
+    shown.add(static_cast<TensorImpl*>(const_cast<void*>(tensor_impl)));
+    const optape_tensor* tensors = shown.tensors();
+    if (shown.count() != 0) {
+      capture->identify(tensors, ids);
+    }
   } catch (...) {
     give_up_with_current_exception();
   }

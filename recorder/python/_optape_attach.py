@@ -21,7 +21,7 @@ import sys
 import threading
 import weakref
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 
 class AttachError(Exception):
@@ -61,6 +61,7 @@ HOOK = {
     "optape_hook_module_exit": (None, [ctypes.c_uint32]),
     "optape_hook_watch": (None, [ctypes.c_void_p, ctypes.c_int64]),
     "optape_hook_optimizer": (None, [ctypes.c_void_p, ctypes.c_void_p]),
+    "optape_hook_identify": (None, [ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint64)]),
 }
 
 
@@ -289,6 +290,7 @@ class Modules:
         self.left = {}  # (name, class) -> numbers of dead modules, given out again
         self.classes = {}  # class -> (text for capture, whether it spikes)
         self.searches = {}  # class -> how often it was looked for in vain
+        self.facts = None  # _optape_facts.Facts, once there is one
 
     # Names as ModuleTracker gives them: the module called first has its class's name, its children's are derived, and a
     # module reachable under several names has the one seen last.
@@ -352,6 +354,8 @@ class Modules:
         self.told[number] = ((name, kind), addresses)
         self.numbers[key] = number
         self.know(key, number, self.watches.get(number, -1))
+        if self.facts is not None:
+            self.facts.defined(module, number)
 
     def _define_tree(self, module, seen):
         if id(module) in seen or id(module) not in self.names:
@@ -378,6 +382,8 @@ class Modules:
                     self._name(module, self._name_below_running(module) or type(module).__name__)
                 self._name_children(module)
                 self._define_tree(module, set())
+                if self.facts is not None:
+                    self.facts.tell_defined()
                 return self.numbers[key]
         except Exception:  # whatever the program's own module classes do here
             self.know(key, -1, -1)
@@ -403,6 +409,8 @@ class Modules:
 
     def child_registered(self, module, name, child):
         """A module got a child after its children had got their names."""
+        if self.facts is not None and id(module) in self.numbers:
+            self.facts.changes_soon(module)
         if child is not None and id(module) in self.children_named:
             with self.lock:
                 self._name(child, f"{self.names[id(module)]}.{name}")
@@ -415,6 +423,8 @@ class Modules:
         with self.lock:
             current = dict(module._parameters)
             current[name] = parameter
+            if self.facts is not None:
+                self.facts.changes_soon(module)
             with self.without_torch_function():
                 addresses = [p._cdata for p in current.values() if p is not None]
             known, before = self.told[number]
@@ -504,13 +514,13 @@ def _hook_modules_by_torch(torch, modules, calls, tensor_types):
     register_module_forward_hook(after, always_call=True)
 
 
-def leave_to_eager(torch):
-    """Has dynamo never compile a function of this file: it looks at every Python frame below compiled code."""
+def leave_to_eager(torch, names, *classes):
+    """Has dynamo never compile a function of the file with these globals: it looks at every Python frame below compiled code."""
     skip = getattr(getattr(torch._C._dynamo, "eval_frame", None), "skip_code", None)
     if skip is None:
         return
-    pending = [value.__code__ for value in globals().values() if type(value) is type(leave_to_eager)]
-    pending += [value.__code__ for value in vars(Modules).values() if type(value) is type(leave_to_eager)]
+    values = [*names.values(), *(value for kind in classes for value in vars(kind).values())]
+    pending = [value.__code__ for value in values if type(value) is type(leave_to_eager)]
     while pending:
         code = pending.pop()
         skip(code)
@@ -583,7 +593,8 @@ def _builtins(library, path):
         make = ctypes.PyDLL(path).optape_hook_python
         make.restype = ctypes.py_object
         make.argtypes = [ctypes.c_char_p]
-        return {name: make(name.encode()) for name in (*calls, "hook_modules", "know", "forget")}
+        more = ("hook_modules", "know", "forget", "hook_assignments", "hook_steps", "detail", "states", "changes")
+        return {name: make(name.encode()) for name in (*calls, *more)}
     except (AttributeError, OSError, ValueError):
         return calls
 
@@ -625,8 +636,9 @@ def _attach(run):
 
     calls = _builtins(hook, path)
     modules = Modules(torch, capture, calls, watch_outputs=os.environ.get("OPTAPE_STATS") not in ("none", "hook"))
-    leave_to_eager(torch)
+    leave_to_eager(torch, globals(), Modules)
     hook_modules(torch, modules, calls)
+    _follow_facts(torch, capture, hook, calls, modules)
     hook.optape_hook_optimizer(
         ctypes.cast(capture.optape_optimizer_enter, ctypes.c_void_p),
         ctypes.cast(capture.optape_optimizer_exit, ctypes.c_void_p),
@@ -637,6 +649,17 @@ def _attach(run):
     atexit.register(capture.optape_stop)
     calls["thread"](1)
     return capture, hook, modules
+
+
+def _follow_facts(torch, capture, hook, calls, modules):
+    """Tells what modules and optimizers are, beside what they run."""
+    import _optape_facts
+
+    leave_to_eager(torch, vars(_optape_facts), _optape_facts.Facts)
+    try:
+        modules.facts = _optape_facts.Facts(torch, capture, hook, calls, modules)
+    except Exception as error:  # a torch that is built otherwise than those we know
+        _say(f"facts about modules and optimizers are not recorded: {type(error).__name__}: {error}")
 
 
 def _pass_higher_order_operators(torch, key_name):

@@ -291,6 +291,12 @@ impl Producer {
         })
     }
 
+    /// Bytes that it holds.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.mapping.capacity
+    }
+
     /// Whether a message of that many payload words could ever fit.
     #[must_use]
     pub fn can_hold(&self, words: usize) -> bool {

@@ -9,12 +9,13 @@ use std::path::PathBuf;
 use std::sync::Once;
 use std::sync::atomic::Ordering;
 
-use optape_trace::{ArgumentDef, ModuleDef, ModuleId, OpDef, ReturnDef, WatchDef};
+use optape_trace::{ArgumentDef, ModuleDef, ModuleId, OpDef, ReturnDef, TextId, WatchDef};
 use parking_lot::lock_api::RawMutex as _;
 use serde::Deserialize;
 
+use super::scopes::Entry;
 use super::{CAPTURE, Capture, CaptureError, Settings};
-use crate::abi::{ABI_VERSION, Call, CaptureTable, Operator, OperatorArgument, Plan};
+use crate::abi::{ABI_VERSION, Call, CaptureTable, Operator, OperatorArgument, Plan, Tensor};
 
 static TABLE: CaptureTable = CaptureTable {
     abi_version: ABI_VERSION,
@@ -28,6 +29,8 @@ static TABLE: CaptureTable = CaptureTable {
     storage_freed,
     module_enter,
     module_exit,
+    state,
+    identify,
     watch,
     failed,
 };
@@ -150,26 +153,63 @@ unsafe extern "C" fn storage_freed(base: *const c_void) {
     guarded(|| Capture::get().storage_freed(base as usize));
 }
 
+/// # Safety
+/// `first` leads to `count` tensors that live as long as the call that passed them.
+unsafe fn tensors<'a>(first: *const Tensor, count: u32) -> &'a [Tensor] {
+    if count == 0 || first.is_null() {
+        return &[];
+    }
+    // SAFETY: the caller's promise.
+    unsafe { std::slice::from_raw_parts(first, count as usize) }
+}
+
 unsafe extern "C" fn module_enter(
     thread: u64,
     module: u32,
     graph_task: u32,
     training: u32,
     grad_mode: u32,
+    first: *const Tensor,
+    count: u32,
 ) {
     guarded(|| {
+        // SAFETY: the ABI: `count` live tensors.
+        let arguments = unsafe { tensors(first, count) };
         Capture::get().module_enter(
             thread,
-            module,
-            graph_task != 0,
-            training != 0,
-            grad_mode != 0,
-        )
+            Entry {
+                module,
+                graph_task: graph_task != 0,
+                training: training != 0,
+                grad_mode: grad_mode != 0,
+            },
+            arguments,
+        );
     });
 }
 
-unsafe extern "C" fn module_exit(thread: u64, module: u32) {
-    guarded(|| Capture::get().module_exit(thread, module));
+unsafe extern "C" fn module_exit(thread: u64, module: u32, first: *const Tensor, count: u32) {
+    guarded(|| {
+        // SAFETY: the ABI: `count` live tensors.
+        let results = unsafe { tensors(first, count) };
+        Capture::get().module_exit(thread, module, results);
+    });
+}
+
+unsafe extern "C" fn state(thread: u64, module: u32, attribute: u32, tensor: *const Tensor) {
+    guarded(|| {
+        // SAFETY: the ABI: null or a live tensor.
+        let tensor = unsafe { tensor.as_ref() };
+        Capture::get().state_assigned(thread, ModuleId(module), TextId(attribute), tensor);
+    });
+}
+
+unsafe extern "C" fn identify(tensor: *const Tensor, ids: *mut u64) {
+    guarded(|| {
+        // SAFETY: the ABI: a live tensor, and two words to write.
+        let (tensor, ids) = unsafe { (&*tensor, std::slice::from_raw_parts_mut(ids, 2)) };
+        ids.copy_from_slice(&Capture::get().identities(tensor));
+    });
 }
 
 unsafe extern "C" fn failed(why: *const c_char) {

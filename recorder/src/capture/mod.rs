@@ -8,6 +8,7 @@
 //! the recorder off, once and with its reason in the trace.
 
 pub mod exports;
+mod facts;
 mod identities;
 mod measuring;
 mod outlet;
@@ -22,8 +23,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use optape_trace::{
     CallId, Definition, Event, ModuleDef, ModuleId, Moment, OpDef, OpId, PatternId, ScopeDef,
-    ScopeId, SignatureDef, StepSource, StreamEnd, StreamInfo, TextId, ThreadDef, ThreadId,
-    WatchDef, WatchId, call_flags, codec,
+    ScopeId, SignatureDef, StepSource, StreamEnd, StreamInfo, TensorId, TextId, ThreadDef,
+    ThreadId, WatchDef, WatchId, call_flags, codec,
 };
 use parking_lot::{Mutex, MutexGuard};
 
@@ -33,6 +34,7 @@ pub use measuring::Preset;
 use crate::abi::{Call, Plan, plan};
 use crate::clock::{monotonic_ns, unix_ns};
 use crate::ring::{MessageKind, OnFull, OpCallMessage, Producer};
+use facts::Facts;
 use identities::Identities;
 use measuring::{OpPlan, Slot};
 use outlet::Outlet;
@@ -174,6 +176,7 @@ struct State {
     threads: Vec<ThreadDef>,
     scopes: Scopes,
     identities: Identities,
+    facts: Facts,
     steps: [u64; 3],
     calls: u64,
     recalled: u64,
@@ -394,17 +397,40 @@ impl Capture {
         });
     }
 
-    /// States a fact about a module, or about the program. `value` is JSON text.
+    /// States a fact about a module, or about the program. `value` is JSON text. What is known already is not told again; what is told before
+    /// the stream begins stands at its beginning.
     pub fn fact(&'static self, module: Option<ModuleId>, key: &str, value: &str) {
         self.with(|state| {
-            let thread = state.thread(None)?;
             let key = state.text(key)?;
+            state.fact(module, key, value)
+        });
+    }
+
+    /// The ids of a tensor's storage and of the tensor object; zeros where identities are not recorded.
+    fn identities(&'static self, tensor: &crate::abi::Tensor) -> [u64; 2] {
+        self.with(|state| Ok(state.identity(tensor)))
+    }
+
+    /// A state attribute of a module holds this tensor, or nothing that is a tensor.
+    fn state_assigned(
+        &'static self,
+        torch_thread: u64,
+        module: ModuleId,
+        attribute: TextId,
+        tensor: Option<&crate::abi::Tensor>,
+    ) {
+        self.with(|state| {
+            let id = tensor.map_or(0, |tensor| state.identity(tensor)[1]);
+            if !state.facts.assign(module, attribute, id) {
+                return Ok(());
+            }
+            let thread = state.thread(Some(torch_thread))?;
             state.moment(
                 thread,
-                Event::Fact {
+                Event::StateAssign {
                     module,
-                    key,
-                    value: value.to_owned(),
+                    attribute,
+                    tensor: TensorId(id),
                 },
             )
         });
@@ -529,48 +555,45 @@ impl Capture {
     fn module_enter(
         &'static self,
         torch_thread: u64,
-        module: u32,
-        graph_task: bool,
-        training: bool,
-        grad_mode: bool,
+        entry: Entry,
+        arguments: &[crate::abi::Tensor],
     ) {
         self.with(|state| {
             let thread = state.thread(Some(torch_thread))?;
-            let (call, fresh) = state.scopes.enter(
-                thread,
-                Entry {
-                    module,
-                    graph_task,
-                    training,
-                    grad_mode,
-                },
-            );
+            let (module, training) = (ModuleId(entry.module), entry.training);
+            let (call, fresh) = state.scopes.enter(thread, entry);
             if let Some(scope) = fresh {
                 state.define_scope(scope)?;
             }
+            if state.facts.trains(module, training) {
+                let key = state.text("training")?;
+                state.fact(Some(module), key, if training { "true" } else { "false" })?;
+            }
+            let arguments = state.tensor_ids(arguments);
             state.moment(
                 thread,
                 Event::ModuleEnter {
                     call: CallId(call),
-                    module: ModuleId(module),
-                    arguments: Vec::new(),
+                    module,
+                    arguments,
                 },
             )
         });
     }
 
-    fn module_exit(&'static self, torch_thread: u64, module: u32) {
+    fn module_exit(&'static self, torch_thread: u64, module: u32, results: &[crate::abi::Tensor]) {
         self.with(|state| {
             let thread = state.thread(Some(torch_thread))?;
             let Some((call, root)) = state.scopes.exit(thread, module) else {
                 return Ok(());
             };
+            let results = state.tensor_ids(results);
             state.moment(
                 thread,
                 Event::ModuleExit {
                     call: CallId(call),
                     module: ModuleId(module),
-                    results: Vec::new(),
+                    results,
                 },
             )?;
             if root {
@@ -682,6 +705,7 @@ impl Default for State {
             threads: Vec::new(),
             scopes: Scopes::new(),
             identities: Identities::new(),
+            facts: Facts::default(),
             steps: [0; 3],
             calls: 0,
             recalled: 0,
@@ -740,6 +764,55 @@ impl State {
                 .define(&Definition::Text(id, self.texts.all[id.index()].clone()))?;
         }
         Ok(id)
+    }
+
+    fn fact(&mut self, module: Option<ModuleId>, key: TextId, value: &str) -> Result<(), Failure> {
+        let longest = self
+            .stream
+            .as_ref()
+            .map_or(self.settings.ring_bytes / 4, |s| s.outlet.longest())
+            .min(facts::LONGEST_VALUE);
+        let shorter;
+        let value = if value.len() > longest {
+            shorter = facts::left_out(value.len());
+            &shorter
+        } else {
+            value
+        };
+        if !self.facts.learn((module, key), value) {
+            return Ok(());
+        }
+        let Some(stream) = self.stream.as_mut() else {
+            return Ok(()); // Told when it begins.
+        };
+        // A thread that has not run ops yet is none of the stream's.
+        let thread = THREAD.with(Cell::get).saturating_sub(1);
+        stream.outlet.fact(&Moment {
+            time_ns: monotonic_ns().saturating_sub(stream.epoch_ns),
+            thread: ThreadId(thread),
+            event: Event::Fact {
+                module,
+                key,
+                value: value.to_owned(),
+            },
+        })?;
+        Ok(())
+    }
+
+    /// The ids of a tensor's storage and of the tensor object; zeros where identities are not recorded.
+    fn identity(&mut self, tensor: &crate::abi::Tensor) -> [u64; 2] {
+        if self.settings.statistics == Preset::None {
+            return [0; 2];
+        }
+        let storage = self.identities.storage(tensor);
+        [storage, self.identities.tensor(tensor, storage, false)]
+    }
+
+    fn tensor_ids(&mut self, tensors: &[crate::abi::Tensor]) -> Vec<TensorId> {
+        let ids = tensors
+            .iter()
+            .map(|tensor| TensorId(self.identity(tensor)[1]));
+        ids.collect()
     }
 
     fn define_scope(&mut self, scope: ScopeId) -> Result<(), Failure> {
@@ -834,6 +907,41 @@ impl State {
             PatternId(0),
             optape_trace::Pattern::default(),
         ))?;
+        let thread = ThreadId(THREAD.with(Cell::get).saturating_sub(1));
+        for ((module, key), value) in &self.facts.values {
+            outlet.fact(&Moment {
+                time_ns: 0,
+                thread,
+                event: Event::Fact {
+                    module: *module,
+                    key: *key,
+                    value: value.clone(),
+                },
+            })?;
+        }
+        for (module, attribute, tensor) in self.facts.states() {
+            outlet.moment(&Moment {
+                time_ns: 0,
+                thread,
+                event: Event::StateAssign {
+                    module,
+                    attribute,
+                    tensor: TensorId(tensor),
+                },
+            })?;
+        }
+        // Modules that run already: the stream begins with the first op inside of them.
+        for (call, module) in self.scopes.running(thread.index()) {
+            outlet.moment(&Moment {
+                time_ns: 0,
+                thread,
+                event: Event::ModuleEnter {
+                    call,
+                    module,
+                    arguments: Vec::new(),
+                },
+            })?;
+        }
         self.stream = Some(Stream {
             outlet,
             epoch_ns: now,
@@ -1019,6 +1127,7 @@ impl State {
                 stream.signatures.overflowed,
             ),
             ("capture.unattributed".to_owned(), self.scopes.unattributed),
+            ("capture.left_out_facts".to_owned(), self.facts.left_out),
         ]);
         let end = StreamEnd {
             records: 0,

@@ -1,7 +1,7 @@
 //! Where records leave: the ring, and what has to wait because it was full.
 //!
-//! A call that does not fit is lost and counted; a definition must not be lost, since later calls name it. So definitions
-//! queue up here until there is room, and nothing overtakes them.
+//! A call that does not fit is lost and counted; a definition must not be lost, since later calls name it, nor a fact, since it is told
+//! once. So definitions and facts queue up here until there is room, and nothing overtakes them.
 
 use std::collections::VecDeque;
 
@@ -9,13 +9,13 @@ use optape_trace::{Definition, DropReason, Event, Moment, ThreadId, codec};
 
 use crate::ring::{MessageKind, OpCallMessage, Producer};
 
-/// Definitions waiting for room may take this much; beyond it the recorder switches itself off.
+/// Definitions and facts waiting for room may take this much; beyond it the recorder switches itself off.
 const WAITING_BYTES: usize = 16 << 20;
 
 /// The producer's end of the ring with its waiting definitions.
 pub(super) struct Outlet {
     ring: Producer,
-    waiting: VecDeque<Vec<u8>>,
+    waiting: VecDeque<(MessageKind, Vec<u8>)>,
     waiting_bytes: usize,
     /// Reused for encoding.
     scratch: Vec<u8>,
@@ -45,14 +45,31 @@ impl Outlet {
     pub(super) fn define(&mut self, definition: &Definition) -> Result<(), OutletError> {
         self.scratch.clear();
         codec::encode_into(definition, &mut self.scratch)?;
+        self.keep(MessageKind::Definition)
+    }
+
+    /// Writes a fact. It is told once, so it is as little to be lost as a definition.
+    pub(super) fn fact(&mut self, moment: &Moment) -> Result<(), OutletError> {
+        self.scratch.clear();
+        codec::encode_into(moment, &mut self.scratch)?;
+        self.keep(MessageKind::Moment)
+    }
+
+    /// Bytes that a message may have.
+    pub(super) fn longest(&self) -> usize {
+        self.ring.capacity() / 4
+    }
+
+    /// Sends what stands in `scratch`, now or later.
+    fn keep(&mut self, kind: MessageKind) -> Result<(), OutletError> {
         if !self.ring.can_hold(1 + self.scratch.len().div_ceil(8)) {
             return Err(OutletError::TooLarge(self.scratch.len()));
         }
-        if self.waiting.is_empty() && self.ring.push_bytes(MessageKind::Definition, &self.scratch) {
+        if self.waiting.is_empty() && self.ring.push_bytes(kind, &self.scratch) {
             return Ok(());
         }
         self.waiting_bytes += self.scratch.len();
-        self.waiting.push_back(self.scratch.clone());
+        self.waiting.push_back((kind, self.scratch.clone()));
         if self.waiting_bytes > WAITING_BYTES {
             Err(OutletError::Waiting)
         } else {
@@ -88,10 +105,10 @@ impl Outlet {
         Ok(())
     }
 
-    /// Writes the waiting definitions. False: no room yet.
+    /// Writes the waiting definitions and facts. False: no room yet.
     fn settle(&mut self) -> bool {
-        while let Some(bytes) = self.waiting.front() {
-            if !self.ring.push_bytes(MessageKind::Definition, bytes) {
+        while let Some((kind, bytes)) = self.waiting.front() {
+            if !self.ring.push_bytes(*kind, bytes) {
                 return false;
             }
             self.waiting_bytes -= bytes.len();

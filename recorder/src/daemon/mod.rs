@@ -8,6 +8,7 @@
 //! stands in the [`Report`], and leaves the recorded program alone.
 
 mod cost;
+mod detail;
 mod error;
 mod explain;
 mod intake;
@@ -33,6 +34,7 @@ use std::time::Duration;
 use crossbeam::channel::{Sender, bounded};
 use optape_trace::{RunInfo, TraceWriter};
 
+pub use detail::{Detail, Level, Selection};
 pub use error::RecordError;
 pub use launch::Exit;
 pub use report::{Report, StreamReport};
@@ -101,6 +103,8 @@ pub struct Settings {
     pub ring_bytes: usize,
     /// Try versions of torch that are not among [`SUPPORTED_TORCH`].
     pub force_torch: bool,
+    /// What is recorded of modules beside their ops.
+    pub detail: Detail,
 }
 
 impl Default for Settings {
@@ -110,6 +114,7 @@ impl Default for Settings {
             on_full: OnFull::Wait,
             ring_bytes: DEFAULT_CAPACITY,
             force_torch: false,
+            detail: Detail::default(),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use optape_trace::RunInfo;
 use optape_trace::needs::NEEDS_VERSION;
 
-use super::Settings;
+use super::{Selection, Settings};
 use crate::clock::unix_ns;
 use crate::ring::OnFull;
 
@@ -58,6 +58,13 @@ pub(super) fn run_info(command: &[OsString], settings: &Settings) -> RunInfo {
         "capture.force_torch".into(),
         settings.force_torch.to_string(),
     );
+    facts.insert(
+        "capture.level".into(),
+        settings.detail.level.name().to_owned(),
+    );
+    if !settings.detail.states.is_empty() {
+        facts.insert("capture.states".into(), listed(&settings.detail.states));
+    }
     RunInfo {
         run_uuid: uuid::Uuid::new_v4().into_bytes(),
         optape_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -72,6 +79,13 @@ pub(super) fn run_info(command: &[OsString], settings: &Settings) -> RunInfo {
         needs_version: NEEDS_VERSION,
         facts,
     }
+}
+
+fn listed(selections: &[Selection]) -> String {
+    let all = selections
+        .iter()
+        .map(|s| format!("{}:{}", s.pattern, s.names.join(",")));
+    all.collect::<Vec<_>>().join(" ")
 }
 
 fn environment(

@@ -16,10 +16,14 @@ use super::error::RecordError;
 use crate::ring::{OnFull, Producer};
 
 /// What a recorded process reads: name within the run directory, content.
-const ATTACH_FILES: [(&str, &str); 6] = [
+const ATTACH_FILES: [(&str, &str); 7] = [
     (
         "attach/_optape_attach.py",
         include_str!("../../python/_optape_attach.py"),
+    ),
+    (
+        "attach/_optape_facts.py",
+        include_str!("../../python/_optape_facts.py"),
     ),
     (
         "attach/optape_attach-0.1.0.dist-info/entry_points.txt",
