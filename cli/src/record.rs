@@ -49,6 +49,14 @@ pub struct Options {
     /// snnTorch, sinabs and Norse, at level full
     #[arg(long, value_name = "MODULES:NAMES")]
     pub state: Vec<Selection>,
+    /// Record statistics of a tensor of a class or module (a name or a glob), as in 'IFNode:output,v' or 'fc1:input,grad_output'. Known: input,
+    /// output, grad_output, grad_input (through that call alone, from its autograd nodes), or an attribute after each call, ATTRIBUTE.before
+    /// for before it
+    #[arg(long, value_name = "MODULES:WHAT")]
+    pub watch: Vec<Selection>,
+    /// Keep the values of what is watched (--watch, and outputs of spiking neurons) themselves, not only their statistics
+    #[arg(long, value_name = "WHAT")]
+    pub keep: Option<Keep>,
     /// What the program does when a ring is full: wait for the recorder (at most 1 s, then drop), or drop records
     #[arg(
         long,
@@ -89,6 +97,15 @@ pub enum Level {
     Usual,
     /// Everything that energy models need
     Full,
+}
+
+/// Values of `--keep`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Keep {
+    /// Where all elements are 0 or 1: a bit each
+    Spikes,
+    /// All: a bit each where all are 0 or 1, else as they are
+    Values,
 }
 
 /// Values of `--on-full`.
@@ -164,6 +181,12 @@ impl Options {
                     Level::Full => daemon::Level::Full,
                 },
                 states: self.state.clone(),
+                watches: self.watch.clone(),
+                keep: match self.keep {
+                    None => daemon::Keep::Nothing,
+                    Some(Keep::Spikes) => daemon::Keep::Spikes,
+                    Some(Keep::Values) => daemon::Keep::Values,
+                },
             },
         }
     }

@@ -36,6 +36,7 @@
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/UndefinedTensorImpl.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
@@ -127,6 +128,7 @@ struct Python {
   int (*is_true)(Object*) = nullptr;
   long (*as_long)(Object*) = nullptr;
   void* (*as_pointer)(Object*) = nullptr;
+  Object* (*integer)(long) = nullptr;
   const char* (*as_text)(Object*) = nullptr;
   Object* (*dict_item)(Object*, Object*) = nullptr;  // borrowed
   int (*dict_next)(Object*, intptr_t*, Object**, Object**) = nullptr;
@@ -176,7 +178,7 @@ struct Python {
         find(as_text, "PyUnicode_AsUTF8") && find(dict_item, "PyDict_GetItem") && find(dict_next, "PyDict_Next") &&
         find(tuple_size, "PyTuple_Size") && find(tuple_item, "PyTuple_GetItem") && find(list_size, "PyList_Size") &&
         find(list_item, "PyList_GetItem") && find(is_subtype, "PyType_IsSubtype") && find(take_gil, "PyGILState_Ensure") &&
-        find(give_gil, "PyGILState_Release");
+        find(give_gil, "PyGILState_Release") && find(integer, "PyLong_FromLong");
   }
   Vectorcall call_of(Object* function) const {
     return function_call != nullptr ? function_call(function) : usual_call;
@@ -1891,8 +1893,19 @@ struct Detail {
     void* container = nullptr;  // interned name of the attribute that is a dictionary and holds it, or none: an ordinary attribute
     uint32_t text = 0;          // its name's text id
   };
+  enum class Of : uint8_t { Input, Output, GradInput, GradOutput, Before, After };  // the last two: an attribute
+  struct Watch {
+    Of of = Of::Output;
+    uint32_t index = 0;         // among the module's
+    void* name = nullptr;       // interned; of an attribute
+    void* container = nullptr;
+    std::vector<int64_t> ids;   // by place of the tensor; the first is always there
+    bool odd = false;           // told that it is no tensor
+  };
   std::vector<State> states;
+  std::vector<Watch> watches;
   bool returns_state = false;  // the state is what the call returns behind the output
+  bool watches_gradients = false;
 };
 
 struct Modules {
@@ -1908,6 +1921,8 @@ struct Modules {
   Python::Vectorcall call = nullptr;
   Python::Vectorcall assign = nullptr;  // behind nn.Module.__setattr__ and those of its subclasses
   void* meet = nullptr;     // Python function that makes a module known
+  void* more = nullptr;     // Python function: (module number, index of a watch, place of a tensor) -> watch id
+  void* odd = nullptr;      // Python function: (module number, index of a watch, the value) that is no tensor
   void* changed = nullptr;  // Python function that tells a module's facts again
   void* tensor_type = nullptr;
   void* parameter_type = nullptr;
@@ -2110,30 +2125,297 @@ void tell_state(int64_t module, uint32_t attribute, void* value) noexcept {
   }
 }
 
+// What a module holds under a name: in a dictionary of its or as an attribute. A new reference, or NULL.
+void* held(void* module, void* container, void* name) {
+  if (container == nullptr) {
+    void* value = python.attribute(module, name);
+    if (value == nullptr) {
+      python.clear_error();
+    }
+    return value;
+  }
+  void* dictionary = python.attribute(module, container);
+  if (dictionary == nullptr) {
+    python.clear_error();
+    return nullptr;
+  }
+  void* value = type_of(dictionary) == python.dict_type ? python.dict_item(dictionary, name) : nullptr;
+  if (value != nullptr) {
+    python.increment(value);
+  }
+  python.decrement(dictionary);
+  return value;
+}
+
 // Libraries also write the dictionaries that hold states directly, which nobody is told. So the states are looked at where a call
 // begins and where it ends.
 void look_at_states(void* module, int64_t number, const Detail& detail) {
   for (const Detail::State& state : detail.states) {
-    if (state.container == nullptr) {
-      void* value = python.attribute(module, state.name);
-      if (value == nullptr) {
-        python.clear_error();
-      }
-      tell_state(number, state.text, value);
-      if (value != nullptr) {
-        python.decrement(value);
-      }
-      continue;
+    void* value = held(module, state.container, state.name);
+    tell_state(number, state.text, value);
+    if (value != nullptr) {
+      python.decrement(value);
     }
-    void* container = python.attribute(module, state.container);
-    if (container == nullptr) {
+  }
+}
+
+// ---- watches of modules -------------------------------------------------------------------------------------------
+
+using at::Tensor;
+using torch::autograd::Edge;
+using torch::autograd::Node;
+
+// The tensors in an object of Python, in order, each held.
+void gather(void* object, int depth, std::vector<Tensor>& out) {
+  constexpr size_t most = 64;
+  constexpr int deepest = 4;
+  void* type = type_of(object);
+  if (TensorImpl* tensor = tensor_of(object)) {
+    if (tensor != c10::UndefinedTensorImpl::singleton() && out.size() < most) {
+      out.emplace_back(c10::intrusive_ptr<TensorImpl, c10::UndefinedTensorImpl>::unsafe_reclaim_from_nonowning(tensor));
+    }
+  } else if (depth < deepest && python.is_subtype(type, python.tuple_type) != 0) {
+    for (intptr_t i = 0, n = python.tuple_size(object); i < n; ++i) {
+      gather(python.tuple_item(object, i), depth + 1, out);
+    }
+  } else if (depth < deepest && python.is_subtype(type, python.list_type) != 0) {
+    for (intptr_t i = 0, n = python.list_size(object); i < n; ++i) {
+      gather(python.list_item(object, i), depth + 1, out);
+    }
+  } else if (depth < deepest && python.is_subtype(type, python.dict_type) != 0) {
+    intptr_t at = 0;
+    void* key = nullptr;
+    void* value = nullptr;
+    while (python.dict_next(object, &at, &key, &value) != 0) {
+      gather(value, depth + 1, out);
+    }
+  }
+}
+
+// The id of a watch for the tensor at `place`: asked of the glue, once.
+int64_t watch_id(int64_t module, Detail::Watch& watch, size_t place) {
+  while (watch.ids.size() <= place) {
+    int64_t id = -1;
+    void* const arguments[] = {
+        python.integer(module), python.integer(watch.index), python.integer(static_cast<int64_t>(watch.ids.size()))};
+    if (void* told = python.call(modules.more, arguments[0], arguments[1], arguments[2], nullptr)) {
+      id = python.as_long(told);
+      python.decrement(told);
+    } else {
       python.clear_error();
+    }
+    for (void* argument : arguments) {
+      python.decrement(argument);
+    }
+    watch.ids.push_back(id);
+  }
+  return watch.ids[place];
+}
+
+void watch_all(int64_t module, Detail::Watch& watch, const std::vector<Tensor>& tensors) {
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    optape_hook_watch(tensors[i].unsafeGetTensorImpl(), watch_id(module, watch, i));
+  }
+}
+
+void watch_attribute(void* module, int64_t number, Detail::Watch& watch) {
+  void* value = held(module, watch.container, watch.name);
+  std::vector<Tensor> tensors;
+  if (value != nullptr) {
+    gather(value, 0, tensors);
+  }
+  watch_all(number, watch, tensors);
+  // Before the first call a state may be a number.
+  const bool number_before = value != nullptr && watch.of == Detail::Of::Before &&
+      (type_of(value) == python.float_type || type_of(value) == python.int_type || value == python.none);
+  if (tensors.empty() && !watch.odd && !number_before) {
+    watch.odd = true;
+    void* const arguments[] = {python.integer(number), python.integer(watch.index)};
+    void* told = python.call(modules.odd, arguments[0], arguments[1], value != nullptr ? value : modules.odd, nullptr);
+    if (told != nullptr) {
+      python.decrement(told);
+    } else {
+      python.clear_error();
+    }
+    python.decrement(arguments[0]);
+    python.decrement(arguments[1]);
+  }
+  if (value != nullptr) {
+    python.decrement(value);
+  }
+}
+
+// The gradient of a loss by a tensor through some nodes alone: the sum of what these hand on for it.
+struct GradientThrough {
+  GradientThrough(int64_t watch, size_t count) : id(watch), parts(count) {}
+
+  void part(const Tensor& gradient) noexcept {
+    try {
+      const std::lock_guard<std::mutex> guard(lock);
+      const int task = torch::autograd::get_current_graph_task_id();
+      if (task != graph_task) {  // Another backward pass over the same graph, or the last one did not come by all nodes.
+        graph_task = task;
+        seen = 0;
+        sum = Tensor();
+      }
+      ++seen;
+      if (gradient.defined()) {
+        if (parts == 1) {
+          ::watch(gradient.unsafeGetTensorImpl(), id);
+          return;
+        }
+        // A copy: autograd may add to its own in place where nobody else holds it.
+        const Hidden hidden;
+        const at::NoGradGuard no_grad;
+        sum = sum.defined() ? sum.add(gradient) : gradient.clone();
+      }
+      if (seen == parts && sum.defined()) {
+        const Tensor whole = std::move(sum);
+        sum = Tensor();
+        ::watch(whole.unsafeGetTensorImpl(), id);
+      }
+    } catch (...) {
+      give_up_with_current_exception();
+    }
+  }
+
+  const int64_t id;
+  const size_t parts;
+  std::mutex lock;
+  size_t seen = 0;
+  int graph_task = -1;
+  Tensor sum;
+};
+
+struct GradientPart final : torch::autograd::FunctionPostHook {
+  GradientPart(std::shared_ptr<GradientThrough> of, size_t place) : whole(std::move(of)), index(place) {}
+  torch::autograd::variable_list operator()(
+      const torch::autograd::variable_list& outputs, const torch::autograd::variable_list& /*inputs*/) override {
+    if (index < outputs.size()) {
+      whole->part(outputs[index]);
+    }
+    return outputs;
+  }
+  const std::shared_ptr<GradientThrough> whole;
+  const size_t index;
+};
+
+// Where the gradients of a module call's inputs go, taken before the call.
+struct InputEdges {
+  std::vector<Edge> edges;     // by place of the tensor; without a function: needs no gradient
+  uint64_t first_node = 0;     // sequence number of the first node that the call may make
+  uint64_t thread = 0;
+};
+
+InputEdges edges_of(const std::vector<Tensor>& inputs) {
+  InputEdges found;
+  found.first_node = at::sequence_number::peek();
+  found.thread = at::RecordFunction::currentThreadId();
+  for (const Tensor& input : inputs) {
+    found.edges.push_back(input.requires_grad() ? torch::autograd::impl::gradient_edge(input) : Edge());
+  }
+  return found;
+}
+
+// Finds the nodes that the call has made and that hand on a gradient for an input, and has them tell it.
+void follow_input_gradients(const InputEdges& inputs, const std::vector<Tensor>& outputs, const std::vector<int64_t>& ids) {
+  constexpr size_t most_nodes = 100000;
+  std::vector<std::vector<std::pair<Node*, size_t>>> parts(inputs.edges.size());
+  std::unordered_map<Node*, bool> seen;
+  std::vector<Node*> pending;
+  const auto visit = [&](Node* node) {
+    if (node != nullptr && node->sequence_nr() >= inputs.first_node && node->thread_id() == inputs.thread &&
+        seen.emplace(node, true).second) {
+      pending.push_back(node);
+    }
+  };
+  for (const Tensor& output : outputs) {
+    visit(output.grad_fn().get());
+  }
+  while (!pending.empty() && seen.size() < most_nodes) {
+    Node* node = pending.back();
+    pending.pop_back();
+    for (size_t i = 0; i < node->num_outputs(); ++i) {
+      const Edge& next = node->next_edge(i);
+      bool is_input = false;
+      for (size_t place = 0; place < inputs.edges.size(); ++place) {
+        const Edge& edge = inputs.edges[place];
+        if (edge.function != nullptr && next.function == edge.function && next.input_nr == edge.input_nr) {
+          parts[place].emplace_back(node, i);
+          is_input = true;
+        }
+      }
+      if (!is_input) {
+        visit(next.function.get());
+      }
+    }
+  }
+  for (size_t place = 0; place < parts.size(); ++place) {
+    if (parts[place].empty() || ids[place] < 0) {
       continue;
     }
-    if (type_of(container) == python.dict_type) {
-      tell_state(number, state.text, python.dict_item(container, state.name));
+    const auto whole = std::make_shared<GradientThrough>(ids[place], parts[place].size());
+    for (const auto& [node, index] : parts[place]) {
+      node->add_post_hook(std::make_unique<GradientPart>(whole, index));
     }
-    python.decrement(container);
+  }
+}
+
+// What is watched of a call before it.
+void watch_before(void* module, int64_t number, Detail& detail, const std::vector<Tensor>& inputs) {
+  for (Detail::Watch& watch : detail.watches) {
+    if (watch.of == Detail::Of::Input) {
+      watch_all(number, watch, inputs);
+    } else if (watch.of == Detail::Of::Before) {
+      watch_attribute(module, number, watch);
+    }
+  }
+}
+
+// And after it.
+void watch_after(void* module, int64_t number, Detail& detail, void* result, const InputEdges& inputs) {
+  std::vector<Tensor> outputs;
+  if (result != nullptr) {
+    gather(result, 0, outputs);
+  }
+  for (Detail::Watch& watch : detail.watches) {
+    switch (watch.of) {
+      case Detail::Of::Output:
+        watch_all(number, watch, outputs);
+        break;
+      case Detail::Of::After:
+        if (result != nullptr) {
+          watch_attribute(module, number, watch);
+        }
+        break;
+      case Detail::Of::GradOutput:
+        for (size_t i = 0; i < outputs.size(); ++i) {
+          if (outputs[i].requires_grad() && at::GradMode::is_enabled()) {
+            const int64_t id = watch_id(number, watch, i);
+            outputs[i].register_hook([id](const Tensor& gradient) {
+              if (gradient.defined()) {
+                ::watch(gradient.unsafeGetTensorImpl(), id);
+              }
+            });
+          }
+        }
+        break;
+      case Detail::Of::GradInput: {
+        std::vector<int64_t> ids;
+        bool any = false;
+        for (size_t i = 0; i < inputs.edges.size(); ++i) {
+          const bool wanted = inputs.edges[i].function != nullptr;
+          ids.push_back(wanted ? watch_id(number, watch, i) : -1);
+          any |= wanted;
+        }
+        if (any) {
+          follow_input_gradients(inputs, outputs, ids);
+        }
+        break;
+      }
+      default:
+        break;
+    }
   }
 }
 
@@ -2274,6 +2556,32 @@ void exit_module(uint32_t module, void* result) noexcept {
   }
 }
 
+// A call of a module of which something is watched.
+COLD void* call_watched(
+    void* function, void* const* arguments, size_t count, void* keywords, size_t positional, int64_t number, Detail& detail) {
+  InputEdges edges;
+  try {
+    std::vector<Tensor> inputs;
+    const auto named = keywords != nullptr ? static_cast<size_t>(python.tuple_size(keywords)) : 0;
+    for (size_t i = 1; i < positional + named; ++i) {
+      gather(arguments[i], 0, inputs);
+    }
+    watch_before(arguments[0], number, detail, inputs);
+    if (detail.watches_gradients && at::GradMode::is_enabled()) {
+      edges = edges_of(inputs);
+    }
+  } catch (...) {
+    give_up_with_current_exception();
+  }
+  void* result = modules.call(function, arguments, count, keywords);
+  try {
+    watch_after(arguments[0], number, detail, result, edges);
+  } catch (...) {
+    give_up_with_current_exception();
+  }
+  return result;
+}
+
 void* call_module(void* function, void* const* arguments, size_t count, void* keywords) {
   constexpr size_t offset_flag = size_t{1} << (8 * sizeof(size_t) - 1);
   const size_t positional = count & ~offset_flag;
@@ -2289,13 +2597,15 @@ void* call_module(void* function, void* const* arguments, size_t count, void* ke
     tell_change(module, known);
   }
   const auto number = static_cast<uint32_t>(known.number);
-  const Detail* const detail = known.detail;
+  Detail* const detail = known.detail;
   const bool in_detail = modules.in_detail && recording();
   enter_module(number, is_training(module), arguments + 1, in_detail ? positional - 1 : 0, in_detail ? keywords : nullptr);
   if (UNLIKELY(detail != nullptr) && recording()) {
     look_at_states(module, known.number, *detail);
   }
-  void* result = modules.call(function, arguments, count, keywords);
+  void* result = UNLIKELY(detail != nullptr && !detail->watches.empty() && recording())
+      ? call_watched(function, arguments, count, keywords, positional, known.number, *detail)
+      : modules.call(function, arguments, count, keywords);
   if (UNLIKELY(detail != nullptr) && recording()) {
     look_at_states(module, known.number, *detail);
     if (detail->returns_state && result != nullptr) {
@@ -2417,10 +2727,21 @@ void* python_detail(void*, void* const* arguments, intptr_t count) {
   return python.nothing();
 }
 
-// states(id(module), (name, container or None, name, container or None, ...), whether calls return the state)
+void* python_hook_watches(void*, void* const* arguments, intptr_t count) {
+  if (UNLIKELY(count != 2)) {
+    return python.refuse("hook_watches(more, odd)");
+  }
+  python.increment(arguments[0]);
+  python.increment(arguments[1]);
+  modules.more = arguments[0];
+  modules.odd = arguments[1];
+  return python.nothing();
+}
+
+// states(id(module), (name, container or None, ...), whether calls return the state, (of, name, container or None, watch id, ...))
 void* python_states(void*, void* const* arguments, intptr_t count) {
-  if (UNLIKELY(count != 3 || type_of(arguments[1]) != python.tuple_type)) {
-    return python.refuse("states(id(module), (name, container or None, ...), returned)");
+  if (UNLIKELY(count != 4 || type_of(arguments[1]) != python.tuple_type || type_of(arguments[3]) != python.tuple_type)) {
+    return python.refuse("states(id(module), (name, container or None, ...), returned, (of, name, container or None, watch id, ...))");
   }
   try {
     auto detail = std::make_unique<Detail>();
@@ -2436,6 +2757,22 @@ void* python_states(void*, void* const* arguments, intptr_t count) {
           {python.intern(name), *holder != '\0' ? python.intern(holder) : nullptr, capture->text(name, std::strlen(name))});
     }
     detail->returns_state = python.is_true(arguments[2]) > 0;
+    for (intptr_t i = 0, n = python.tuple_size(arguments[3]); i + 3 < n; i += 4) {
+      const char* name = python.as_text(python.tuple_item(arguments[3], i + 1));
+      void* container = python.tuple_item(arguments[3], i + 2);
+      const char* holder = container != python.none ? python.as_text(container) : "";
+      if (name == nullptr || holder == nullptr) {
+        return nullptr;
+      }
+      Detail::Watch watch;
+      watch.of = static_cast<Detail::Of>(python.as_long(python.tuple_item(arguments[3], i)));
+      watch.index = static_cast<uint32_t>(i / 4);
+      watch.name = python.intern(name);
+      watch.container = *holder != '\0' ? python.intern(holder) : nullptr;
+      watch.ids.push_back(python.as_long(python.tuple_item(arguments[3], i + 3)));
+      detail->watches_gradients |= watch.of == Detail::Of::GradInput;
+      detail->watches.push_back(std::move(watch));
+    }
     modules.set(python.as_pointer(arguments[0]), detail.release());
   } catch (...) {
     give_up_with_current_exception();
@@ -2487,6 +2824,7 @@ Python::Method methods[] = {
     {"changes", reinterpret_cast<void*>(&python_changes), method_fastcall, "A module's facts have changed."},
     {"hook_steps", reinterpret_cast<void*>(&python_hook_steps), method_fastcall, "Has the ends of optimizer steps told."},
     {"detail", reinterpret_cast<void*>(&python_detail), method_fastcall, "Module calls are recorded with their tensors."},
+    {"hook_watches", reinterpret_cast<void*>(&python_hook_watches), method_fastcall, "What tells more about watches."},
     {"states", reinterpret_cast<void*>(&python_states), method_fastcall, "The state attributes of a module."},
     {"thread", reinterpret_cast<void*>(&python_thread), method_fastcall, "The hook is switched on or off for this thread."},
 };

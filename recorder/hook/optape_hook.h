@@ -211,7 +211,8 @@ void optape_hook_identify(const void* tensor_impl, uint64_t* ids);
 void optape_hook_optimizer(void (*enter)(void), void (*leave)(void));
 
 /* A builtin function for the attach glue (PyObject*, new reference): enter, exit, watch, thread, hook_modules, know, forget,
- * hook_assignments, hook_steps, changes, detail, states. NULL for
+ * hook_assignments, hook_steps, changes, detail, hook_watches, states.
+ * NULL for
  * other names and where the process exports no CPython. Needs the GIL. */
 void* optape_hook_python(const char* name);
 

@@ -41,6 +41,8 @@ CAPTURE = {
     ),
     "optape_module_parameters": (None, [ctypes.c_uint32, _pointers, ctypes.c_size_t]),
     "optape_define_watch": (ctypes.c_uint32, [ctypes.c_int64, ctypes.c_char_p]),
+    "optape_watch_keep": (None, [ctypes.c_uint32, ctypes.c_uint32]),
+    "optape_watch_switch": (None, [ctypes.c_int64, ctypes.c_int32]),
     "optape_optimizer_enter": (None, []),
     "optape_optimizer_exit": (None, []),
     "optape_stage": (None, [ctypes.c_char_p]),
@@ -593,7 +595,7 @@ def _builtins(library, path):
         make = ctypes.PyDLL(path).optape_hook_python
         make.restype = ctypes.py_object
         make.argtypes = [ctypes.c_char_p]
-        more = ("hook_modules", "know", "forget", "hook_assignments", "hook_steps", "detail", "states", "changes")
+        more = ("hook_modules", "know", "forget", "hook_assignments", "hook_steps", "detail", "states", "changes", "hook_watches")
         return {name: make(name.encode()) for name in (*calls, *more)}
     except (AttributeError, OSError, ValueError):
         return calls
@@ -638,7 +640,6 @@ def _attach(run):
     modules = Modules(torch, capture, calls, watch_outputs=os.environ.get("OPTAPE_STATS") not in ("none", "hook"))
     leave_to_eager(torch, globals(), Modules)
     hook_modules(torch, modules, calls)
-    _follow_facts(torch, capture, hook, calls, modules)
     hook.optape_hook_optimizer(
         ctypes.cast(capture.optape_optimizer_enter, ctypes.c_void_p),
         ctypes.cast(capture.optape_optimizer_exit, ctypes.c_void_p),
@@ -647,6 +648,7 @@ def _attach(run):
     _pass_higher_order_operators(torch, start["hook_key"])
     _let_compiled_code_keep_watches(torch)
     atexit.register(capture.optape_stop)
+    _follow_facts(torch, capture, hook, calls, modules)
     calls["thread"](1)
     return capture, hook, modules
 
@@ -654,10 +656,13 @@ def _attach(run):
 def _follow_facts(torch, capture, hook, calls, modules):
     """Tells what modules and optimizers are, beside what they run."""
     import _optape_facts
+    import _optape_watch
 
     leave_to_eager(torch, vars(_optape_facts), _optape_facts.Facts)
+    leave_to_eager(torch, vars(_optape_watch), _optape_watch.Watches)
     try:
         modules.facts = _optape_facts.Facts(torch, capture, hook, calls, modules)
+        modules.facts.watches = _optape_watch.Watches(capture, calls, modules, _say)
     except Exception as error:  # a torch that is built otherwise than those we know
         _say(f"facts about modules and optimizers are not recorded: {type(error).__name__}: {error}")
 

@@ -79,6 +79,7 @@ class Facts:
         asked = detail()
         self.in_detail = asked.get("level") == "full"
         self.asked_states = [(selection["pattern"], selection["names"]) for selection in asked.get("states", ())]
+        self.watches = None  # _optape_watch.Watches, once there are any
         self.follows_states = self.states is not None and (self.in_detail or bool(self.asked_states))
         self._hook_assignments_of(torch.nn.Module)
         if calls.get("hook_steps") is not None:
@@ -141,9 +142,11 @@ class Facts:
         states = self._find_states(module)
         for key, value in self._describe(module, states).items():
             self._tell(number, key, value)
-        if self.follows_states and (states or self._returns_state(module)):
-            flat = tuple(part for state in states for part in state)
-            self.states(id(module), flat, self._returns_state(module))
+        watched = self.watches.of(module, number) if self.watches is not None else ()
+        returned = self.follows_states and self._returns_state(module)
+        followed = states if self.follows_states else []
+        if self.states is not None and (followed or returned or watched):
+            self.states(id(module), tuple(part for state in followed for part in state), returned, watched)
 
     def _describe(self, module, states):
         values = vars(module)
@@ -271,6 +274,8 @@ class Facts:
             if frame.f_code is self.step_code:
                 optimizer = frame.f_locals.get("self")
                 if isinstance(optimizer, self.torch.optim.Optimizer):
+                    if self.watches is not None:
+                        self.watches.report()
                     try:
                         self._optimizer(optimizer)
                     except Exception as error:

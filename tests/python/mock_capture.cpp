@@ -294,6 +294,9 @@ EXPORT uint32_t optape_define_watch(int64_t module, const char* what) {
   return watches++;
 }
 
+EXPORT void optape_watch_keep(uint32_t, uint32_t) {}
+EXPORT void optape_watch_switch(int64_t, int32_t) {}
+
 EXPORT void optape_optimizer_enter() {
   line("optimizer begins");
 }

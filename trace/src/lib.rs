@@ -87,6 +87,7 @@ mod source;
 mod statistics;
 mod summary;
 mod table;
+mod values;
 mod verification;
 mod writer;
 
@@ -109,5 +110,6 @@ pub use recovery::{Finding, Loss, Recovery, recover, recover_bytes};
 pub use statistics::{NotTaken, Operand, Pattern, PatternEntry, State, When, fields};
 pub use summary::SummaryRow;
 pub use table::Dictionary;
+pub use values::{Elements, VALUE_LIMIT, Value, ValuesIndex, pack_bits};
 pub use verification::{Verification, verify, verify_bytes};
 pub use writer::TraceWriter;

@@ -9,11 +9,12 @@ use std::path::PathBuf;
 use std::sync::Once;
 use std::sync::atomic::Ordering;
 
-use optape_trace::{ArgumentDef, ModuleDef, ModuleId, OpDef, ReturnDef, TextId, WatchDef};
+use optape_trace::{ArgumentDef, ModuleDef, ModuleId, OpDef, ReturnDef, TextId, WatchDef, WatchId};
 use parking_lot::lock_api::RawMutex as _;
 use serde::Deserialize;
 
 use super::scopes::Entry;
+use super::watching::Keep;
 use super::{CAPTURE, Capture, CaptureError, Settings};
 use crate::abi::{ABI_VERSION, Call, CaptureTable, Operator, OperatorArgument, Plan, Tensor};
 
@@ -138,9 +139,7 @@ unsafe extern "C" fn end(call: *mut Call) {
 unsafe extern "C" fn watch(call: *mut Call) {
     guarded(|| {
         // SAFETY: as `begin`.
-        let call = unsafe { &mut *call };
-        Capture::get().begin(call);
-        Capture::get().end(call);
+        Capture::get().watched(unsafe { &mut *call });
     });
 }
 
@@ -388,6 +387,20 @@ pub unsafe extern "C" fn optape_define_watch(module: i64, what: *const c_char) -
             })
             .0
     })
+}
+
+/// Says what a watch keeps beside statistics: 0 nothing, 1 values whose elements are all 0 or 1, 2 all values.
+#[unsafe(no_mangle)]
+pub extern "C" fn optape_watch_keep(watch: u32, keep: u32) {
+    guarded(|| Capture::get().keep(WatchId(watch), Keep::from_number(keep)));
+}
+
+/// Switches a watch (-1: all that there are) on or off, at any time, from any thread.
+#[unsafe(no_mangle)]
+pub extern "C" fn optape_watch_switch(watch: i64, on: i32) {
+    guarded(|| {
+        Capture::get().switch_watch(u32::try_from(watch).ok().map(WatchId), on != 0);
+    });
 }
 
 /// An optimizer step begins on this thread.

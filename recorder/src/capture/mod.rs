@@ -14,6 +14,7 @@ mod measuring;
 mod outlet;
 mod scopes;
 mod signatures;
+pub mod watching;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
@@ -40,6 +41,7 @@ use measuring::{OpPlan, Slot};
 use outlet::Outlet;
 use scopes::{Entry, Scopes, ThreadState};
 use signatures::{Found, Signatures, Surroundings, Wildness};
+use watching::Watching;
 
 /// Distinct texts that a stream may hold; what comes after them is [`Texts::OVERFLOW`].
 const MOST_TEXTS: usize = 1 << 16;
@@ -177,6 +179,10 @@ struct State {
     scopes: Scopes,
     identities: Identities,
     facts: Facts,
+    /// By watch; those behind the end are as they are by default.
+    watching: Vec<Watching>,
+    kept_values: u64,
+    dropped_values: u64,
     steps: [u64; 3],
     calls: u64,
     recalled: u64,
@@ -706,6 +712,9 @@ impl Default for State {
             scopes: Scopes::new(),
             identities: Identities::new(),
             facts: Facts::default(),
+            watching: Vec::new(),
+            kept_values: 0,
+            dropped_values: 0,
             steps: [0; 3],
             calls: 0,
             recalled: 0,
@@ -988,8 +997,8 @@ impl State {
         }
     }
 
-    /// Writes the record of a call.
-    fn op_call(&mut self, call: &Call, slots: &[Slot]) -> Result<(), Failure> {
+    /// Writes the record of a call. False: it was dropped.
+    fn op_call(&mut self, call: &Call, slots: &[Slot]) -> Result<bool, Failure> {
         let thread = self.thread(Some(call.thread))?;
         self.stream()?;
         let range_exit = self.range_ops.exits.contains(&call.op);
@@ -1015,7 +1024,7 @@ impl State {
             stage_name: state.stage_name,
         };
         let Some(stream) = self.stream.as_mut() else {
-            return Ok(());
+            return Ok(false);
         };
         let words = measuring::words(call);
         let (signature, structure) = match stream.signatures.find(words, around) {
@@ -1079,7 +1088,7 @@ impl State {
         } else {
             (&[], &[])
         };
-        stream.outlet.op_call(&OpCallMessage {
+        let sent = stream.outlet.op_call(&OpCallMessage {
             signature: signature.0,
             pattern: pattern.0,
             thread: thread as u32,
@@ -1100,7 +1109,7 @@ impl State {
             let name = measuring::payload(call).first().copied().unwrap_or(0);
             self.range_enter(thread, TextId(name as u32))?;
         }
-        Ok(())
+        Ok(sent)
     }
 
     fn end_stream(&mut self) {
@@ -1127,6 +1136,8 @@ impl State {
                 stream.signatures.overflowed,
             ),
             ("capture.unattributed".to_owned(), self.scopes.unattributed),
+            ("capture.kept_values".to_owned(), self.kept_values),
+            ("capture.dropped_values".to_owned(), self.dropped_values),
             ("capture.left_out_facts".to_owned(), self.facts.left_out),
         ]);
         let end = StreamEnd {
@@ -1149,6 +1160,7 @@ impl State {
             drop(stream);
         }
         self.scopes.forked();
+        (self.kept_values, self.dropped_values) = (0, 0);
         self.calls = 0;
         self.recalled = 0;
         self.steps = [0; 3];

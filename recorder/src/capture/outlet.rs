@@ -5,12 +5,23 @@
 
 use std::collections::VecDeque;
 
-use optape_trace::{Definition, DropReason, Event, Moment, ThreadId, codec};
+use optape_trace::{Definition, DropReason, Elements, Event, Moment, ThreadId, codec};
 
-use crate::ring::{MessageKind, OpCallMessage, Producer};
+use crate::ring::{MessageKind, OpCallMessage, Producer, ValueMessage};
 
 /// Definitions and facts waiting for room may take this much; beyond it the recorder switches itself off.
 const WAITING_BYTES: usize = 16 << 20;
+
+/// Bytes of a value that travel in one message.
+const LONGEST_PIECE: usize = 64 << 10;
+
+/// A value that is to be kept.
+pub(super) struct KeptValue {
+    pub(super) watch: u32,
+    pub(super) dtype: i8,
+    pub(super) shape: Vec<u64>,
+    pub(super) elements: Elements,
+}
 
 /// The producer's end of the ring with its waiting definitions.
 pub(super) struct Outlet {
@@ -82,15 +93,50 @@ impl Outlet {
         self.settle() && self.ring.push_bytes(kind, bytes)
     }
 
+    /// False: the call was dropped.
     #[inline]
-    pub(super) fn op_call(&mut self, call: &OpCallMessage<'_>) {
+    pub(super) fn op_call(&mut self, call: &OpCallMessage<'_>) -> bool {
         if (self.waiting.is_empty() || self.settle())
             && self.tell_drops(call.start_ns)
             && call.push(&mut self.ring)
         {
-            return;
+            return true;
         }
         self.ring.count_dropped(1, call.start_ns);
+        false
+    }
+
+    /// Sends the value of the op call that was sent last, in pieces. Each may wait as long as a record may, and the first that finds no room
+    /// ends it: false.
+    pub(super) fn value(&mut self, value: &KeptValue) -> bool {
+        let piece = (self.ring.capacity() / 8).min(LONGEST_PIECE);
+        let (bits, bytes) = match &value.elements {
+            Elements::Raw(bytes) => (false, bytes),
+            Elements::Bits(bytes) => (true, bytes),
+            _ => return false,
+        };
+        let mut offset = 0;
+        loop {
+            let part = bytes.get(offset..).unwrap_or_default();
+            let part = part.get(..piece.min(part.len())).unwrap_or_default();
+            let message = ValueMessage {
+                watch: value.watch,
+                dtype: value.dtype,
+                bits,
+                total: bytes.len() as u64,
+                offset: offset as u64,
+                length: part.len() as u64,
+                shape: &value.shape,
+                words: &[],
+            };
+            if !message.push(part, &mut self.ring) {
+                return false;
+            }
+            offset += part.len();
+            if offset >= bytes.len() {
+                return true;
+            }
+        }
     }
 
     pub(super) fn moment(&mut self, moment: &Moment) -> Result<(), OutletError> {

@@ -24,6 +24,31 @@ impl Level {
     }
 }
 
+/// What is kept of watched values, beside their statistics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Keep {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Values of which all elements are 0 or 1, a bit for each.
+    Spikes,
+    /// All values.
+    Values,
+}
+
+impl Keep {
+    /// As flags and traces spell it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::Spikes => "spikes",
+            Self::Values => "values",
+        }
+    }
+}
+
 /// Something about some modules: `PATTERN:NAME,NAME...`. The pattern is a class, a module's name, or a glob over these.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Selection {
@@ -72,6 +97,10 @@ pub struct Detail {
     pub level: Level,
     /// Attributes that hold states of neurons, beside those that are known.
     pub states: Vec<Selection>,
+    /// What is watched of which modules.
+    pub watches: Vec<Selection>,
+    /// What is kept of it, and of the outputs of spiking neurons.
+    pub keep: Keep,
 }
 
 impl Detail {
@@ -110,10 +139,12 @@ mod tests {
         let detail = Detail {
             level: Level::Full,
             states: vec![parse("LIF:mem").unwrap()],
+            watches: vec![parse("*:input,v.before").unwrap()],
+            keep: Keep::Spikes,
         };
         assert_eq!(
             detail.to_json(),
-            r#"{"level":"full","states":[{"pattern":"LIF","names":["mem"]}]}"#
+            r#"{"level":"full","states":[{"pattern":"LIF","names":["mem"]}],"watches":[{"pattern":"*","names":["input","v.before"]}],"keep":"spikes"}"#
         );
     }
 }

@@ -34,7 +34,7 @@ use std::time::Duration;
 use crossbeam::channel::{Sender, bounded};
 use optape_trace::{RunInfo, TraceWriter};
 
-pub use detail::{Detail, Level, Selection};
+pub use detail::{Detail, Keep, Level, Selection};
 pub use error::RecordError;
 pub use launch::Exit;
 pub use report::{Report, StreamReport};

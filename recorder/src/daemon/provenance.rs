@@ -65,6 +65,24 @@ pub(super) fn run_info(command: &[OsString], settings: &Settings) -> RunInfo {
     if !settings.detail.states.is_empty() {
         facts.insert("capture.states".into(), listed(&settings.detail.states));
     }
+    if !settings.detail.watches.is_empty() {
+        facts.insert("capture.watches".into(), listed(&settings.detail.watches));
+        let gradients = settings
+            .detail
+            .watches
+            .iter()
+            .any(|w| w.names.iter().any(|n| n == "grad_input"));
+        if gradients {
+            facts.insert(
+                "capture.grad_input".into(),
+                "from the autograd nodes of each call".into(),
+            );
+        }
+    }
+    facts.insert(
+        "capture.keep".into(),
+        settings.detail.keep.name().to_owned(),
+    );
     RunInfo {
         run_uuid: uuid::Uuid::new_v4().into_bytes(),
         optape_version: env!("CARGO_PKG_VERSION").to_owned(),
