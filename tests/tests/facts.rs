@@ -44,7 +44,8 @@ impl Recorded {
                     value,
                 } => {
                     let about = m.map_or("", |m| self.name(m));
-                    let same = about == module && self.dictionary().text(*k) == Some(key);
+                    let same =
+                        about == module && self.dictionary().text(*k).is_some_and(|k| k == key);
                     same.then(|| serde_json::from_str(value).unwrap())
                 }
                 _ => None,

@@ -316,7 +316,7 @@ fn values_larger_than_the_ring() {
         "waited for"
     );
     // Where nobody waits, what does not fit is lost, and counted.
-    watched(
+    let done = watched(
         &bench,
         &[
             "--ring-size",
@@ -330,6 +330,7 @@ fn values_larger_than_the_ring() {
         ],
         "noise",
     );
+    done.expect_message("values that --keep asked for are lost");
     let trace = Trace::open(&bench.path("t.optape")).unwrap();
     let kept: Vec<Value> = trace
         .values(trace.streams()[0].id())
