@@ -144,6 +144,9 @@ impl IndexChunk {
             put_varint(&mut out, summary.offset - offset);
             offset = summary.offset;
         }
+        if self.values.is_empty() {
+            return out;
+        }
         put_varint(&mut out, len64(self.values.len()));
         let mut offset = 0;
         for values in &self.values {
@@ -203,7 +206,7 @@ impl IndexChunk {
             offset = offset.saturating_add(cursor.varint()?);
             summaries.push(SummaryIndex::new(head, offset));
         }
-        // Files of before values were written have nothing here; what follows belongs to later minor versions.
+        // Absent where there are none. What follows belongs to later minor versions.
         let count = if cursor.is_empty() {
             0
         } else {
