@@ -18,7 +18,7 @@ pub struct Options {
     /// The trace file
     #[arg(value_name = "TRACE", value_hint = ValueHint::FilePath)]
     pub trace: PathBuf,
-    /// One process only, by its number in the file
+    /// One process (or the monitors) only, by its number in the file
     #[arg(long, value_name = "N")]
     pub stream: Option<u32>,
     /// Records by ordinal: 100..200, 100.., ..200, 150
@@ -54,7 +54,7 @@ pub fn run(options: &Options, _global: &GlobalOptions) -> anyhow::Result<ExitCod
         Some(number) if (number as usize) < trace.streams().len() => vec![StreamId(number)],
         Some(number) => {
             let message = format!(
-                "there is no process {number} in the trace: it has {}",
+                "there is no stream {number} in the trace: it has {}",
                 trace.streams().len()
             );
             return Err(Failure::usage(message).into());

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, ValueEnum, ValueHint};
 use optape_replay::report::{grouped, scaled, uuid_text};
+use optape_trace::series::facts;
 use optape_trace::{Stream, Trace, TraceEnd};
 use serde_json::{Value, json};
 
@@ -50,8 +51,12 @@ pub fn run(options: &Options, _global: &GlobalOptions) -> anyhow::Result<ExitCod
             .with_context(|| path.display().to_string())?;
         let path = path.display().to_string();
         match options.format {
-            InfoFormat::Table => table(&path, &trace, bytes, &mut text)?,
-            InfoFormat::Json => objects.push(object(&path, &trace, bytes)),
+            InfoFormat::Table => {
+                table(&path, &trace, bytes, &mut text).with_context(|| path.clone())?;
+            }
+            InfoFormat::Json => {
+                objects.push(object(&path, &trace, bytes).with_context(|| path.clone())?);
+            }
         }
     }
     if options.format == InfoFormat::Json {
@@ -101,7 +106,7 @@ fn end_text(end: &TraceEnd) -> String {
     }
 }
 
-fn table(path: &str, trace: &Trace, bytes: u64, out: &mut Vec<u8>) -> std::io::Result<()> {
+fn table(path: &str, trace: &Trace, bytes: u64, out: &mut Vec<u8>) -> anyhow::Result<()> {
     let run = trace.run();
     let (major, minor) = trace.format_version();
     let op_calls: u64 = trace.streams().iter().map(Stream::op_calls).sum();
@@ -131,7 +136,7 @@ fn table(path: &str, trace: &Trace, bytes: u64, out: &mut Vec<u8>) -> std::io::R
     for (key, value) in &run.facts {
         line("fact", format!("{key} = {value}"))?;
     }
-    for stream in trace.streams() {
+    for stream in trace.processes() {
         let info = stream.info();
         let rank = info.rank.map(|r| format!(", rank {r}")).unwrap_or_default();
         writeln!(
@@ -182,15 +187,60 @@ fn table(path: &str, trace: &Trace, bytes: u64, out: &mut Vec<u8>) -> std::io::R
             None => line("end", "open".to_owned())?,
         }
     }
+    for stream in trace.monitors() {
+        monitors(trace, stream, out)?;
+    }
     Ok(())
 }
 
-fn object(path: &str, trace: &Trace, bytes: u64) -> Value {
+/// Facts, and series with their counts.
+fn monitors(trace: &Trace, stream: &Stream, out: &mut Vec<u8>) -> anyhow::Result<()> {
+    writeln!(
+        out,
+        "  monitors (number {}): {} records{}",
+        stream.id(),
+        grouped(i128::from(stream.records())),
+        match stream.dropped_records() {
+            0 => String::new(),
+            lost => format!(", {} lost", grouped(i128::from(lost))),
+        }
+    )?;
+    for (key, value) in optape_replay::facts(trace, stream)? {
+        let text = match (key.strip_prefix(facts::SOURCE_PREFIX), &value) {
+            (Some(_), Value::Object(state)) => {
+                let word = |name: &str| state.get(name).and_then(Value::as_str);
+                let hint = word("hint")
+                    .map(|hint| format!("; {hint}"))
+                    .unwrap_or_default();
+                let absent = if word("state") == Some("absent") {
+                    "absent: "
+                } else {
+                    ""
+                };
+                format!("{absent}{}{hint}", word("what").unwrap_or_default())
+            }
+            (_, Value::String(text)) => text.clone(),
+            (_, value) => value.to_string(),
+        };
+        writeln!(out, "    {key:<10} {text}")?;
+    }
+    for (name, samples) in optape_replay::sample_counts(trace, stream)? {
+        let samples = grouped(i128::from(samples));
+        writeln!(out, "    series     {name}: {samples} samples")?;
+    }
+    if let Some(end) = stream.end() {
+        for (key, value) in &end.costs {
+            writeln!(out, "    cost       {key} = {value}")?;
+        }
+    }
+    Ok(())
+}
+
+fn object(path: &str, trace: &Trace, bytes: u64) -> anyhow::Result<Value> {
     let run = trace.run();
     let (major, minor) = trace.format_version();
     let streams: Vec<Value> = trace
-        .streams()
-        .iter()
+        .processes()
         .map(|stream| {
             let info = stream.info();
             let dictionary = stream.dictionary();
@@ -217,7 +267,24 @@ fn object(path: &str, trace: &Trace, bytes: u64) -> Value {
         })
         .collect();
     let op_calls: u64 = trace.streams().iter().map(Stream::op_calls).sum();
-    json!({
+    let mut monitors = Vec::new();
+    for stream in trace.monitors() {
+        let series = optape_replay::sample_counts(trace, stream)?;
+        let series: serde_json::Map<String, Value> = series
+            .into_iter()
+            .map(|(name, samples)| (name, samples.into()))
+            .collect();
+        monitors.push(json!({
+            "id": stream.id().0,
+            "records": stream.records(),
+            "dropped_records": stream.dropped_records(),
+            "time_ns": span_ns(stream),
+            "facts": optape_replay::facts(trace, stream)?,
+            "series": series,
+            "costs": stream.end().map(|end| &end.costs),
+        }));
+    }
+    Ok(json!({
         "path": path,
         "run_uuid": uuid_text(&run.run_uuid),
         "command": run.command,
@@ -238,5 +305,6 @@ fn object(path: &str, trace: &Trace, bytes: u64) -> Value {
         "op_calls": op_calls,
         "bytes_per_op_call": ratio(bytes, op_calls),
         "streams": streams,
-    })
+        "monitors": monitors,
+    }))
 }

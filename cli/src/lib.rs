@@ -4,10 +4,13 @@
 //! printed here, once. Which code an error means is said by [`exit::code_of`].
 
 pub mod completions;
+pub mod config;
 pub mod dump;
 pub mod exit;
 pub mod info;
+pub mod layers;
 pub mod man;
+pub mod monitor;
 pub mod options;
 pub mod output;
 pub mod presets;
@@ -19,10 +22,12 @@ pub mod verify;
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{ArgMatches, CommandFactory, FromArgMatches};
 
+use layers::Layers;
 use options::{Command, Options};
 
 /// Parses the process's arguments and runs what they say.
@@ -36,9 +41,10 @@ pub fn main_with<I>(arguments: I) -> ExitCode
 where
     I: IntoIterator<Item = OsString>,
 {
-    let options = match Options::try_parse_from(arguments) {
+    let options = match parse(arguments.into_iter().collect()) {
         Ok(options) => options,
-        Err(error) => {
+        Err(Refused::Configuration(error)) => return failed(&error),
+        Err(Refused::CommandLine(error)) => {
             // Help and version are errors for clap, but they are data and go to stdout. A closed pipe is no fault.
             let _ = error.print();
             return if error.use_stderr() {
@@ -52,17 +58,43 @@ where
     match run(&options) {
         Ok(code) => code,
         Err(error) if exit::is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "optape: {}", exit::text(&error));
-            ExitCode::from(exit::code_of(&error))
-        }
+        Err(error) => failed(&error),
     }
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "optape: {}", exit::text(error));
+    ExitCode::from(exit::code_of(error))
+}
+
+/// Why nothing is run.
+enum Refused {
+    CommandLine(clap::Error),
+    Configuration(anyhow::Error),
+}
+
+impl From<clap::Error> for Refused {
+    fn from(error: clap::Error) -> Self {
+        Self::CommandLine(error)
+    }
+}
+
+/// The command line alone says which subcommand is meant and which flags are given; then the layers below it fill in the rest.
+fn parse(arguments: Vec<OsString>) -> Result<Options, Refused> {
+    let given = Options::command().try_get_matches_from(&arguments)?;
+    let file = given.get_one::<PathBuf>("config");
+    let layers = Layers::read(&Options::command(), file.map(PathBuf::as_path))
+        .map_err(Refused::Configuration)?;
+    let mut command = layers.apply(Options::command(), &given);
+    let matches: ArgMatches = command.try_get_matches_from_mut(arguments)?;
+    Options::from_arg_matches(&matches).map_err(|error| error.format(&mut command).into())
 }
 
 fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let global = &options.global;
     match &options.command {
         Command::Record(options) => record::run(options, global),
+        Command::Monitor(options) => monitor::run(options, global),
         Command::Replay(options) => replay::run(options, global),
         Command::Info(options) => info::run(options, global),
         Command::Dump(options) => dump::run(options, global),
@@ -70,6 +102,7 @@ fn run(options: &Options) -> anyhow::Result<ExitCode> {
         Command::Recover(options) => recover::run(options, global),
         Command::Rules(options) => rules::run(options, global),
         Command::Presets(options) => presets::run(options, global),
+        Command::Config(options) => config::run(options, global),
         Command::Completions(options) => completions::run(options, global),
         Command::Man(options) => man::run(options, global),
     }

@@ -1,10 +1,13 @@
 //! The command line as clap sees it. The options of a subcommand stand in the subcommand's file.
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
-use crate::{completions, dump, info, man, presets, record, recover, replay, rules, verify};
+use crate::{
+    completions, config, dump, info, man, monitor, presets, record, recover, replay, rules, verify,
+};
 
 /// Records what PyTorch runs, op by op, and answers questions about it afterwards.
 ///
@@ -49,6 +52,9 @@ pub struct GlobalOptions {
         help_heading = "Global options"
     )]
     pub color: Color,
+    /// Take defaults of flags from FILE, too (see optape config)
+    #[arg(long, global = true, value_name = "FILE", env = "OPTAPE_CONFIG", value_hint = ValueHint::FilePath, help_heading = "Global options")]
+    pub config: Option<PathBuf>,
 }
 
 /// When output is coloured.
@@ -81,6 +87,8 @@ impl Color {
 pub enum Command {
     /// Run a command and record what torch does in it
     Record(record::Options),
+    /// Watch GPUs, energy counters and the machine without recording
+    Monitor(monitor::Options),
     /// Count over a trace: operations, bytes, energy, firing rates
     Replay(Box<replay::Options>),
     /// Say what a trace is: command, versions, processes, size, how it ended
@@ -95,6 +103,8 @@ pub enum Command {
     Rules(rules::Options),
     /// Show the energy presets, or print one to start a cost file from
     Presets(presets::Options),
+    /// Show which values flags have when they are not given, and where from
+    Config(config::Options),
     /// Print a completion script for a shell
     Completions(completions::Options),
     /// Write manual pages, one per subcommand

@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, ValueHint};
 
 use crate::exit::Failure;
 
@@ -13,7 +13,7 @@ use crate::exit::Failure;
 #[derive(Clone, Debug, Default, Args)]
 pub struct OutputOptions {
     /// Write to FILE instead of stdout
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub output: Option<PathBuf>,
     /// Overwrite FILE if it exists
     #[arg(short, long, requires = "output")]

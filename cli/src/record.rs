@@ -6,12 +6,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum, ValueHint};
+use optape_recorder::capture::Preset;
 use optape_recorder::daemon::{
-    self, Detail, Outcome, Request, SMALLEST_RING_BYTES, Selection, Settings, Statistics,
+    self, Detail, Outcome, Request, SMALLEST_RING_BYTES, Selection, Settings,
 };
 use optape_recorder::ring::{DEFAULT_CAPACITY, OnFull};
 
 use crate::exit::Failure;
+use crate::monitor::MonitorOptions;
 use crate::options::GlobalOptions;
 
 /// Options of `optape record`.
@@ -36,15 +38,9 @@ pub struct Options {
         env = "OPTAPE_STATS"
     )]
     pub stats: Stats,
-    /// How much of modules to record beside their ops: what they are and when they run, or also the tensors of their calls and
-    /// the assignments to the states of neurons
-    #[arg(
-        long,
-        value_name = "LEVEL",
-        default_value = "usual",
-        env = "OPTAPE_LEVEL"
-    )]
-    pub level: Level,
+    /// How much to record beside ops, modules and stages; in the place of --stats
+    #[arg(long, value_name = "LEVEL")]
+    pub level: Option<Level>,
     /// Follow state attributes: of a class or module (a name or a glob), as in 'LIF:mem,syn'. Known without it: those of SpikingJelly,
     /// snnTorch, sinabs and Norse, at level full
     #[arg(long, value_name = "MODULES:NAMES")]
@@ -68,9 +64,15 @@ pub struct Options {
     /// Size of the ring of each recorded process, in memory: 64K, 4M, ... (a power of two)
     #[arg(long, value_name = "SIZE", default_value_t = RingSize(DEFAULT_CAPACITY), value_parser = ring_size, env = "OPTAPE_RING_BYTES")]
     pub ring_size: RingSize,
+    /// What to sample meanwhile.
+    #[command(flatten)]
+    pub monitors: MonitorOptions,
     /// Try a version of torch that is not supported
     #[arg(long, env = "OPTAPE_FORCE_TORCH", value_parser = clap::builder::FalseyValueParser::new())]
     pub force_torch: bool,
+    /// The run that this is a part of: one name (or UUID) for all nodes of a distributed run, whose files `optape replay` then takes together
+    #[arg(long, value_name = "NAME", env = "OPTAPE_RUN", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub run: Option<String>,
     /// The command, and its arguments
     #[arg(trailing_var_arg = true, required = true, value_name = "CMD", value_hint = ValueHint::CommandWithArguments)]
     pub command: Vec<OsString>,
@@ -85,6 +87,9 @@ pub enum Stats {
     Rules,
     /// Of every tensor
     All,
+    /// What the energy models need: the same as --level full
+    #[value(hide = true)]
+    Full,
     /// Record nothing: what the hook alone costs
     #[value(hide = true)]
     Hook,
@@ -93,9 +98,9 @@ pub enum Stats {
 /// Values of `--level`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Level {
-    /// Facts about modules and optimizers, and when modules are called
-    Usual,
-    /// Everything that energy models need
+    /// What the energy models need: also what layers and neurons read and write, what of products and convolutions is not
+    /// empty, and when storages come and go, the tensors of module calls, and
+    /// the states of neurons
     Full,
 }
 
@@ -164,11 +169,14 @@ impl Options {
     fn settings(&self) -> Settings {
         Settings {
             statistics: match self.stats {
-                Stats::None => Statistics::None,
-                Stats::Rules => Statistics::Rules,
-                Stats::All => Statistics::All,
-                Stats::Hook => Statistics::HookOnly,
+                _ if self.level == Some(Level::Full) => Preset::Full,
+                Stats::Full => Preset::Full,
+                // The hook alone takes none.
+                Stats::None | Stats::Hook => Preset::None,
+                Stats::Rules => Preset::Rules,
+                Stats::All => Preset::All,
             },
+            hook_only: self.stats == Stats::Hook && self.level.is_none(),
             on_full: match self.on_full {
                 WhenFull::Wait => OnFull::Wait,
                 WhenFull::Drop => OnFull::Drop,
@@ -176,9 +184,10 @@ impl Options {
             ring_bytes: self.ring_size.0,
             force_torch: self.force_torch,
             detail: Detail {
-                level: match self.level {
-                    Level::Usual => daemon::Level::Usual,
-                    Level::Full => daemon::Level::Full,
+                level: if self.level.is_some() || self.stats == Stats::Full {
+                    daemon::Level::Full
+                } else {
+                    daemon::Level::Usual
                 },
                 states: self.state.clone(),
                 watches: self.watch.clone(),
@@ -188,6 +197,8 @@ impl Options {
                     Some(Keep::Values) => daemon::Keep::Values,
                 },
             },
+            run: self.run.clone(),
+            monitors: self.monitors.settings(),
         }
     }
 }

@@ -7,6 +7,8 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, ValueHint};
 
+use optape_recorder::daemon::{self, Salvage};
+
 use crate::exit::Failure;
 use crate::options::GlobalOptions;
 use crate::output;
@@ -17,6 +19,9 @@ pub struct Options {
     /// The unfinished or damaged trace; it is not touched
     #[arg(value_name = "TRACE", value_hint = ValueHint::FilePath)]
     pub trace: PathBuf,
+    /// Take what a killed recorder left in the rings from DIRECTORY [default: found by the run's number]
+    #[arg(long, value_name = "DIRECTORY", value_hint = ValueHint::DirPath)]
+    pub rings: Option<PathBuf>,
     /// Write the finished copy to FILE [default: TRACE with .recovered.optape for its ending]
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub output: Option<PathBuf>,
@@ -45,7 +50,7 @@ pub fn run(options: &Options, global: &GlobalOptions) -> anyhow::Result<ExitCode
     optape_trace::Trace::open(&options.trace)
         .with_context(|| options.trace.display().to_string())?;
     let sink = BufWriter::new(output::create(&copy, options.force)?);
-    let (mut sink, saved) = optape_trace::recover(&options.trace, sink, &[])
+    let (mut sink, saved, found) = daemon::salvage(&options.trace, sink, options.rings.as_deref())
         .with_context(|| options.trace.display().to_string())?;
     sink.flush()
         .with_context(|| format!("cannot write {}", copy.display()))?;
@@ -53,9 +58,10 @@ pub fn run(options: &Options, global: &GlobalOptions) -> anyhow::Result<ExitCode
         let mut err = std::io::stderr().lock();
         writeln!(
             err,
-            "saved {} records, {} are lost through damage",
+            "saved {} records, {} are lost",
             saved.records, saved.lost
         )?;
+        tell(&mut err, &found)?;
         for finding in &saved.findings {
             writeln!(err, "  {finding}")?;
         }
@@ -65,4 +71,38 @@ pub fn run(options: &Options, global: &GlobalOptions) -> anyhow::Result<ExitCode
         writeln!(err, "wrote {}", copy.display())?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the rings gave.
+fn tell(err: &mut impl Write, found: &Salvage) -> std::io::Result<()> {
+    if let Some(daemon) = &found.daemon {
+        writeln!(
+            err,
+            "  the recording still runs (process {daemon}): what is not in the file yet is not in the copy"
+        )?;
+    }
+    if let Some(directory) = &found.directory {
+        writeln!(err, "  rings in {}:", directory.display())?;
+    }
+    for ring in &found.rings {
+        let lost = match ring.lost {
+            0 => String::new(),
+            lost => format!(", {lost} are lost"),
+        };
+        writeln!(
+            err,
+            "    process {}: {} records more{lost}",
+            ring.process_id, ring.appended
+        )?;
+        if ring.still_running {
+            writeln!(
+                err,
+                "      it still runs; nobody takes its records any more"
+            )?;
+        }
+        if let Some(fault) = &ring.fault {
+            writeln!(err, "      not all of it can be read: {fault}")?;
+        }
+    }
+    Ok(())
 }

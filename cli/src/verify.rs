@@ -39,7 +39,7 @@ pub fn run(options: &Options, _global: &GlobalOptions) -> anyhow::Result<ExitCod
             path.display(),
             found.file_bytes,
             found.frames,
-            found.streams,
+            found.processes,
             found.blocks,
             found.records,
             found.dropped_records

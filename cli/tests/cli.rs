@@ -17,6 +17,8 @@ fn optape(directory: &Path, arguments: &[&str]) -> Output {
         .current_dir(directory)
         .env_remove("OPTAPE_RULES")
         .env_remove("OPTAPE_LOG")
+        .env_remove("OPTAPE_CONFIG")
+        .env("XDG_CONFIG_HOME", directory.join("user"))
         .output()
         .unwrap()
 }
@@ -46,6 +48,7 @@ fn help_of_every_subcommand_is_what_it_was() {
     let directory = tempfile::tempdir().unwrap();
     // `record` is documented by its own tests.
     let pages = [
+        "monitor",
         "replay",
         "info",
         "dump",
@@ -53,6 +56,7 @@ fn help_of_every_subcommand_is_what_it_was() {
         "recover",
         "rules",
         "presets",
+        "config",
         "completions",
         "man",
     ];
@@ -450,4 +454,121 @@ fn manual_pages_and_completions_are_made_for_every_subcommand() {
             "{shell}"
         );
     }
+}
+
+#[test]
+fn each_layer_of_configuration_overrides_those_below() {
+    let (directory, _) = workplace();
+    let place = directory.path();
+    let inner = place.join("project/src/deep");
+    std::fs::create_dir_all(&inner).unwrap();
+    std::fs::create_dir_all(place.join("project/.git")).unwrap();
+    std::fs::create_dir_all(inner.join("user/optape")).unwrap();
+    let rules_with = |arguments: &[&str], variables: &[(&str, &str)]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_optape"))
+            .args(["replay", "../../../spiking.optape", "--format", "json"])
+            .args(arguments)
+            .current_dir(&inner)
+            .env_remove("OPTAPE_CONFIG")
+            .env_remove("OPTAPE_RULES")
+            .env("XDG_CONFIG_HOME", inner.join("user"))
+            .envs(variables.iter().copied())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        report["rules"]["name"].as_str().unwrap().to_owned()
+    };
+    let (old, new) = ("spikingjelly-2026-06", "spikingjelly-2.0.0");
+    let file = |rules: &str| format!("[replay]\nrules = \"{rules}\"\n");
+    assert_eq!(rules_with(&[], &[]), "optape");
+    // Outside of the repository: not the project's.
+    std::fs::write(place.join("optape.toml"), file("nonsense")).unwrap();
+    assert_eq!(rules_with(&[], &[]), "optape");
+    std::fs::write(inner.join("user/optape/config.toml"), file(old)).unwrap();
+    assert_eq!(rules_with(&[], &[]), old);
+    std::fs::write(place.join("project/optape.toml"), file(new)).unwrap();
+    assert_eq!(rules_with(&[], &[]), new);
+    std::fs::write(inner.join("mine.toml"), file(old)).unwrap();
+    assert_eq!(rules_with(&["--config", "mine.toml"], &[]), old);
+    assert_eq!(rules_with(&[], &[("OPTAPE_CONFIG", "mine.toml")]), old);
+    let variable = [("OPTAPE_REPLAY_RULES", new)];
+    assert_eq!(rules_with(&["--config", "mine.toml"], &variable), new);
+    assert_eq!(rules_with(&["--rules", "optape"], &variable), "optape");
+    assert_eq!(
+        rules_with(&[], &[("OPTAPE_RULES", old), variable[0]]),
+        old,
+        "the flag's own variable"
+    );
+}
+
+#[test]
+fn a_flag_that_is_given_takes_out_what_it_conflicts_with() {
+    let (directory, _) = workplace();
+    std::fs::write(
+        directory.path().join("optape.toml"),
+        "quiet = true\n[replay]\ncounters = [\"flop\"]\nformat = \"json\"\n",
+    )
+    .unwrap();
+    let counters = |arguments: &[&str]| {
+        let output = optape(directory.path(), arguments);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        report["counters"].as_object().unwrap().len()
+    };
+    assert_eq!(counters(&["replay", "spiking.optape"]), 1);
+    assert_eq!(
+        counters(&["-v", "replay", "spiking.optape", "--counters", "mac,ac"]),
+        2
+    );
+    assert!(counters(&["replay", "spiking.optape", "--all"]) > 2);
+}
+
+#[test]
+fn a_mistake_in_the_configuration_is_shown_where_it_is() {
+    let (directory, _) = workplace();
+    std::fs::write(
+        directory.path().join("optape.toml"),
+        "[replay]\nrulse = \"optape\"\n",
+    )
+    .unwrap();
+    let output = optape(directory.path(), &["replay", "spiking.optape"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(output.stdout.is_empty());
+    let expected = "optape.toml:2:1: there is no key 'rulse' in [replay]; did you mean 'rules'?";
+    assert!(stderr(&output).contains(expected), "{}", stderr(&output));
+    let output = optape(
+        directory.path(),
+        &["replay", "spiking.optape", "--config", "nowhere.toml"],
+    );
+    assert_eq!(output.status.code(), Some(2));
+    // Help needs no configuration.
+    assert_eq!(code(directory.path(), &["replay", "--help"]), 0);
+}
+
+#[test]
+fn config_shows_what_is_in_force_and_where_from() {
+    let (directory, _) = workplace();
+    std::fs::write(
+        directory.path().join("optape.toml"),
+        "color = \"never\"\n[replay]\nrules = \"spikingjelly-2.0.0\"\nstrict = true\n",
+    )
+    .unwrap();
+    let shown = |arguments: &[&str]| {
+        let output = optape(directory.path(), arguments);
+        assert!(output.status.success(), "{}", stderr(&output));
+        stdout(&output)
+            .replace(
+                directory.path().canonicalize().unwrap().to_str().unwrap(),
+                "/HERE",
+            )
+            .replace(directory.path().to_str().unwrap(), "/HERE")
+    };
+    insta::assert_snapshot!("config_changed", shown(&["config", "--changed"]));
+    insta::assert_snapshot!("config_replay", shown(&["config", "replay"]));
+    // It is a configuration itself.
+    std::fs::write(directory.path().join("all.toml"), shown(&["config"])).unwrap();
+    let again = shown(&["config", "--changed", "--config", "all.toml"]);
+    assert!(again.contains("strict = true  # all.toml:"), "{again}");
+    assert_eq!(code(directory.path(), &["config", "replya"]), 2);
 }

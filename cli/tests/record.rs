@@ -50,9 +50,16 @@ impl Bench {
             .current_dir(self.directory.path())
             .arg("record")
             .args(words)
-            .env("OPTAPE_CAPTURE_LIB", std::env::current_exe().unwrap());
+            .env("OPTAPE_CAPTURE_LIB", std::env::current_exe().unwrap())
+            // Monitors have tests of their own, which take this away.
+            .env("OPTAPE_MONITOR", "none");
+        command.env(
+            "XDG_CONFIG_HOME",
+            self.directory.path().join("no-configuration"),
+        );
         for name in [
             "PYTHONPATH",
+            "OPTAPE_CONFIG",
             "OPTAPE_STATS",
             "OPTAPE_ON_FULL",
             "OPTAPE_RING_BYTES",
@@ -94,6 +101,124 @@ impl Bench {
 
 fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// Monitors that are asked for by name.
+#[test]
+fn monitors_are_recorded_beside_the_process() {
+    let bench = Bench::new();
+    let script = format!("{}; sleep 0.3", bench.producer("ends1000"));
+    let output = bench
+        .record([
+            "-o",
+            "t.optape",
+            "--monitor",
+            "gpu,rapl,host,process",
+            "--monitor-interval",
+            "0.02",
+            "--",
+            "sh",
+            "-c",
+            &script,
+        ])
+        .env("OPTAPE_SIMULATED_GPUS", "2")
+        .env("OPTAPE_POWERCAP_DIRECTORY", bench.path("no-such-directory"))
+        .output()
+        .unwrap();
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    for (part, times) in [
+        ("made up", 1),
+        ("monitor rapl gives nothing: no RAPL counters", 1),
+        ("samples of gpu, host, process; not there: rapl", 1),
+        ("of 1 process in", 1),
+    ] {
+        assert_eq!(said.matches(part).count(), times, "{part} in:\n{said}");
+    }
+    let trace = bench.trace();
+    assert!(matches!(trace.end(), TraceEnd::Clean(_)));
+    let (processes, monitors) = (trace.processes().count(), trace.monitors().count());
+    assert_eq!((processes, monitors, trace.streams().len()), (1, 1, 2));
+    let stream = trace.monitors().next().unwrap();
+    let counts = optape_replay::sample_counts(&trace, stream).unwrap();
+    let of = |series: &str| {
+        counts
+            .iter()
+            .find(|(name, _)| name == series)
+            .map_or(0, |(_, n)| *n)
+    };
+    for series in ["gpu0/energy_j", "gpu1/power_mw", "host/memory_used_bytes"] {
+        assert!(of(series) >= 5, "{series}: {counts:?}");
+    }
+    let facts = optape_replay::facts(&trace, stream).unwrap();
+    assert_eq!(facts["monitor.rapl"]["state"], "absent");
+    assert_eq!(facts["monitor.gpu"]["state"], "running");
+    assert!(facts.contains_key("monitors.simulated"));
+    assert!(stream.end().unwrap().costs["monitors.cpu_ns"] > 0);
+
+    let optape = |words: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_optape"))
+            .current_dir(bench.path(""))
+            .args(words)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{words:?}: {}", stderr(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(optape(&["verify", "t.optape"]).contains(" 1 processes,"));
+    let info = optape(&["info", "t.optape"]);
+    assert!(
+        info.contains("gpu0/energy_j: ") && info.contains("monitor.rapl absent: no RAPL counters"),
+        "{info}"
+    );
+    let info: serde_json::Value =
+        serde_json::from_str(&optape(&["info", "--format", "json", "t.optape"])).unwrap();
+    assert_eq!(info[0]["streams"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        info[0]["monitors"][0]["series"]["gpu0/energy_j"],
+        of("gpu0/energy_j")
+    );
+    let replay: serde_json::Value =
+        serde_json::from_str(&optape(&["replay", "--format", "json", "t.optape"])).unwrap();
+    assert_eq!(replay["streams"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        replay["monitors"]["hardware"]["series"]["gpu1/power_mw"]["unit"],
+        "mW"
+    );
+    assert!(optape(&["dump", "t.optape"]).contains(" sample \"gpu0/energy_j\"="));
+    assert!(optape(&["replay", "t.optape"]).contains("SIMULATED"));
+}
+
+#[test]
+fn monitors_can_be_left_away_and_leave_nothing_of_their_own() {
+    let bench = Bench::new();
+    let script = bench.producer("ends10");
+    let output = bench.shell(&script);
+    assert_eq!(bench.trace().streams().len(), 1, "{}", stderr(&output));
+    // By default they run, and say nothing of what is not there.
+    let output = bench
+        .record(["-f", "-o", "t.optape", "--", "sh", "-c", &script])
+        .env_remove("OPTAPE_MONITOR")
+        .output()
+        .unwrap();
+    assert_eq!(bench.trace().monitors().count(), 1, "{}", stderr(&output));
+    assert!(
+        !stderr(&output).contains("gives nothing"),
+        "{}",
+        stderr(&output)
+    );
+    // Nothing was recorded: samples alone are no trace.
+    let output = bench
+        .record(["-o", "u.optape", "--", "sleep", "0.1"])
+        .env_remove("OPTAPE_MONITOR")
+        .output()
+        .unwrap();
+    assert_eq!(bench.files(), ["t.optape"], "{}", stderr(&output));
+    let output = bench
+        .record(["--monitor-interval", "0", "--", "true"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
 }
 
 /// Not a test in the test run: what `Bench::producer` starts.

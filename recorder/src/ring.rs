@@ -5,6 +5,9 @@
 //! consumer (the daemon). The producer publishes with a release store of `head` after the message is whole; a
 //! message that was being written when the process died is never seen.
 //!
+//! The consumer reads ahead of what it frees: room is given back once what stood in it is in the file. So what a daemon
+//! had in its hands when it was killed is still in the ring, and `tail` with its count of records says where the file's end is.
+//!
 //! The data area is mapped twice, back to back, so that a message that wraps is contiguous for both sides.
 //! The file is preallocated: a full memory file system is an error when the ring is made, not a bus error in training.
 
@@ -19,7 +22,7 @@ use std::time::Duration;
 use crate::clock::monotonic_ns;
 
 /// First bytes of a ring file. The last digit is the version of this layout and of the messages.
-pub const MAGIC: u64 = u64::from_le_bytes(*b"optring1");
+pub const MAGIC: u64 = u64::from_le_bytes(*b"optring2");
 /// Size of the control page, before the data.
 pub const CONTROL_BYTES: usize = 4096;
 /// Default size of the data area.
@@ -48,6 +51,12 @@ pub enum MessageKind {
 }
 
 impl MessageKind {
+    /// Whether it takes a place among the records of the stream.
+    #[must_use]
+    pub const fn is_record(self) -> bool {
+        matches!(self, Self::OpCall | Self::Moment)
+    }
+
     fn from_raw(raw: u32) -> Option<Self> {
         Some(match raw {
             1 => Self::StreamBegin,
@@ -79,10 +88,20 @@ struct Control {
     /// Of `dropped`: already told in a `Drop` record.
     dropped_told: AtomicU64,
     _pad1: [u64; 3],
-    /// Bytes ever read.
+    /// Bytes ever freed.
     tail: AtomicU64,
     /// CLOCK_MONOTONIC of the consumer's last look.
     heartbeat_ns: AtomicU64,
+    /// How many records stand before a tail. Two of them, written by turns before `tail` is: one is always that of `tail`.
+    marks: [MarkSlot; 2],
+    /// The number of the stream in the file, plus 1; 0 until it is there.
+    stream: AtomicU64,
+}
+
+#[repr(C)]
+struct MarkSlot {
+    position: AtomicU64,
+    records: AtomicU64,
 }
 
 const _: () = assert!(size_of::<Control>() == CONTROL_BYTES);
@@ -390,8 +409,20 @@ impl Control {
 pub struct Consumer {
     mapping: Mapping,
     path: PathBuf,
+    /// Read up to here.
+    read: Mark,
+    /// Freed up to here.
     tail: u64,
     process_id: u32,
+}
+
+/// A place between two messages of a ring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mark {
+    /// Bytes before it, over the ring's life.
+    position: u64,
+    /// Op calls and moments before it.
+    pub records: u64,
 }
 
 /// One message, borrowed from the ring.
@@ -444,14 +475,55 @@ impl Consumer {
                 "not a ring of this version",
             ));
         }
-        let tail = control.tail.load(Ordering::Relaxed);
+        let tail = control.tail.load(Ordering::Acquire);
+        let slots = control.marks.iter();
+        let slot = slots
+            .filter(|slot| slot.position.load(Ordering::Relaxed) == tail)
+            .max_by_key(|slot| slot.records.load(Ordering::Relaxed));
+        let Some(slot) = slot else {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "not a ring: nobody marked its tail",
+            ));
+        };
+        let read = Mark {
+            position: tail,
+            records: slot.records.load(Ordering::Relaxed),
+        };
         let process_id = control.process_id.load(Ordering::Relaxed);
         Ok(Self {
             mapping,
             path: path.to_owned(),
+            read,
             tail,
             process_id,
         })
+    }
+
+    /// Maps the file afresh, which gives back the memory of what was read.
+    ///
+    /// # Errors
+    /// Where it cannot be mapped any more; all stays as it is then.
+    pub fn map_again(&mut self) -> io::Result<()> {
+        let file = OpenOptions::new().read(true).write(true).open(&self.path)?;
+        self.mapping = Mapping::new(file, self.mapping.capacity)?;
+        Ok(())
+    }
+
+    /// The number of its stream in the file, once [`Self::set_stream`] has said it.
+    #[must_use]
+    pub fn stream(&self) -> Option<u32> {
+        let stream = self.mapping.control().stream.load(Ordering::Relaxed);
+        u32::try_from(stream.checked_sub(1)?).ok()
+    }
+
+    /// Notes the number of its stream in the file.
+    pub fn set_stream(&self, stream: u32) {
+        let stream = u64::from(stream) + 1;
+        self.mapping
+            .control()
+            .stream
+            .store(stream, Ordering::Relaxed);
     }
 
     /// The process that writes it.
@@ -474,27 +546,94 @@ impl Consumer {
             .store(monotonic_ns(), Ordering::Relaxed);
     }
 
-    /// Hands every message committed so far to `each`, oldest first, and frees their room; gives their number.
+    /// How far it was read.
+    #[must_use]
+    pub fn mark(&self) -> Mark {
+        self.read
+    }
+
+    /// Bytes that fit.
+    #[must_use]
+    pub fn capacity(&self) -> u64 {
+        self.mapping.capacity as u64
+    }
+
+    /// Bytes that were read behind a mark.
+    #[must_use]
+    pub fn bytes_since(&self, mark: Mark) -> u64 {
+        self.read.position.saturating_sub(mark.position)
+    }
+
+    /// Bytes that were read and not freed yet.
+    #[must_use]
+    pub fn held_bytes(&self) -> u64 {
+        self.read.position - self.tail
+    }
+
+    /// Frees the room before `mark`.
+    pub fn free(&mut self, mark: Mark) {
+        if mark.position <= self.tail || mark.position > self.read.position {
+            return;
+        }
+        let control = self.mapping.control();
+        let [first, second] = &control.marks;
+        let old = first.position.load(Ordering::Relaxed) == self.tail;
+        let slot = if old { second } else { first };
+        slot.position.store(mark.position, Ordering::Relaxed);
+        slot.records.store(mark.records, Ordering::Relaxed);
+        self.tail = mark.position;
+        control.tail.store(self.tail, Ordering::Release);
+    }
+
+    /// Hands the messages committed so far to `each`, oldest first, until more than `most_held` bytes are read and not freed; gives their
+    /// number.
     ///
     /// # Errors
     /// [`io::ErrorKind::InvalidData`] where the ring's content is not a sequence of messages; the ring is then of no further use.
-    pub fn drain(&mut self, mut each: impl FnMut(Message<'_>)) -> io::Result<usize> {
+    pub fn drain(
+        &mut self,
+        most_held: u64,
+        mut each: impl FnMut(Message<'_>),
+    ) -> io::Result<usize> {
+        let mut messages = 0;
+        let mut seen = self.read.position;
+        let share = self.mapping.capacity as u64 / 8;
+        self.read_messages(
+            |message| {
+                messages += 1;
+                each(message);
+            },
+            |consumer| {
+                if consumer.read.position - seen > share {
+                    seen = consumer.read.position;
+                    consumer.heartbeat();
+                }
+                consumer.held_bytes() <= most_held
+            },
+        )?;
+        Ok(messages)
+    }
+
+    /// Reads on up to the head; `after` is called behind each message, and says whether to go on.
+    fn read_messages(
+        &mut self,
+        mut each: impl FnMut(Message<'_>),
+        mut after: impl FnMut(&mut Self) -> bool,
+    ) -> io::Result<()> {
         let head = self.mapping.control().head.load(Ordering::Acquire);
         let invalid =
             |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("ring: {what}"));
-        let available = head.wrapping_sub(self.tail);
+        let available = head.wrapping_sub(self.read.position);
         if available > self.mapping.capacity as u64 || !head.is_multiple_of(8) {
             return Err(invalid("head beyond its capacity"));
         }
-        let mut messages = 0;
-        let mut unfreed = 0;
-        while self.tail < head {
-            let at = self.mapping.at(self.tail).cast::<u64>();
+        while self.read.position < head {
+            let at = self.mapping.at(self.read.position).cast::<u64>();
             // SAFETY: between tail and head, 8-aligned, mapped; the producer does not touch it until `tail` is published.
             let first = unsafe { at.read() };
             let words = first >> 32;
             let bytes = (words + 1) * 8;
-            if bytes > head - self.tail {
+            if bytes > head - self.read.position {
                 return Err(invalid("message beyond head"));
             }
             let kind = MessageKind::from_raw((first & 0xffff_ffff) as u32)
@@ -502,29 +641,27 @@ impl Consumer {
             // SAFETY: as above, for all `words` words (checked against head); contiguous thanks to the double mapping.
             let words = unsafe { std::slice::from_raw_parts(at.add(1), words as usize) };
             each(Message { kind, words });
-            messages += 1;
-            self.tail += bytes;
-            unfreed += bytes;
-            if unfreed > self.mapping.capacity as u64 / 8 {
-                self.mapping
-                    .control()
-                    .tail
-                    .store(self.tail, Ordering::Release);
-                self.heartbeat();
-                unfreed = 0;
+            self.read.position += bytes;
+            self.read.records += u64::from(kind.is_record());
+            if !after(self) {
+                break;
             }
         }
-        self.mapping
-            .control()
-            .tail
-            .store(self.tail, Ordering::Release);
-        Ok(messages)
+        Ok(())
+    }
+
+    /// Hands every message to `each` that was committed and not freed, oldest first, and changes nothing.
+    ///
+    /// # Errors
+    /// As [`Self::drain`].
+    pub fn peek(&mut self, each: impl FnMut(Message<'_>)) -> io::Result<()> {
+        self.read_messages(each, |_| true)
     }
 
     /// Whether everything committed was drained.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.mapping.control().head.load(Ordering::Acquire) == self.tail
+        self.mapping.control().head.load(Ordering::Acquire) == self.read.position
     }
 
     /// Drops that no `Drop` record told of: how many, from when, until when (ns since the stream's start).
@@ -713,7 +850,7 @@ mod tests {
                 sent += 1;
             }
             consumer
-                .drain(|m| {
+                .drain(u64::MAX, |m| {
                     assert!(
                         m.words
                             .iter()
@@ -723,6 +860,7 @@ mod tests {
                     received += 1;
                 })
                 .unwrap();
+            consumer.free(consumer.mark());
         }
         assert_eq!(sent, received);
         assert!(consumer.is_empty());
@@ -741,7 +879,10 @@ mod tests {
         assert_eq!(consumer.untold_drops(), Some((4, 50, 90)));
         producer.drops_told(4);
         assert_eq!(consumer.untold_drops(), None);
-        assert_eq!(consumer.drain(|_| {}).unwrap(), fitted);
+        assert_eq!(consumer.drain(u64::MAX, |_| {}).unwrap(), fitted);
+        // What was read is not free before somebody says so.
+        assert!(!producer.push(MessageKind::Moment, 7, |w| w.fill(2)));
+        consumer.free(consumer.mark());
         assert!(producer.push(MessageKind::Moment, 7, |w| w.fill(2)));
     }
 
@@ -779,7 +920,7 @@ mod tests {
         assert!(call.push(&mut producer));
         let mut seen = 0;
         consumer
-            .drain(|m| {
+            .drain(u64::MAX, |m| {
                 assert_eq!(OpCallMessage::parse(m.words), Some(call));
                 seen += 1;
             })
@@ -822,6 +963,41 @@ mod tests {
         assert!(producer.push(MessageKind::Moment, 3, |w| w.fill(0)));
         // SAFETY: test of a hostile producer: overwrites the length of a committed message.
         unsafe { producer.mapping.at(0).cast::<u64>().write(u64::MAX) };
-        assert!(consumer.drain(|_| panic!("nothing whole")).is_err());
+        assert!(
+            consumer
+                .drain(u64::MAX, |_| panic!("nothing whole"))
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn reading_goes_ahead_of_freeing_and_no_further_than_asked() {
+        let (_directory, mut producer, mut consumer) = pair(1 << 16, OnFull::Drop);
+        let send = |producer: &mut Producer, n: usize| {
+            for _ in 0..n {
+                assert!(producer.push(MessageKind::OpCall, 7, |w| w.fill(1)));
+            }
+        };
+        send(&mut producer, 1000);
+        assert_eq!(consumer.drain(640, |_| {}).unwrap(), 11);
+        assert_eq!((consumer.held_bytes(), consumer.mark().records), (704, 11));
+        assert!(!consumer.is_empty());
+        consumer.free(consumer.mark());
+        let behind = consumer.mark();
+        assert_eq!(consumer.drain(u64::MAX, |_| {}).unwrap(), 989);
+        assert_eq!(consumer.bytes_since(behind), 989 * 64);
+        // Whoever opens the ring now begins where it was freed, and knows how much stood before.
+        let mut other = Consumer::open(producer.path()).unwrap();
+        assert_eq!(other.mark(), behind);
+        let mut seen = 0;
+        other.peek(|_| seen += 1).unwrap();
+        assert_eq!(seen, 989);
+        for round in 0..10 {
+            consumer.free(consumer.mark());
+            send(&mut producer, 700);
+            consumer.drain(u64::MAX, |_| {}).unwrap();
+            let other = Consumer::open(producer.path()).unwrap();
+            assert_eq!(other.mark().records, 1000 + 700 * round);
+        }
     }
 }

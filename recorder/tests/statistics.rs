@@ -3,11 +3,15 @@
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 use half::{bf16, f16};
+use std::collections::BTreeSet;
+
 use optape_recorder::statistics::{
-    Answer, Geometry, Question, View, measure, measure_convolution, product_sum_broadcast,
-    product_sum_convolution, product_sum_linear, product_sum_matrix,
+    Answer, Geometry, Matrix, NonemptyLines, Occupancy, Question, View, measure,
+    measure_convolution, measure_occupancy, nonempty_lines, nonempty_outputs,
+    nonempty_outputs_convolution, product_sum_broadcast, product_sum_convolution,
+    product_sum_linear, product_sum_matrix,
 };
-use optape_trace::{DType, NotTaken};
+use optape_trace::{CROSSBARS, DType, NotTaken};
 use proptest::prelude::*;
 
 const DTYPES: [DType; 16] = [
@@ -1304,5 +1308,281 @@ fn factors_that_do_not_fit_are_refused() {
     assert_eq!(
         product_sum_linear(&odd.view(), &a.view()),
         Err(NotTaken::DType)
+    );
+}
+
+// What is not empty.
+
+fn assert_lines(tensor: &Tensor) {
+    let nonzero: Vec<Vec<i64>> = tensor
+        .indices()
+        .into_iter()
+        .filter(|index| tensor.at(index).is_nonzero())
+        .collect();
+    for matrix in [Matrix::Batched, Matrix::Flat] {
+        let line = |index: &[i64], column: bool| {
+            let Some((last, leading)) = index.split_last() else {
+                return Vec::new();
+            };
+            match (column, matrix) {
+                (false, _) => leading.to_vec(),
+                (true, Matrix::Flat) => vec![*last],
+                (true, Matrix::Batched) => {
+                    [&leading[..leading.len().saturating_sub(1)], &[*last]].concat()
+                }
+            }
+        };
+        let count = |column: bool| {
+            let lines: BTreeSet<_> = nonzero.iter().map(|index| line(index, column)).collect();
+            lines.len() as u64
+        };
+        assert_eq!(
+            nonempty_lines(&tensor.view(), matrix),
+            Ok(NonemptyLines {
+                rows: count(false),
+                columns: count(true),
+            }),
+            "{matrix:?} of {tensor:?}"
+        );
+    }
+}
+
+/// Elements of `torch.matmul(a, b)` that are not zero.
+fn matmul_outputs(a: &Tensor, b: &Tensor) -> u64 {
+    let batch = a.sizes[..a.sizes.len() - 2].to_vec();
+    let (m, k) = (a.sizes[a.sizes.len() - 2], a.sizes[a.sizes.len() - 1]);
+    let n = b.sizes[b.sizes.len() - 1];
+    let mut outputs = 0;
+    for index in indices(&batch) {
+        for at in indices(&[m, n]) {
+            let hit = (0..k).any(|k| {
+                let x = a.at(&[&index[..], &[at[0], k]].concat());
+                let y = b.at(&[&index[..b.sizes.len() - 2], &[k, at[1]]].concat());
+                x.is_nonzero() && y.is_nonzero()
+            });
+            outputs += u64::from(hit);
+        }
+    }
+    outputs
+}
+
+/// Looks at every pair of a position and an output that meet.
+fn occupancy(c: &Convolution, tensor: &Tensor) -> Occupancy {
+    let channels = c.groups * c.inputs_per_group;
+    let mut found = Occupancy {
+        active_rows: vec![0; (channels as usize).div_ceil(4)],
+        active_patches: CROSSBARS.map(|(size, _)| vec![0; (channels as usize).div_ceil(size)]),
+        ..Occupancy::default()
+    };
+    let (positions, taps) = (indices(&c.input), indices(&c.kernel));
+    for o in indices(&c.output) {
+        let field: Vec<&Vec<i64>> = taps
+            .iter()
+            .flat_map(|k| positions.iter().filter(|p| c.meets(p, &o, k)))
+            .collect();
+        for n in 0..if c.batched { c.batch } else { 1 } {
+            let mut seen = BTreeSet::new();
+            for channel in 0..channels {
+                let at = |p: &[i64]| match c.batched {
+                    true => [&[n, channel][..], p].concat(),
+                    false => [&[channel][..], p].concat(),
+                };
+                let spikes = field
+                    .iter()
+                    .filter(|p| tensor.at(&at(p)).is_nonzero())
+                    .count();
+                found.active_rows[channel as usize / 4] += spikes as u64;
+                if spikes > 0 {
+                    seen.insert(channel as usize);
+                }
+            }
+            found.active_sites += u64::from(!seen.is_empty());
+            let groups: BTreeSet<_> = seen
+                .iter()
+                .map(|c2| c2 / c.inputs_per_group as usize)
+                .collect();
+            found.nonempty_outputs += groups.len() as u64 * c.outputs_per_group as u64;
+            for ((size, _), patches) in CROSSBARS.iter().zip(&mut found.active_patches) {
+                let blocks: BTreeSet<_> = seen.iter().map(|channel| channel / size).collect();
+                blocks.iter().for_each(|block| patches[*block] += 1);
+            }
+        }
+    }
+    found
+}
+
+fn product_outputs(c: &Convolution, input: &Tensor, weight: &Tensor) -> u64 {
+    let (positions, taps) = (indices(&c.input), indices(&c.kernel));
+    let mut outputs = 0;
+    for o in indices(&c.output) {
+        let met: Vec<_> = taps
+            .iter()
+            .flat_map(|k| {
+                positions
+                    .iter()
+                    .filter(|p| c.meets(p, &o, k))
+                    .map(move |p| (p, k))
+            })
+            .collect();
+        for n in 0..if c.batched { c.batch } else { 1 } {
+            for output in 0..c.groups * c.outputs_per_group {
+                let (group, of_group) =
+                    (output / c.outputs_per_group, output % c.outputs_per_group);
+                let hit = (0..c.inputs_per_group).any(|inner| {
+                    let channel = group * c.inputs_per_group + inner;
+                    met.iter().any(|(p, k)| {
+                        let x = if c.batched {
+                            [&[n, channel][..], p].concat()
+                        } else {
+                            [&[channel][..], p].concat()
+                        };
+                        let w = if c.transposed {
+                            [&[channel, of_group][..], k].concat()
+                        } else {
+                            [&[output, inner][..], k].concat()
+                        };
+                        input.at(&x).is_nonzero() && weight.at(&w).is_nonzero()
+                    })
+                });
+                outputs += u64::from(hit);
+            }
+        }
+    }
+    outputs
+}
+
+proptest! {
+    #[test]
+    fn lines_of_any_layout(tensor in any_tensor()) {
+        assert_lines(&tensor);
+    }
+
+    #[test]
+    fn lines_of_sparse_matrices(
+        tensor in (dtype(), 0usize..3, 1i64..40, 1i64..40, any::<bool>()).prop_flat_map(|(dtype, batch, m, n, turn)| {
+            let sizes = [vec![3; batch], vec![m, n]].concat();
+            let count = sizes.iter().product::<i64>() as usize;
+            proptest::collection::vec(0u8..30, count).prop_map(move |values| {
+                let values: Vec<f64> = values.iter().map(|v| f64::from(u8::from(*v == 0))).collect();
+                let mut tensor = Tensor::reals(dtype, &sizes, &values);
+                if turn {
+                    tensor.transpose(sizes.len() - 1, sizes.len() - 2);
+                }
+                tensor
+            })
+        })
+    ) {
+        assert_lines(&tensor);
+    }
+
+    #[test]
+    fn outputs_of_products(
+        (a, b) in (any::<bool>(), 1i64..4, 1i64..6, 1i64..20, 1i64..70, dtype(), dtype()).prop_flat_map(|(batched, batch, m, k, n, x, y)| {
+            let sizes = |rows, columns| if batched { vec![batch, rows, columns] } else { vec![rows, columns] };
+            (tensor_of(x, sizes(m, k), true, true), tensor_of(y, sizes(k, n), true, true))
+        })
+    ) {
+        prop_assert_eq!(nonempty_outputs(&a.view(), &b.view(), false), Ok(matmul_outputs(&a, &b)));
+        if b.sizes.len() == 2 {
+            let mut weight = b.clone();
+            weight.transpose(0, 1);
+            prop_assert_eq!(nonempty_outputs(&a.view(), &weight.view(), true), Ok(matmul_outputs(&a, &b)));
+        }
+    }
+
+    #[test]
+    fn what_convolutions_see((c, tensor) in convolution_and_input()) {
+        prop_assert_eq!(measure_occupancy(&tensor.view(), &c.geometry()), Ok(occupancy(&c, &tensor)));
+    }
+
+    #[test]
+    fn outputs_of_binary_convolutions(
+        (c, input, weight) in (convolution(), dtype(), dtype()).prop_flat_map(|(c, a, b)| {
+            let (input, weight) = (tensor_of(a, c.input_sizes(), true, true), tensor_of(b, c.weight_sizes(), true, true));
+            (Just(c), input, weight)
+        })
+    ) {
+        let outputs = product_outputs(&c, &input, &weight);
+        prop_assert_eq!(nonempty_outputs_convolution(&input.view(), &weight.view(), &c.geometry()), Ok(outputs));
+    }
+}
+
+#[test]
+fn many_channels() {
+    // More than one word of blocks, blocks cut at their ends, groups that do and do not fill blocks.
+    for (channels, groups) in [
+        (5, 1),
+        (18, 1),
+        (70, 1),
+        (300, 1),
+        (12, 4),
+        (24, 2),
+        (66, 33),
+        (130, 130),
+    ] {
+        let mut c = image(2, channels / groups, 5, 3, 2, 1);
+        c.groups = groups;
+        let mut seed = 99u64;
+        let mut next = || {
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            seed >> 33
+        };
+        // The second sample is empty but for the last channels.
+        let values: Vec<f64> = (0..2 * channels * 25)
+            .map(
+                |at| match at < channels * 25 || at >= (2 * channels - 2) * 25 {
+                    true => f64::from(u8::from(next() % 40 == 0)),
+                    false => 0.0,
+                },
+            )
+            .collect();
+        let tensor = Tensor::reals(DType::F32, &[2, channels, 5, 5], &values);
+        let expected = occupancy(&c, &tensor);
+        assert_eq!(
+            measure_occupancy(&tensor.view(), &c.geometry()),
+            Ok(expected.clone())
+        );
+        let mut last = Tensor::reals(DType::F32, &[2, channels, 5, 5], &values);
+        let turned: Vec<f64> = indices(&[2, 5, 5, channels])
+            .iter()
+            .map(|i| last.at(&[i[0], i[3], i[1], i[2]]).real)
+            .collect();
+        last = Tensor::reals(DType::F32, &[2, 5, 5, channels], &turned);
+        last.transpose(1, 3);
+        last.transpose(2, 3);
+        assert_eq!(measure_occupancy(&last.view(), &c.geometry()), Ok(expected));
+    }
+}
+
+#[test]
+fn what_a_convolution_sees_by_hand() {
+    // One spike in the corner of channel 5 of 6: four sites of the 3x3 see it, in the second block of four.
+    let c = image(1, 6, 3, 3, 1, 1);
+    let mut values = [0.0; 54];
+    values[5 * 9] = 1.0;
+    let spikes = Tensor::reals(DType::BOOL, &[1, 6, 3, 3], &values);
+    assert_eq!(
+        measure_occupancy(&spikes.view(), &c.geometry()),
+        Ok(Occupancy {
+            nonempty_outputs: 4 * 5,
+            active_sites: 4,
+            active_rows: vec![0, 4],
+            active_patches: [vec![0, 4], vec![4], vec![4], vec![4], vec![4], vec![4]],
+        })
+    );
+    let ones = Tensor::reals(DType::F32, &[5, 6, 3, 3], &[1.0; 270]);
+    assert_eq!(
+        nonempty_outputs_convolution(&spikes.view(), &ones.view(), &c.geometry()),
+        Ok(20)
+    );
+    let empty = Tensor::reals(DType::F32, &[0, 6, 3, 3], &[]);
+    let nothing = measure_occupancy(&empty.view(), &c.geometry()).unwrap();
+    assert_eq!(nothing.active_rows, [0, 0]);
+    let flat = Tensor::reals(DType::F32, &[6], &[1.0; 6]);
+    assert_eq!(
+        measure_occupancy(&flat.view(), &c.geometry()),
+        Err(NotTaken::Layout)
     );
 }

@@ -31,6 +31,9 @@ pub enum ReplayError {
         /// All that exist, where they are few.
         known: Vec<String>,
     },
+    /// Files that cannot be added up.
+    #[error("{0}")]
+    Together(String),
     /// A selection that selects nothing.
     #[error("the selection {selection} selects no op call{hint}")]
     NothingSelected {
@@ -130,6 +133,15 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .map(|(typed, begun, k)| (typed + begun / 10.0, k))
         .max_by(|a, b| a.0.total_cmp(&b.0).then_with(|| b.1.cmp(a.1)))
         .map(|(_, k)| k)
+}
+
+/// Line and column of a byte of a text, both from 1; columns count characters.
+#[must_use]
+pub fn position(text: &str, byte: usize) -> (usize, usize) {
+    let before = text.get(..byte.min(text.len())).unwrap_or(text);
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
+    (line, column)
 }
 
 /// The error with the file's name, which errors of reading have already.

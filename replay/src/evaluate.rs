@@ -10,9 +10,10 @@ use crate::energy::{ComputeModel, CostFile, PRESETS};
 use crate::error::ReplayError;
 use crate::firing;
 use crate::load::{Traces, stack};
+use crate::monitors::{Measurement, Part};
 use crate::report::{
-    CounterCoverage, CounterReport, Coverage, Group, GroupCounter, Normalised, Per, Report,
-    RulesInfo, SelectionInfo, SourceInfo, StreamReport,
+    CounterCoverage, CounterReport, Coverage, Group, GroupCounter, Measured, MonitorsReport,
+    Normalised, Per, Report, RulesInfo, SelectionInfo, SourceInfo, StreamReport,
 };
 use crate::rules::{CallRow, Counted, Counter, MissingLevel, RuleSet};
 use crate::selection::{Divisors, Selection, stage_of};
@@ -187,6 +188,7 @@ pub(crate) fn see<'a>(traces: &'a Traces, rules: &RuleSet, rows: &'a [Row]) -> V
             integer_sums: &row.sums.integer_sums,
             float_sums: &row.sums.float_sums,
             values_before: false,
+            dictionary: Some(dictionary),
             notes: None,
         });
         all.push(Seen {
@@ -461,7 +463,19 @@ pub fn evaluate(
         .filter(|(r, shown)| *shown && r.refusal.is_none())
         .map(|(r, _)| r)
         .collect();
+    let measurement = Measurement::read(
+        traces,
+        &timelines,
+        &request.selection,
+        request.by == Some(By::Stage),
+        request.by == Some(By::Step),
+    )?;
+    let hardware = measurement.as_ref().map(Measurement::report);
+    if let Some(refusal) = measurement.as_ref().and_then(Measurement::refusal) {
+        skipped.insert("monitors/hardware".to_owned(), refusal);
+    }
     let grouper = Grouper {
+        measurement: measurement.as_ref().filter(|m| m.refusal().is_none()),
         rules,
         request,
         rows: &rows,
@@ -471,7 +485,8 @@ pub fn evaluate(
         models: &usable_models,
     };
     let groups = request.by.map(|by| grouper.groups(by)).transpose()?;
-    let per = grouper.normalised_total(&reports, &energy)?;
+    let measured = hardware.as_ref().and_then(|h| h.measured.as_ref());
+    let per = grouper.normalised_total(&reports, &energy, measured)?;
 
     let mut notes = traces.incompleteness(&timelines);
     if let Some(range) = unfinished_steps(request, &rows) {
@@ -502,6 +517,7 @@ pub fn evaluate(
         ),
         counters: reports.into_iter().collect(),
         energy: energy.into_iter().collect(),
+        monitors: hardware.map(|hardware| MonitorsReport { hardware }),
         firing_rates: firing::rates(traces, &timelines, &seen),
         per,
         groups,
@@ -645,6 +661,7 @@ fn coverage<'r, 'a: 'r>(
 }
 
 struct Grouper<'g, 'a> {
+    measurement: Option<&'g Measurement<'g>>,
     rules: &'g RuleSet,
     request: &'g Request,
     rows: &'g Rows,
@@ -737,6 +754,15 @@ impl Grouper<'_, '_> {
                 )
             })
             .collect();
+        let part = match by {
+            By::Stage => Some(Part::Stage(&key)),
+            By::Step => Some(Part::Step(key.parse().ok())),
+            By::Scope | By::Op | By::Module => None,
+        };
+        let measured = self
+            .measurement
+            .zip(part)
+            .map(|(measurement, part)| measurement.measured(&part));
         let per = self.divisor(Some((by, &key)))?.map(|divisor| {
             Normalised::of(
                 self.request.per,
@@ -745,6 +771,7 @@ impl Grouper<'_, '_> {
                 energy
                     .iter()
                     .map(|(name, e)| (name.clone(), e.energy_total_pj)),
+                measured.as_ref(),
             )
         });
         Ok(Group {
@@ -752,6 +779,7 @@ impl Grouper<'_, '_> {
             calls,
             counters: counters.into_iter().collect(),
             energy: energy.into_iter().collect(),
+            measured,
             per,
         })
     }
@@ -760,6 +788,7 @@ impl Grouper<'_, '_> {
         &self,
         reports: &[(String, CounterReport)],
         energy: &[(String, crate::energy::ComputeReport)],
+        measured: Option<&Measured>,
     ) -> Result<Option<Normalised>, ReplayError> {
         Ok(self.divisor(None)?.map(|divisor| {
             Normalised::of(
@@ -769,6 +798,7 @@ impl Grouper<'_, '_> {
                 energy
                     .iter()
                     .map(|(name, e)| (name.clone(), e.energy_total_pj)),
+                measured,
             )
         }))
     }

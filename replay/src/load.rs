@@ -1,10 +1,12 @@
 //! Traces as replay sees them: one or several files of one run, each with its streams.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use optape_trace::{Dictionary, ScopeId, Stream, Trace, TraceEnd};
+use optape_trace::{Dictionary, Role, ScopeId, Stream, Trace, TraceEnd};
 
 use crate::error::ReplayError;
+use crate::report::uuid_text;
 use crate::timeline::Timeline;
 
 /// One file.
@@ -35,10 +37,10 @@ pub struct StreamRef<'a> {
 }
 
 impl Traces {
-    /// Opens files.
+    /// Opens files: the parts of one run.
     ///
     /// # Errors
-    /// Where one of them is no trace that can be read.
+    /// Where one of them is no trace that can be read, is given twice, or is of another run than the first.
     pub fn open<P: AsRef<Path>>(paths: &[P]) -> Result<Self, ReplayError> {
         let mut sources = Vec::with_capacity(paths.len());
         for path in paths {
@@ -49,7 +51,43 @@ impl Traces {
             })?;
             sources.push(Source { path, trace });
         }
-        Ok(Self { sources })
+        let traces = Self { sources };
+        traces.check_together()?;
+        Ok(traces)
+    }
+
+    /// One run's parts, each once: anything else would add up what does not belong together.
+    fn check_together(&self) -> Result<(), ReplayError> {
+        let mut seen = HashMap::new();
+        for source in &self.sources {
+            // A file that is gone meanwhile is told apart by its name.
+            let real = source
+                .path
+                .canonicalize()
+                .unwrap_or_else(|_| source.path.clone());
+            if let Some(first) = seen.insert(real, &source.path) {
+                return Err(ReplayError::Together(format!(
+                    "{} and {} are the same file: its ops would count twice",
+                    first.display(),
+                    source.path.display()
+                )));
+            }
+        }
+        let Some(first) = self.sources.first() else {
+            return Ok(());
+        };
+        let uuid = |source: &Source| uuid_text(&source.trace.run().run_uuid);
+        match self.sources.iter().find(|s| uuid(s) != uuid(first)) {
+            None => Ok(()),
+            Some(other) => Err(ReplayError::Together(format!(
+                "{} and {} are of different runs ({}, {}), whose totals cannot be added up: replay them one by one; parts of \
+                 one run are recorded with the same `optape record --run NAME`",
+                first.path.display(),
+                other.path.display(),
+                uuid(first),
+                uuid(other)
+            ))),
+        }
     }
 
     /// A trace that is in memory already, under a name for messages.
@@ -63,15 +101,30 @@ impl Traces {
         }
     }
 
-    /// All streams of all files.
+    /// The streams of all files that hold a recorded process.
     pub fn streams(&self) -> impl Iterator<Item = StreamRef<'_>> {
-        self.sources.iter().enumerate().flat_map(|(source, s)| {
-            s.trace.streams().iter().map(move |stream| StreamRef {
-                source,
-                trace: &s.trace,
-                stream,
+        self.with_role(Role::Process)
+    }
+
+    /// The streams of all files that hold what monitors sampled.
+    pub fn monitors(&self) -> impl Iterator<Item = StreamRef<'_>> {
+        self.with_role(Role::Monitor)
+    }
+
+    fn with_role(&self, role: Role) -> impl Iterator<Item = StreamRef<'_>> {
+        self.sources
+            .iter()
+            .enumerate()
+            .flat_map(move |(source, s)| {
+                let streams = s.trace.streams().iter();
+                streams
+                    .filter(move |stream| stream.info().role == role)
+                    .map(move |stream| StreamRef {
+                        source,
+                        trace: &s.trace,
+                        stream,
+                    })
             })
-        })
     }
 
     pub(crate) fn error(&self, source: usize, error: optape_trace::TraceError) -> ReplayError {
@@ -111,7 +164,15 @@ impl Traces {
                     "{path}: damaged at byte {offset} ({what}); what stands before it is counted, `optape recover` may save more"
                 )),
             }
-            for stream in source.trace.streams() {
+            for stream in source.trace.monitors() {
+                if stream.dropped_records() > 0 {
+                    notes.push(format!(
+                        "{path}: {} samples of monitors were lost while recording",
+                        stream.dropped_records()
+                    ));
+                }
+            }
+            for stream in source.trace.processes() {
                 if stream.dropped_records() > 0 {
                     notes.push(format!(
                         "{path}: process {} lost {} records while recording; they are in no count",

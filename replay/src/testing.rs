@@ -2,10 +2,10 @@
 
 use optape_trace::{
     Argument, ArgumentDef, CallId, DType, Definition, Event, ModuleDef, ModuleId, Moment,
-    OpCallRef, OpDef, OpId, Operand, Pattern, PatternEntry, PatternId, ReturnDef, RunEnd, RunInfo,
-    ScopeDef, ScopeId, SignatureDef, SignatureId, Stage, State, StepSource, StreamEnd, StreamId,
-    StreamInfo, TensorMeta, TextId, ThreadDef, ThreadId, Trace, TraceWriter, WatchDef, WatchId,
-    When, call_flags, fields,
+    OpCallRef, OpDef, OpId, Operand, Pattern, PatternEntry, PatternId, ReturnDef, Role, RunEnd,
+    RunInfo, ScopeDef, ScopeId, SignatureDef, SignatureId, Stage, State, StepSource, StreamEnd,
+    StreamId, StreamInfo, TensorMeta, TextId, ThreadDef, ThreadId, Trace, TraceWriter, WatchDef,
+    WatchId, When, call_flags, fields,
 };
 
 /// Writes a trace in memory, handing out ids as capture does.
@@ -319,7 +319,8 @@ impl Tape {
         }
     }
 
-    fn text(&mut self, text: &str) -> TextId {
+    /// The number of a text.
+    pub fn text(&mut self, text: &str) -> TextId {
         if let Some(at) = self.texts.iter().position(|t| t == text) {
             return TextId(at as u32);
         }
@@ -495,6 +496,56 @@ impl Tape {
             .unwrap();
     }
 
+    /// Adds a stream of monitors: facts, and samples (series, nanoseconds, value).
+    pub fn monitors(&mut self, facts: &[(&str, &str)], samples: &[(&str, u64, f64)]) {
+        let info = StreamInfo {
+            process_id: 99,
+            role: Role::Monitor,
+            ..StreamInfo::default()
+        };
+        let stream = self.writer.begin_stream(&info).unwrap();
+        let thread = Definition::Thread(ThreadId(0), ThreadDef::default());
+        self.writer.define(stream, &thread).unwrap();
+        let mut texts: Vec<&str> = Vec::new();
+        let events = facts
+            .iter()
+            .map(|(key, value)| (*key, 0, Some(*value), 0.0));
+        let samples = samples
+            .iter()
+            .map(|(name, time, value)| (*name, *time, None, *value));
+        for (name, time_ns, fact, value) in events.chain(samples) {
+            let id = match texts.iter().position(|text| *text == name) {
+                Some(at) => TextId(at as u32),
+                None => {
+                    let id = TextId(texts.len() as u32);
+                    texts.push(name);
+                    let definition = Definition::Text(id, name.to_owned());
+                    self.writer.define(stream, &definition).unwrap();
+                    id
+                }
+            };
+            let event = match fact {
+                Some(fact) => Event::Fact {
+                    module: None,
+                    key: id,
+                    value: fact.to_owned(),
+                },
+                None => Event::Sample { series: id, value },
+            };
+            let moment = Moment {
+                time_ns,
+                thread: ThreadId(0),
+                event,
+            };
+            self.writer.moment(stream, &moment).unwrap();
+        }
+        let end = StreamEnd {
+            clean: true,
+            ..StreamEnd::default()
+        };
+        self.writer.end_stream(stream, &end).unwrap();
+    }
+
     /// Writes pending records as a block of their own.
     pub fn flush(&mut self) {
         self.writer.flush().unwrap();
@@ -522,6 +573,36 @@ impl Tape {
     pub fn trace(self) -> Trace {
         Trace::from_bytes(self.bytes()).unwrap()
     }
+}
+
+/// The small network's run with a GPU of 10 W per microsecond beside it, whose counter was sampled from the beginning until long after the
+/// end, and a processor with two energy domains that was sampled in the middle only.
+#[must_use]
+pub fn monitored_tape() -> Tape {
+    let mut tape = spiking_tape();
+    tape.monitors(
+        &[
+            ("monitor.gpu", r#"{"state":"running","what":"1 GPU(s)"}"#),
+            (
+                "monitor.rapl",
+                r#"{"state":"absent","what":"no permission","hint":"ask for it"}"#,
+            ),
+            ("monitors.interval_s", "1.0"),
+        ],
+        &[
+            ("gpu0/energy_j", 0, 0.0),
+            ("gpu0/power_mw", 0, 9e9),
+            ("gpu0/memory_used_bytes", 500, 1e9),
+            ("gpu0/memory_used_bytes", 900, 3e9),
+            ("rapl/package-0/energy_j", 800, 0.0),
+            ("rapl/package-0/core/energy_j", 800, 0.0),
+            ("rapl/package-0/energy_j", 1000, 2.0),
+            ("rapl/package-0/core/energy_j", 1000, 1.0),
+            ("gpu0/energy_j", 100_000, 1000.0),
+            ("gpu0/memory_used_bytes", 100_000, 9e9),
+        ],
+    );
+    tape
 }
 
 /// A trace with the text `measure` and nothing else to speak of.

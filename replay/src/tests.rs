@@ -514,3 +514,109 @@ proptest! {
         prop_assert_eq!(&bytes(false, 3), &expected);
     }
 }
+
+fn monitored(request: &Request) -> Report {
+    let traces = Traces::of("monitored.optape", testing::monitored_tape().trace());
+    evaluate(&traces, &RuleSet::named("optape").unwrap(), request).unwrap()
+}
+
+#[test]
+fn measured_joules_stand_beside_modelled_picojoules() {
+    let request = Request {
+        per: Per::Sample,
+        ..measured()
+    };
+    let report = monitored(&request);
+    insta::assert_snapshot!("monitored", text(&report, Format::Table));
+    insta::assert_snapshot!(
+        "monitored_csv",
+        text(&report, Format::Csv)
+            .lines()
+            .filter(|l| l.starts_with("measured"))
+            .collect::<Vec<_>>()
+            .join("\n")
+    );
+    let json: serde_json::Value = serde_json::from_str(&text(&report, Format::Json)).unwrap();
+    insta::assert_snapshot!(
+        "monitored_json",
+        serde_json::to_string_pretty(&json["monitors"]).unwrap()
+    );
+    assert_eq!(report.streams.len(), 1, "monitors are no process");
+    // Models know nothing of sensors.
+    let without = self::report("optape", &request);
+    let energies = |report: &Report| {
+        report
+            .energy
+            .values()
+            .map(|e| e.energy_total_pj)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(energies(&report), energies(&without));
+}
+
+#[test]
+fn measured_joules_are_split_by_step_and_stage() {
+    for by in [By::Step, By::Stage] {
+        let report = monitored(&Request {
+            by: Some(by),
+            ..measured()
+        });
+        let joules = |m: &crate::report::Measured| *m.energy_j.get("gpu0").unwrap();
+        let total = report
+            .monitors
+            .as_ref()
+            .unwrap()
+            .hardware
+            .measured
+            .as_ref()
+            .unwrap();
+        // The counter goes up by 0.01 J per nanosecond.
+        assert!((joules(total) - total.seconds * 1e7).abs() < 1e-9 && joules(total) > 10.0);
+        let groups = report.groups.as_ref().unwrap();
+        let parts: Vec<f64> = groups
+            .iter()
+            .map(|g| joules(g.measured.as_ref().unwrap()))
+            .collect();
+        assert!(
+            parts.len() > 1 && parts.iter().all(|j| *j > 0.0),
+            "{parts:?}"
+        );
+        // The range begins in a stage, and ends behind a step, that none of its calls belongs to.
+        let missing = joules(total) - parts.iter().sum::<f64>();
+        assert!(
+            (-1e-9..1.21).contains(&missing),
+            "{by:?} {missing} {parts:?}"
+        );
+        insta::assert_snapshot!(
+            format!("monitored_by_{}", by.name()),
+            text(&report, Format::Table)
+        );
+    }
+}
+
+#[test]
+fn sensors_know_stages_and_ranges_but_no_modules() {
+    let of = |selection: Selection| {
+        let report = monitored(&Request {
+            selection,
+            ..Request::default()
+        });
+        let hardware = report.monitors.unwrap().hardware;
+        (
+            hardware.measured,
+            report.skipped.contains_key("monitors/hardware"),
+        )
+    };
+    let (whole, _) = of(Selection::default());
+    let (backward, _) = of(Selection {
+        stages: vec!["backward".to_owned()],
+        ..Selection::default()
+    });
+    let (whole, backward) = (whole.unwrap(), backward.unwrap());
+    assert!(backward.seconds > 0.0 && backward.seconds < 0.5 * whole.seconds);
+    let (scoped, skipped) = of(Selection {
+        scopes: vec![Glob::new("Net.fc")],
+        ..Selection::default()
+    });
+    assert!(scoped.is_none() && skipped);
+}

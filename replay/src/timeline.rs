@@ -28,6 +28,8 @@ pub(crate) struct Timeline {
     pub(crate) module_calls: Vec<(u64, u32, bool)>,
     /// Regions outside of the dispatcher.
     pub(crate) opaque: Vec<u64>,
+    /// When step marks and the marks of ranges were: ordinal, nanoseconds since the stream's start.
+    pub(crate) times: Vec<(u64, u64)>,
     /// Why the recorder switched itself off.
     pub(crate) disabled: Vec<String>,
     /// Modules that take all time steps in one call, or one, where the trace says so.
@@ -80,6 +82,15 @@ impl Timeline {
         Ok(reading.finish(at.stream.records()))
     }
 
+    /// When a step mark or a mark of a range was, nanoseconds since the stream's start.
+    pub(crate) fn time_of(&self, ordinal: u64) -> Option<u64> {
+        let at = self
+            .times
+            .binary_search_by_key(&ordinal, |(ordinal, _)| *ordinal)
+            .ok()?;
+        self.times.get(at).map(|(_, time)| *time)
+    }
+
     /// The steps of the stream: each ends with its mark; what stands behind the last mark belongs to none. Marks of the
     /// program win over marks of the optimizer, and these over calls of the root module.
     pub(crate) fn step_intervals(&self, records: u64) -> Vec<(Range<u64>, Option<u64>)> {
@@ -129,6 +140,12 @@ impl Reading<'_> {
     }
 
     fn take(&mut self, ordinal: u64, moment: &Moment) {
+        if matches!(
+            moment.event,
+            Event::StepMark { .. } | Event::RangeEnter { .. } | Event::RangeExit { .. }
+        ) {
+            self.timeline.times.push((ordinal, moment.time_ns));
+        }
         match &moment.event {
             Event::RangeEnter { name } if self.is_wanted(*name) => {
                 self.open

@@ -1,6 +1,7 @@
 """Ways for a program to end: `python ends.py HOW`, after some work."""
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -20,8 +21,10 @@ class Fails(nn.Module):
 
 def main():
     how = sys.argv[1]
-    # A shell without job control starts what runs behind it with SIGINT ignored; here it is to arrive.
+    # A shell without job control starts what runs behind it with SIGINT and SIGQUIT ignored; here they are to arrive.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
     for _ in range(10):

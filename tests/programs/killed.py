@@ -1,6 +1,6 @@
 """Works until it is killed, and notes every op that it has finished in a page that the test sees.
 
-`python killed.py PAGE` works itself. `python killed.py PAGE COUNT` forks that many children, one after another, and kills
+`python killed.py PAGE` works itself. `python killed.py PAGE until COUNT` does so for COUNT rounds and exits with 7. `python killed.py PAGE COUNT` forks that many children, one after another, and kills
 each at a random moment. Slot k of the page holds the k-th process's id and how many ops it has finished.
 """
 
@@ -15,10 +15,10 @@ import time
 import torch
 
 
-def work(page, slot):
+def work(page, slot, rounds=itertools.count()):
     page[2 * slot] = os.getpid()
     x = torch.ones(4, 4)
-    for i in itertools.count():
+    for i in rounds:
         # The number is in the event: the order shows.
         y = x.add(float(i))
         page[2 * slot + 1] = 2 * i + 1
@@ -33,6 +33,9 @@ def main():
         page = memoryview(mmap.mmap(file.fileno(), 0)).cast("Q")
     if len(sys.argv) == 2:
         work(page, 0)
+    if sys.argv[2] == "until":
+        work(page, 0, range(int(sys.argv[3])))
+        sys.exit(7)
     torch.ones(1).add(1)
     for slot in range(int(sys.argv[2])):
         child = os.fork()

@@ -37,8 +37,10 @@ def product(x, what):
     with torch.no_grad():
         values = x.detach().clone().numpy()
     binary = bool(((values == 0) | (values == 1)).all())
+    total = float(values.sum(dtype=np.float64))
     for _ in range(2):
-        SEEN.append({"what": what, "binary": binary, "nonzeros": int(np.count_nonzero(values)), "sum": float(values.sum(dtype=np.float64))})
+        # JSON has no infinities and no NaN.
+        SEEN.append({"what": what, "binary": binary, "nonzeros": int(np.count_nonzero(values)), "sum": total if np.isfinite(total) else None})
 
 
 def changed(x, name, change):
@@ -222,6 +224,55 @@ def custom_ops():
 
     changed(spikes(30), "a custom op that says so", lambda x: openly(x))
     changed(spikes(30), "a custom op that does not", lambda x: secretly(x))
+
+
+@way
+def conclusions():
+    """Values that follow from what is known of others, and values that only seem to."""
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.int64):
+        for name, made in {
+            "zeros": torch.zeros(8, 8, dtype=dtype),
+            "zeros_like": torch.zeros_like(EYE, dtype=dtype),
+            "new_zeros": EYE.new_zeros(8, 8, dtype=dtype),
+            "ones": torch.ones(8, 8, dtype=dtype),
+            "full 0": torch.full((8, 8), 0.0, dtype=dtype),
+            "full 1": torch.full((8, 8), 1, dtype=dtype),
+            "full 3": torch.full((8, 8), 3, dtype=dtype),
+            "full -1": torch.full((8, 8), -1.0, dtype=dtype),
+            "full_like": torch.full_like(EYE, 1.0, dtype=dtype),
+            "expanded ones": torch.ones(1, dtype=dtype).expand(8, 8),
+        }.items():
+            product(made, f"{name} {dtype}")
+            if name != "expanded ones":
+                changed(made, f"setitem behind {name} {dtype}", lambda x: x.__setitem__(2, 1))
+    known, others = spikes(37), spikes(38)
+    for x in (known, others):
+        product(x, "a part")
+    product(torch.stack([known, others]).view(16, 8)[:8], "half of stacked")
+    product(torch.cat([known[:4], others[:4]]), "rows put together")
+    product(torch.cat([known, others]).t()[:, :8], "columns put together")
+    both = torch.cat([known, others], 1).view(16, 8)
+    product(both, "put together")
+    changed(both, "one part of two", lambda x: known.zero_())
+    product(torch.cat([both[:4], both[:4].double()]), "two types put together")
+    product(torch.cat([known, torch.full((8, 8), 2.0)]), "a part that is not binary")
+    # The memory holds zeros and ones, the tensor minus ones.
+    imaginary = torch.complex(torch.zeros(8, 8), others).conj().imag
+    plain = torch.view_as_real(torch.complex(torch.zeros(8, 8), others))[..., 1]
+    product(plain, "the same memory")
+    product(torch.cat([imaginary[:4], imaginary[4:]]), "lazily negative parts")
+    product(imaginary * 0.0, "lazily negative, times zero")
+    for name, x in (("spikes", known), ("spikes again", others), ("numbers", torch.randn(8, 8)), ("infinities", torch.full((8, 8), float("inf")))):
+        product(x, f"{name} before")
+        product(x * 0.0, f"{name} times zero")
+        product(x * 0, f"{name} times integer zero")
+        product(x * 1.0, f"{name} times one")
+        product(x * 2.0, f"{name} times two")
+        product(x * torch.tensor(0.0), f"{name} times a tensor")
+        x[0, 0] = 2.0
+        product(x * 0.0, f"{name} times zero, changed")
+        x[0, 0] = float("nan")
+        product(x * 0.0, f"{name} times zero, with NaN")
 
 
 @way

@@ -91,6 +91,9 @@ impl Bench {
         // Compiled programs of torch.compile and byte code stay where the test can throw them away.
         command
             .env("PYTHONDONTWRITEBYTECODE", "1")
+            .env("XDG_CONFIG_HOME", self.path("no-configuration"))
+            // Monitors have tests of their own, which take this away.
+            .env("OPTAPE_MONITOR", "none")
             .current_dir(self.directory.path())
             .stdin(Stdio::null());
         command

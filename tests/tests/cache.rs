@@ -51,14 +51,17 @@ fn agrees(statistics: &str, ways: &[&str], at_least: usize) {
         let (is_binary, true_nonzeros, true_sum) = (
             truth["binary"].as_bool().unwrap(),
             truth["nonzeros"].as_u64().unwrap(),
-            truth["sum"].as_f64().unwrap(),
+            truth["sum"].as_f64(),
         );
         // A look that stops at the first element that is neither 0 nor 1 has no count, and needs none.
         let counted = nonzeros.is_some() || !is_binary;
         let right = binary == Some(is_binary)
             && counted
             && nonzeros.is_none_or(|n| n == true_nonzeros)
-            && sum.is_none_or(|s| (s - true_sum).abs() <= 1e-4 * (1.0 + true_sum.abs()));
+            && sum.is_none_or(|s| match true_sum {
+                Some(true_sum) => (s - true_sum).abs() <= 1e-4 * (1.0 + true_sum.abs()),
+                None => !s.is_finite(),
+            });
         if statistics == "all" {
             assert!(
                 nonzeros.is_some() && sum.is_some(),
@@ -81,12 +84,12 @@ fn agrees(statistics: &str, ways: &[&str], at_least: usize) {
 
 #[test]
 fn whatever_writes_is_seen() {
-    agrees("rules", &[], 200);
+    agrees("rules", &[], 400);
 }
 
 #[test]
 fn whatever_writes_is_seen_with_all_statistics() {
-    agrees("all", &[], 200);
+    agrees("all", &[], 400);
 }
 
 #[test]

@@ -157,6 +157,80 @@ fn the_recorder_is_killed() {
         .expect_code(0);
 }
 
+/// The recorder is killed in the middle of a training that then ends by itself. The recovered file has every op that found room, in
+/// order, and counts every other one.
+#[test]
+fn what_a_killed_recorder_left_is_recovered_or_counted() {
+    const ROUNDS: u64 = 40_000;
+    let Some(bench) = Bench::new() else { return };
+    for wait in [0, 60, 333] {
+        page(&bench, 1);
+        for name in ["t.optape", "whole.optape"] {
+            let _ = std::fs::remove_file(bench.path(name));
+        }
+        // Nobody else sees the exit code once the recorder is dead.
+        let program = Bench::program("killed.py");
+        let script = format!(
+            "python {} page until {ROUNDS}; echo $? > ended.new; mv ended.new ended",
+            program.display()
+        );
+        let words = ["sh".to_owned(), "-c".to_owned(), script];
+        let running = bench.start(&mut bench.record("t.optape", &words));
+        worker(&bench, 2_000);
+        std::thread::sleep(Duration::from_millis(wait));
+        kill_process(running.pid(), Signal::KILL).unwrap();
+        assert_eq!(running.wait().code(), 137);
+        let started = Instant::now();
+        while !bench.path("ended").exists() {
+            assert!(started.elapsed() < Duration::from_secs(200));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(
+            std::fs::read_to_string(bench.path("ended")).unwrap().trim(),
+            "7"
+        );
+        std::fs::remove_file(bench.path("ended")).unwrap();
+
+        let done = bench.run(&mut bench.optape(["recover", "t.optape", "-o", "whole.optape"]));
+        done.expect_code(0).expect_message("records more");
+        bench
+            .run(&mut bench.optape(["verify", "whole.optape"]))
+            .expect_code(0);
+        let before = Trace::open(&bench.path("t.optape")).unwrap();
+        let trace = Trace::open(&bench.path("whole.optape")).unwrap();
+        let stream = &trace.streams()[0];
+        let worked: Vec<Call> = calls_of(&trace, stream.id())
+            .into_iter()
+            .filter(|call| call.op == "aten::add.Tensor" || call.op == "aten::mm")
+            .collect();
+        for (at, call) in worked.iter().enumerate() {
+            if at % 2 == 0 {
+                assert_eq!(call.op, "aten::add.Tensor", "op {at}");
+                assert_eq!(f64::from_bits(call.record.payload[0]), (at / 2) as f64);
+            } else {
+                assert_eq!(call.op, "aten::mm", "op {at}");
+            }
+        }
+        assert!(stream.records() > before.streams()[0].records());
+        assert_eq!(
+            worked.len() as u64 + stream.dropped_records(),
+            2 * ROUNDS,
+            "{}",
+            done.stderr
+        );
+        assert!(
+            stream.dropped_records() > 0,
+            "the ring is smaller than that"
+        );
+        // The rings are kept for a day; nobody wants these.
+        let rings = done.stderr.lines().find_map(|line| {
+            let place = line.trim().strip_prefix("rings in ")?;
+            place.strip_suffix(':').map(str::to_owned)
+        });
+        std::fs::remove_dir_all(rings.unwrap()).unwrap();
+    }
+}
+
 /// Waits until the process of slot 0 has finished some ops.
 fn worker(bench: &Bench, finished: u64) -> Pid {
     let started = Instant::now();

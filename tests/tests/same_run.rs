@@ -204,11 +204,16 @@ fn signals_from_outside_arrive_once() {
     let words = bench.words(&Bench::program("ends.py"), &["waits"]);
     // As a terminal does it, to the whole group; and as a supervisor does it, to the process that it started.
     type Send = fn(Pid, Signal) -> rustix::io::Result<()>;
-    let ways: [(&str, Signal, Send, i32); 2] = [
+    let ways: [(&str, Signal, Send, i32); 6] = [
         ("group", Signal::INT, kill_process_group, 130),
+        ("group", Signal::QUIT, kill_process_group, 131),
+        ("group", Signal::TERM, kill_process_group, 143),
+        ("alone", Signal::INT, kill_process, 130),
+        ("alone", Signal::QUIT, kill_process, 131),
         ("alone", Signal::TERM, kill_process, 143),
     ];
     for (way, signal, send, code) in ways {
+        let way = &format!("{way}-{}", signal.as_raw());
         let plain = interrupted(&bench, &mut bench.python(&words[1..]), |pid| {
             send(pid, signal).unwrap()
         });

@@ -452,6 +452,16 @@ pub(crate) struct BlockBuilder {
     pub(crate) late: Option<(u64, u64)>,
 }
 
+/// The least time of some records and the greatest, ends of calls included; 0 where there are none.
+pub(crate) fn time_span(start_ns: &[u64], duration_ns: &[u64], moments: &[Moment]) -> (u64, u64) {
+    let calls = start_ns.iter().zip(duration_ns);
+    let ends = calls.map(|(start, duration)| start.saturating_add(*duration));
+    let times = || moments.iter().map(|moment| moment.time_ns);
+    let first = start_ns.iter().copied().chain(times()).min();
+    let last = ends.chain(times()).max();
+    (first.unwrap_or(0), last.unwrap_or(0))
+}
+
 impl BlockBuilder {
     pub(crate) fn is_empty(&self) -> bool {
         self.kinds.is_empty()
@@ -508,20 +518,7 @@ impl BlockBuilder {
         first_ordinal: u64,
         zstd: &mut Compressor,
     ) -> Result<(BlockHead, Vec<u8>), TraceError> {
-        let ends = self
-            .start_ns
-            .iter()
-            .zip(&self.duration_ns)
-            .map(|(s, d)| s.saturating_add(*d));
-        let times = || self.moments.iter().map(|m| m.time_ns);
-        let first_ns = self
-            .start_ns
-            .iter()
-            .copied()
-            .chain(times())
-            .min()
-            .unwrap_or(0);
-        let last_ns = ends.chain(times()).max().unwrap_or(0);
+        let (first_ns, last_ns) = time_span(&self.start_ns, &self.duration_ns, &self.moments);
         let mut columns = ColumnSet {
             zstd,
             entries: Vec::new(),

@@ -63,6 +63,24 @@ impl OpDef {
         };
         format!("{}.{overload}", self.name.replacen("::", ".", 1))
     }
+
+    /// The results that are views: (argument, return value). Both stand in one alias set of the schema, and the op
+    /// writes neither.
+    pub fn views(&self) -> impl Iterator<Item = (usize, usize)> {
+        let arguments = || {
+            let unwritten = self.arguments.iter().enumerate();
+            unwritten.filter(|(_, a)| !a.written && !a.alias.is_empty())
+        };
+        self.returns
+            .iter()
+            .enumerate()
+            .filter(|(_, r)| !r.written)
+            .flat_map(move |(result, r)| {
+                arguments()
+                    .filter(move |(_, a)| a.alias == r.alias)
+                    .map(move |(argument, _)| (argument, result))
+            })
+    }
 }
 
 /// One argument of a schema.
@@ -552,4 +570,33 @@ pub struct WatchDef {
     pub module: Option<ModuleId>,
     /// `output`, `input`, `attribute:v`, or what the user called it.
     pub what: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn views_share_an_alias_set_that_nothing_writes() {
+        let op = |alias: &str, written: bool| OpDef {
+            name: "aten::f".to_owned(),
+            arguments: vec![
+                ArgumentDef::default(),
+                ArgumentDef {
+                    alias: alias.to_owned(),
+                    written,
+                    ..ArgumentDef::default()
+                },
+            ],
+            returns: vec![ReturnDef {
+                alias: alias.to_owned(),
+                written,
+                ..ReturnDef::default()
+            }],
+            ..OpDef::default()
+        };
+        assert_eq!(op("a", false).views().collect::<Vec<_>>(), [(1, 0)]);
+        assert_eq!(op("a", true).views().count(), 0);
+        assert_eq!(op("", false).views().count(), 0);
+    }
 }

@@ -419,6 +419,14 @@ const fn field_name(field: u32) -> &'static str {
         fields::NONEMPTY_ROWS => "nonempty_rows",
         fields::NONEMPTY_COLUMNS => "nonempty_columns",
         fields::NONEMPTY_OUTPUTS => "nonempty_outputs",
+        fields::ACTIVE_SITES => "active_sites",
+        fields::ACTIVE_ROWS => "active_rows",
+        fields::ACTIVE_PATCHES_4 => "active_patches_4",
+        fields::ACTIVE_PATCHES_16 => "active_patches_16",
+        fields::ACTIVE_PATCHES_32 => "active_patches_32",
+        fields::ACTIVE_PATCHES_64 => "active_patches_64",
+        fields::ACTIVE_PATCHES_128 => "active_patches_128",
+        fields::ACTIVE_PATCHES_256 => "active_patches_256",
         fields::SUM => "sum",
         fields::MINIMUM => "minimum",
         fields::MAXIMUM => "maximum",
@@ -439,6 +447,7 @@ fn operand_text(operand: Operand, when: When) -> String {
     let operand = match operand {
         Operand::Tensor(i) => i.to_string(),
         Operand::Product => "product".to_owned(),
+        Operand::Channels(block) => format!("channels{}", u64::from(block) * 4),
     };
     if when == When::After {
         format!("{operand}'")

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use bincode::de::Decoder;
+use bincode::enc::Encoder;
+use bincode::error::{DecodeError, EncodeError};
 use bincode::{Decode, Encode};
 
 /// The run: written once at the head of the file.
@@ -27,8 +30,39 @@ pub struct RunInfo {
     pub facts: BTreeMap<String, String>,
 }
 
-/// One recorded process.
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
+/// Whose records a stream holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Role {
+    /// A recorded process's: its op calls, and what happened between them.
+    #[default]
+    Process,
+    /// The recorder's own, about the machine: samples of its monitors ([`crate::Event::Sample`]) and facts about their sources.
+    Monitor,
+    /// One that a later version has added. It holds no recorded process.
+    Other(u32),
+}
+
+impl Role {
+    const fn number(self) -> u32 {
+        match self {
+            Self::Process => 0,
+            Self::Monitor => 1,
+            Self::Other(number) => number,
+        }
+    }
+
+    const fn of(number: u32) -> Self {
+        match number {
+            0 => Self::Process,
+            1 => Self::Monitor,
+            number => Self::Other(number),
+        }
+    }
+}
+
+/// A stream: a recorded process, or the recorder's monitors.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct StreamInfo {
     /// Process id.
     pub process_id: u32,
@@ -44,6 +78,44 @@ pub struct StreamInfo {
     pub identities: bool,
     /// Rank, where there is one.
     pub rank: Option<u32>,
+    /// Whose records these are.
+    pub role: Role,
+}
+
+// By hand, since the role is left out where it is a process: so the first files of the format have none, and are read all the same.
+impl Encode for StreamInfo {
+    fn encode<E: Encoder>(&self, encoder: &mut E) -> Result<(), EncodeError> {
+        self.process_id.encode(encoder)?;
+        self.parent_process_id.encode(encoder)?;
+        self.command.encode(encoder)?;
+        self.versions.encode(encoder)?;
+        self.epoch_unix_ns.encode(encoder)?;
+        self.identities.encode(encoder)?;
+        self.rank.encode(encoder)?;
+        match self.role {
+            Role::Process => Ok(()),
+            role => role.number().encode(encoder),
+        }
+    }
+}
+
+impl<C> Decode<C> for StreamInfo {
+    fn decode<D: Decoder<Context = C>>(decoder: &mut D) -> Result<Self, DecodeError> {
+        Ok(Self {
+            process_id: Decode::decode(decoder)?,
+            parent_process_id: Decode::decode(decoder)?,
+            command: Decode::decode(decoder)?,
+            versions: Decode::decode(decoder)?,
+            epoch_unix_ns: Decode::decode(decoder)?,
+            identities: Decode::decode(decoder)?,
+            rank: Decode::decode(decoder)?,
+            role: match u32::decode(decoder) {
+                Ok(number) => Role::of(number),
+                Err(DecodeError::UnexpectedEnd { .. }) => Role::Process,
+                Err(error) => return Err(error),
+            },
+        })
+    }
 }
 
 /// How a stream ended.
@@ -74,4 +146,33 @@ pub struct RunEnd {
     pub daemon_cpu_ns: u64,
     /// The daemon's peak resident memory.
     pub daemon_peak_bytes: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec;
+
+    #[test]
+    fn a_stream_without_a_role_is_a_processs() {
+        let process = StreamInfo {
+            process_id: 7,
+            rank: Some(3),
+            ..StreamInfo::default()
+        };
+        let bytes = codec::encode(&process).unwrap();
+        assert_eq!(
+            codec::decode(&bytes).unwrap(),
+            (process.clone(), bytes.len())
+        );
+        for (number, role) in [(1, Role::Monitor), (9, Role::Other(9))] {
+            let other = StreamInfo {
+                role,
+                ..process.clone()
+            };
+            let with_role = codec::encode(&other).unwrap();
+            assert_eq!(with_role, [bytes.as_slice(), &[number]].concat());
+            assert_eq!(codec::decode::<StreamInfo>(&with_role).unwrap().0, other);
+        }
+    }
 }

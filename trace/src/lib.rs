@@ -1,7 +1,8 @@
 //! The optape trace: one compressed event for every op that PyTorch's dispatcher ran.
 //!
 //! This crate is the format and nothing else: the record model, what is interned, the writer, the reader,
-//! recovery of unfinished and damaged files, and the table of needs that recorder and replay share. The bytes
+//! recovery of unfinished and damaged files, and what recorder and replay share as data: the table of needs, and the names of
+//! monitors' series. The bytes
 //! are specified in `FORMAT.md` beside this crate; a second reader could be written from it.
 //!
 //! A [`TraceWriter`] appends to any sink. It fills blocks of columns, sums them up, and can be asked at any time to write what it
@@ -83,6 +84,7 @@ pub mod needs;
 mod reader;
 mod record;
 mod recovery;
+pub mod series;
 mod source;
 mod statistics;
 mod summary;
@@ -103,11 +105,13 @@ pub use ids::{
     TensorId, TextId, ThreadId, WatchId,
 };
 pub use index::{BlockIndex, SummaryIndex};
-pub use info::{RunEnd, RunInfo, StreamEnd, StreamInfo};
+pub use info::{Role, RunEnd, RunInfo, StreamEnd, StreamInfo};
 pub use reader::{Stream, Trace, TraceEnd};
 pub use record::{DropReason, Event, LateStatistic, Moment, OpCall, Record, StepSource};
-pub use recovery::{Finding, Loss, Recovery, recover, recover_bytes};
-pub use statistics::{NotTaken, Operand, Pattern, PatternEntry, State, When, fields};
+pub use recovery::{Continuation, Finding, Loss, Recovery, recover, recover_bytes, recover_with};
+pub use statistics::{
+    CHANNELS_PER_BLOCK, CROSSBARS, NotTaken, Operand, Pattern, PatternEntry, State, When, fields,
+};
 pub use summary::SummaryRow;
 pub use table::Dictionary;
 pub use values::{Elements, VALUE_LIMIT, Value, ValuesIndex, pack_bits};

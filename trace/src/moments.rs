@@ -459,12 +459,16 @@ fn event(
     })
 }
 
+/// The code of the first block of channels among the operands of late statistics: behind those of all tensors.
+const CHANNELS: u64 = 1 + (1 << 16);
+
 fn put_late(late: &LateStatistic, out: &mut Vec<u8>) {
     put_varint(
         out,
         match late.operand {
             Operand::Product => 0,
             Operand::Tensor(i) => u64::from(i) + 1,
+            Operand::Channels(block) => CHANNELS + u64::from(block),
         },
     );
     let when = u8::from(late.when == When::After);
@@ -478,12 +482,14 @@ fn put_late(late: &LateStatistic, out: &mut Vec<u8>) {
 }
 
 fn late(cursor: &mut Cursor<'_>) -> Result<LateStatistic, Corrupt> {
-    let operand = match cursor.varint()?.checked_sub(1) {
-        None => Operand::Product,
-        Some(i) => Operand::Tensor(
-            u16::try_from(i)
-                .map_err(|_| Corrupt::from("a tensor's index is larger than 16 bits"))?,
-        ),
+    let narrow = |code: u64| {
+        u16::try_from(code)
+            .map_err(|_| Corrupt::from("an operand of late statistics is larger than 17 bits"))
+    };
+    let operand = match cursor.varint()? {
+        0 => Operand::Product,
+        code @ 1..CHANNELS => Operand::Tensor(narrow(code - 1)?),
+        code => Operand::Channels(narrow(code - CHANNELS)?),
     };
     let bits = cursor.u8()?;
     let fields = cursor.varint_u32()?;
@@ -531,7 +537,8 @@ mod tests {
     fn late_statistic() -> impl Strategy<Value = LateStatistic> {
         let operand = prop_oneof![
             Just(Operand::Product),
-            any::<u16>().prop_map(Operand::Tensor)
+            any::<u16>().prop_map(Operand::Tensor),
+            any::<u16>().prop_map(Operand::Channels)
         ];
         (
             operand,

@@ -4,8 +4,51 @@
 
 use crate::statistics::When;
 
-/// Version of [`RULES`]; written into every trace.
-pub const NEEDS_VERSION: u32 = 1;
+/// Version of [`RULES`] and [`FULL`]; written into every trace.
+/// 2: also the overloads that write to `out`, `addbmm_`, `addmv_`. 3: [`FULL`].
+pub const NEEDS_VERSION: u32 = 3;
+
+/// What a recording by one preset holds: the levels of statistics (`docs/levels.md`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PresetLevels {
+    /// As traces spell it ([`RunInfo::statistics`](crate::RunInfo)).
+    pub name: &'static str,
+    /// The flags of `optape record` that ask for it.
+    pub flag: &'static str,
+    /// The levels that it takes of every op call that a rule needs them of.
+    pub levels: &'static [&'static str],
+}
+
+/// The presets, from the least to the most; `all` and `full` each have what the other has not: `all` the values of every tensor,
+/// `full` the rest of the levels.
+pub const PRESETS: &[PresetLevels] = &[
+    PresetLevels {
+        name: "none",
+        flag: "--stats none",
+        levels: &["T0"],
+    },
+    PresetLevels {
+        name: "rules",
+        flag: "--stats rules",
+        levels: &["T0", "T1", "T2", "T4"],
+    },
+    PresetLevels {
+        name: "all",
+        flag: "--stats all",
+        levels: &["T0", "T1", "T2", "T4"],
+    },
+    PresetLevels {
+        name: "full",
+        flag: "--level full",
+        levels: &["T0", "T1", "T2", "T3", "T4", "T5", "T6"],
+    },
+];
+
+/// The preset that a trace says it was recorded with.
+#[must_use]
+pub fn preset(name: &str) -> Option<&'static PresetLevels> {
+    PRESETS.iter().find(|preset| preset.name == name)
+}
 
 /// What is needed of one operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -69,32 +112,56 @@ const fn elementwise(op: &'static str) -> OpNeeds {
     }
 }
 
+const fn scaled(op: &'static str) -> OpNeeds {
+    OpNeeds {
+        op,
+        arguments: &[("self", Need::Binary)],
+        returns: &[],
+        product: None,
+    }
+}
+
 const MATRICES: &[(&str, Need)] = &[("self", Need::Binary), ("mat2", Need::Binary)];
 const ADDED_MATRICES: &[(&str, Need)] = &[("mat1", Need::Binary), ("mat2", Need::Binary)];
 const BATCHES: &[(&str, Need)] = &[("batch1", Need::Binary), ("batch2", Need::Binary)];
 const LAYER: &[(&str, Need)] = &[("input", Need::Binary), ("weight", Need::Binary)];
 const BROADCAST: &[(&str, Need)] = &[("self", Need::Binary), ("other", Need::Binary)];
-const SCALED: &[(&str, Need)] = &[("self", Need::Binary)];
+const ADDED_VECTOR: &[(&str, Need)] = &[("mat", Need::Binary), ("vec", Need::Binary)];
+const VECTOR: &[(&str, Need)] = &[("self", Need::Binary), ("vec", Need::Binary)];
+const DOT: &[(&str, Need)] = &[("self", Need::Binary), ("tensor", Need::Binary)];
 
 /// What mac, ac and synop need: the preset `rules`. Sorted by op.
 pub const RULES: &[OpNeeds] = &[
-    OpNeeds {
-        op: "aten::add.Scalar",
-        arguments: SCALED,
-        returns: &[],
-        product: None,
-    },
+    scaled("aten::add.Scalar"),
+    scaled("aten::add.Scalar_out"),
     elementwise("aten::add.Tensor"),
-    OpNeeds {
-        op: "aten::add_.Scalar",
-        arguments: SCALED,
-        returns: &[],
-        product: None,
-    },
+    elementwise("aten::add.out"),
+    scaled("aten::add_.Scalar"),
     elementwise("aten::add_.Tensor"),
     product("aten::addbmm", BATCHES, "batch1", "batch2", Product::Matrix),
     product(
+        "aten::addbmm.out",
+        BATCHES,
+        "batch1",
+        "batch2",
+        Product::Matrix,
+    ),
+    product(
+        "aten::addbmm_",
+        BATCHES,
+        "batch1",
+        "batch2",
+        Product::Matrix,
+    ),
+    product(
         "aten::addmm",
+        ADDED_MATRICES,
+        "mat1",
+        "mat2",
+        Product::Matrix,
+    ),
+    product(
+        "aten::addmm.out",
         ADDED_MATRICES,
         "mat1",
         "mat2",
@@ -109,13 +176,34 @@ pub const RULES: &[OpNeeds] = &[
     ),
     product(
         "aten::addmv",
-        &[("mat", Need::Binary), ("vec", Need::Binary)],
+        ADDED_VECTOR,
+        "mat",
+        "vec",
+        Product::Broadcast,
+    ),
+    product(
+        "aten::addmv.out",
+        ADDED_VECTOR,
+        "mat",
+        "vec",
+        Product::Broadcast,
+    ),
+    product(
+        "aten::addmv_",
+        ADDED_VECTOR,
         "mat",
         "vec",
         Product::Broadcast,
     ),
     product(
         "aten::baddbmm",
+        BATCHES,
+        "batch1",
+        "batch2",
+        Product::Matrix,
+    ),
+    product(
+        "aten::baddbmm.out",
         BATCHES,
         "batch1",
         "batch2",
@@ -129,6 +217,7 @@ pub const RULES: &[OpNeeds] = &[
         Product::Matrix,
     ),
     product("aten::bmm", MATRICES, "self", "mat2", Product::Matrix),
+    product("aten::bmm.out", MATRICES, "self", "mat2", Product::Matrix),
     product(
         "aten::conv1d",
         LAYER,
@@ -200,13 +289,28 @@ pub const RULES: &[OpNeeds] = &[
         Product::Convolution,
     ),
     product(
-        "aten::dot",
-        &[("self", Need::Binary), ("tensor", Need::Binary)],
-        "self",
-        "tensor",
-        Product::Broadcast,
+        "aten::convolution.out",
+        LAYER,
+        "input",
+        "weight",
+        Product::Convolution,
     ),
+    product("aten::dot", DOT, "self", "tensor", Product::Broadcast),
+    product("aten::dot.out", DOT, "self", "tensor", Product::Broadcast),
+    OpNeeds {
+        op: "aten::einsum",
+        arguments: &[("tensors", Need::Binary)],
+        returns: &[],
+        product: None,
+    },
     product("aten::linear", LAYER, "input", "weight", Product::Linear),
+    product(
+        "aten::linear.out",
+        LAYER,
+        "input",
+        "weight",
+        Product::Linear,
+    ),
     product(
         "aten::matmul",
         BROADCAST,
@@ -214,34 +318,26 @@ pub const RULES: &[OpNeeds] = &[
         "other",
         Product::Broadcast,
     ),
-    product("aten::mm", MATRICES, "self", "mat2", Product::Matrix),
     product(
-        "aten::mv",
-        &[("self", Need::Binary), ("vec", Need::Binary)],
+        "aten::matmul.out",
+        BROADCAST,
         "self",
-        "vec",
+        "other",
         Product::Broadcast,
     ),
-    OpNeeds {
-        op: "aten::rsub.Scalar",
-        arguments: SCALED,
-        returns: &[],
-        product: None,
-    },
+    product("aten::mm", MATRICES, "self", "mat2", Product::Matrix),
+    product("aten::mm.out", MATRICES, "self", "mat2", Product::Matrix),
+    product("aten::mv", VECTOR, "self", "vec", Product::Broadcast),
+    product("aten::mv.out", VECTOR, "self", "vec", Product::Broadcast),
+    scaled("aten::rsub.Scalar"),
+    scaled("aten::rsub.Scalar_out"),
     elementwise("aten::rsub.Tensor"),
-    OpNeeds {
-        op: "aten::sub.Scalar",
-        arguments: SCALED,
-        returns: &[],
-        product: None,
-    },
+    elementwise("aten::rsub.Tensor_out"),
+    scaled("aten::sub.Scalar"),
+    scaled("aten::sub.Scalar_out"),
     elementwise("aten::sub.Tensor"),
-    OpNeeds {
-        op: "aten::sub_.Scalar",
-        arguments: SCALED,
-        returns: &[],
-        product: None,
-    },
+    elementwise("aten::sub.out"),
+    scaled("aten::sub_.Scalar"),
     elementwise("aten::sub_.Tensor"),
     // A watched value (a spiking neuron's output, a user's watch) is what firing rates are made of.
     OpNeeds {
@@ -261,6 +357,228 @@ pub fn rules_need(op: &str) -> Option<&'static OpNeeds> {
         .and_then(|i| RULES.get(i))
 }
 
+/// Where a line of [`FULL`] holds. Elsewhere the op's line in [`RULES`] does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Within {
+    /// Outside of the backward pass: the energy models that read these values are about inference.
+    Forward,
+    /// In the forward of a spiking neuron, outside of the backward pass.
+    Neuron,
+}
+
+/// What the preset `full` takes of an op beyond [`RULES`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MoreNeeds {
+    /// Where.
+    pub within: Within,
+    /// In the place of the line in [`RULES`].
+    pub needs: OpNeeds,
+}
+
+const fn forward(
+    op: &'static str,
+    arguments: &'static [(&'static str, Need)],
+    product: Option<(&'static str, &'static str, Product)>,
+) -> MoreNeeds {
+    MoreNeeds {
+        within: Within::Forward,
+        needs: OpNeeds {
+            op,
+            arguments,
+            returns: &[(0, Need::Full)],
+            product,
+        },
+    }
+}
+
+const fn layer(op: &'static str) -> MoreNeeds {
+    const ARGUMENTS: &[(&str, Need)] = &[("input", Need::Full), ("weight", Need::Binary)];
+    forward(
+        op,
+        ARGUMENTS,
+        Some(("input", "weight", Product::Convolution)),
+    )
+}
+
+const fn of_input(op: &'static str) -> MoreNeeds {
+    const ARGUMENTS: &[(&str, Need)] = &[("input", Need::Full)];
+    forward(op, ARGUMENTS, None)
+}
+
+const fn of_self(op: &'static str) -> MoreNeeds {
+    const ARGUMENTS: &[(&str, Need)] = &[("self", Need::Full)];
+    forward(op, ARGUMENTS, None)
+}
+
+const fn neuron(op: &'static str, arguments: &'static [(&'static str, Need)]) -> MoreNeeds {
+    MoreNeeds {
+        within: Within::Neuron,
+        needs: OpNeeds {
+            op,
+            arguments,
+            returns: &[],
+            product: None,
+        },
+    }
+}
+
+const FULL_MATRICES: &[(&str, Need)] = &[("self", Need::Full), ("mat2", Need::Binary)];
+const FULL_ADDED: &[(&str, Need)] = &[("mat1", Need::Full), ("mat2", Need::Binary)];
+const FULL_BATCHES: &[(&str, Need)] = &[("batch1", Need::Full), ("batch2", Need::Binary)];
+const FULL_OF_TWO: &[(&str, Need)] = &[("self", Need::Full), ("other", Need::Full)];
+const FULL_OF_ONE: &[(&str, Need)] = &[("self", Need::Full)];
+
+/// What the energy models need beyond [`RULES`], sorted by op. Nonzeros and sums of what goes into layers and comes out of
+/// them: Lemaire's sparse memory, Qualia's spike rates, sinabs' synaptic operations (which also count multiple spikes and
+/// currents), NeuroMC's kinds of inputs. In neurons, what drives the state: SpikingJelly's neuron_state counts accesses by
+/// the nonzeros of the tensors that meet it. Of factors that turn out to be binary T3 is taken, and of inputs of convolutions T5,
+/// wherever the op runs: NeuroMC counts additions of the backward pass, too.
+pub const FULL: &[MoreNeeds] = &[
+    of_self("aten::_adaptive_avg_pool2d"),
+    of_self("aten::_adaptive_avg_pool3d"),
+    of_input("aten::_native_batch_norm_legit"),
+    of_input("aten::_native_batch_norm_legit.no_stats"),
+    neuron("aten::_to_copy", FULL_OF_ONE),
+    neuron("aten::add.Scalar", FULL_OF_ONE),
+    neuron("aten::add.Tensor", FULL_OF_TWO),
+    neuron("aten::add_.Scalar", FULL_OF_ONE),
+    neuron("aten::add_.Tensor", FULL_OF_TWO),
+    forward(
+        "aten::addbmm",
+        FULL_BATCHES,
+        Some(("batch1", "batch2", Product::Matrix)),
+    ),
+    forward(
+        "aten::addmm",
+        FULL_ADDED,
+        Some(("mat1", "mat2", Product::Matrix)),
+    ),
+    forward(
+        "aten::addmm_",
+        FULL_ADDED,
+        Some(("mat1", "mat2", Product::Matrix)),
+    ),
+    forward(
+        "aten::addmv",
+        &[("mat", Need::Full), ("vec", Need::Full)],
+        Some(("mat", "vec", Product::Broadcast)),
+    ),
+    of_self("aten::avg_pool2d"),
+    of_self("aten::avg_pool3d"),
+    forward(
+        "aten::baddbmm",
+        FULL_BATCHES,
+        Some(("batch1", "batch2", Product::Matrix)),
+    ),
+    forward(
+        "aten::baddbmm_",
+        FULL_BATCHES,
+        Some(("batch1", "batch2", Product::Matrix)),
+    ),
+    of_input("aten::batch_norm"),
+    forward(
+        "aten::bmm",
+        FULL_MATRICES,
+        Some(("self", "mat2", Product::Matrix)),
+    ),
+    neuron("aten::clone", FULL_OF_ONE),
+    layer("aten::conv1d"),
+    layer("aten::conv1d.padding"),
+    layer("aten::conv2d"),
+    layer("aten::conv2d.padding"),
+    layer("aten::conv3d"),
+    layer("aten::conv3d.padding"),
+    layer("aten::conv_transpose1d"),
+    layer("aten::conv_transpose2d.input"),
+    layer("aten::conv_transpose3d.input"),
+    layer("aten::convolution"),
+    neuron("aten::copy_", &[("self", Need::Full), ("src", Need::Full)]),
+    neuron("aten::div.Scalar", FULL_OF_ONE),
+    neuron("aten::div.Tensor", FULL_OF_TWO),
+    neuron("aten::div_.Scalar", FULL_OF_ONE),
+    neuron("aten::div_.Tensor", FULL_OF_TWO),
+    neuron("aten::eq.Scalar", FULL_OF_ONE),
+    neuron("aten::eq.Tensor", FULL_OF_TWO),
+    neuron("aten::exp", FULL_OF_ONE),
+    neuron("aten::exp_", FULL_OF_ONE),
+    neuron("aten::ge.Scalar", FULL_OF_ONE),
+    neuron("aten::ge.Tensor", FULL_OF_TWO),
+    neuron("aten::gt.Scalar", FULL_OF_ONE),
+    neuron("aten::gt.Tensor", FULL_OF_TWO),
+    neuron("aten::le.Scalar", FULL_OF_ONE),
+    neuron("aten::le.Tensor", FULL_OF_TWO),
+    forward(
+        "aten::linear",
+        &[("input", Need::Full), ("weight", Need::Binary)],
+        Some(("input", "weight", Product::Linear)),
+    ),
+    neuron("aten::lt.Scalar", FULL_OF_ONE),
+    neuron("aten::lt.Tensor", FULL_OF_TWO),
+    forward(
+        "aten::matmul",
+        &[("self", Need::Full), ("other", Need::Binary)],
+        Some(("self", "other", Product::Broadcast)),
+    ),
+    of_self("aten::max_pool2d_with_indices"),
+    of_self("aten::max_pool3d_with_indices"),
+    forward(
+        "aten::mm",
+        FULL_MATRICES,
+        Some(("self", "mat2", Product::Matrix)),
+    ),
+    neuron("aten::mul.Scalar", FULL_OF_ONE),
+    neuron("aten::mul.Tensor", FULL_OF_TWO),
+    neuron("aten::mul_.Scalar", FULL_OF_ONE),
+    neuron("aten::mul_.Tensor", FULL_OF_TWO),
+    forward(
+        "aten::mv",
+        &[("self", Need::Full), ("vec", Need::Full)],
+        Some(("self", "vec", Product::Broadcast)),
+    ),
+    of_input("aten::native_batch_norm"),
+    neuron("aten::ne.Scalar", FULL_OF_ONE),
+    neuron("aten::ne.Tensor", FULL_OF_TWO),
+    of_self("aten::relu"),
+    of_self("aten::relu_"),
+    neuron("aten::rsqrt", FULL_OF_ONE),
+    neuron("aten::rsub.Scalar", FULL_OF_ONE),
+    neuron("aten::rsub.Tensor", FULL_OF_TWO),
+    neuron("aten::sigmoid", FULL_OF_ONE),
+    neuron("aten::sigmoid_", FULL_OF_ONE),
+    neuron("aten::sqrt", FULL_OF_ONE),
+    neuron("aten::sqrt_", FULL_OF_ONE),
+    neuron("aten::sub.Scalar", FULL_OF_ONE),
+    neuron("aten::sub.Tensor", FULL_OF_TWO),
+    neuron("aten::sub_.Scalar", FULL_OF_ONE),
+    neuron("aten::sub_.Tensor", FULL_OF_TWO),
+    neuron("aten::tanh", FULL_OF_ONE),
+    neuron("aten::tanh_", FULL_OF_ONE),
+    neuron(
+        "aten::where.ScalarOther",
+        &[("condition", Need::Full), ("self", Need::Full)],
+    ),
+    neuron(
+        "aten::where.ScalarSelf",
+        &[("condition", Need::Full), ("other", Need::Full)],
+    ),
+    neuron(
+        "aten::where.self",
+        &[
+            ("condition", Need::Full),
+            ("self", Need::Full),
+            ("other", Need::Full),
+        ],
+    ),
+];
+
+/// The line of an op in [`FULL`].
+#[must_use]
+pub fn full_needs(op: &str) -> Option<&'static MoreNeeds> {
+    FULL.binary_search_by(|more| more.needs.op.cmp(op))
+        .ok()
+        .and_then(|i| FULL.get(i))
+}
+
 impl OpNeeds {
     /// What is needed of an argument.
     #[must_use]
@@ -268,6 +586,15 @@ impl OpNeeds {
         self.arguments
             .iter()
             .find(|(n, _)| *n == name)
+            .map(|(_, need)| *need)
+    }
+
+    /// What is needed of a return value.
+    #[must_use]
+    pub fn returned(&self, index: usize) -> Option<Need> {
+        self.returns
+            .iter()
+            .find(|(at, _)| *at == index)
             .map(|(_, need)| *need)
     }
 
@@ -292,6 +619,28 @@ mod tests {
                 pair[1].op
             );
         }
+    }
+
+    #[test]
+    fn full_asks_of_every_op_for_no_less_than_rules() {
+        for pair in FULL.windows(2) {
+            let (a, b) = (pair[0].needs.op, pair[1].needs.op);
+            assert!(a < b, "{a} before {b}");
+        }
+        for more in FULL {
+            let Some(line) = rules_need(more.needs.op) else {
+                continue;
+            };
+            assert_eq!(more.needs.product, line.product, "{}", line.op);
+            for (argument, need) in line.arguments {
+                assert!(
+                    more.needs.argument(argument) >= Some(*need),
+                    "{argument} of {}",
+                    line.op
+                );
+            }
+        }
+        assert!(PRESETS.iter().all(|p| preset(p.name) == Some(p)));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::error::{Corrupt, TraceError};
 use crate::frame::{FRAME_HEAD, FrameHead, HEADER_PEEK, Header, decode_header, kind};
 use crate::ids::{Ordinal, PatternId, SignatureId, StreamId};
 use crate::index::{BlockIndex, Footer, IndexChunk, SummaryIndex, TRAILER};
-use crate::info::{RunEnd, RunInfo, StreamEnd, StreamInfo};
+use crate::info::{Role, RunEnd, RunInfo, StreamEnd, StreamInfo};
 use crate::record::{Event, LateStatistic, Moment, Record};
 use crate::source::Source;
 use crate::summary::{self, Rows, SummaryHead, SummaryRow};
@@ -63,7 +63,7 @@ pub enum TraceEnd {
     },
 }
 
-/// One recorded process.
+/// One recorded process, or another [`Role`].
 #[derive(Debug)]
 pub struct Stream {
     id: StreamId,
@@ -608,10 +608,24 @@ impl Trace {
         &self.run
     }
 
-    /// The recorded processes, by id.
+    /// All streams, by id: recorded processes, and the recorder's monitors.
     #[must_use]
     pub fn streams(&self) -> &[Stream] {
         &self.streams
+    }
+
+    /// The streams of recorded processes.
+    pub fn processes(&self) -> impl Iterator<Item = &Stream> {
+        self.with_role(Role::Process)
+    }
+
+    /// The streams of monitors: one at most, unless files were put together.
+    pub fn monitors(&self) -> impl Iterator<Item = &Stream> {
+        self.with_role(Role::Monitor)
+    }
+
+    fn with_role(&self, role: Role) -> impl Iterator<Item = &Stream> {
+        self.streams.iter().filter(move |s| s.info.role == role)
     }
 
     /// How the trace ends.

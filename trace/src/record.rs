@@ -116,19 +116,21 @@ pub enum Event {
         /// Each operand's numbers.
         values: Vec<LateStatistic>,
     },
-    /// Tag 8. A storage came into being.
+    /// Tag 8. A storage came into being, or an op has it as an argument and it was not known before. Stands before that op's call.
+    /// At `--level full`.
     StorageBorn {
         /// Its id.
         storage: StorageId,
         /// Its size.
         bytes: u64,
     },
-    /// Tag 9. A storage was freed.
+    /// Tag 9. A storage was freed. Exact for memory of torch's CPU allocator; else known when another has taken its place.
     StorageDied {
         /// Its id.
         storage: StorageId,
     },
-    /// Tag 10. A tensor object was freed.
+    /// Tag 10. A tensor object is gone although its storage is alive: another has its address, or it got another storage. With its
+    /// storage every object is gone.
     TensorDied {
         /// Its id.
         tensor: TensorId,

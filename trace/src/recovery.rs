@@ -1,5 +1,6 @@
 //! Recovery: a finished copy of what can still be read of an unfinished or damaged trace.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
@@ -46,6 +47,17 @@ pub struct Loss {
     pub reason: DropReason,
 }
 
+/// What somebody adds to a recovered trace who knows more than the file says.
+#[derive(Clone, Debug, Default)]
+pub struct Continuation {
+    /// How many records were appended.
+    pub records: u64,
+    /// What is lost beyond them.
+    pub losses: Vec<Loss>,
+    /// The ends of streams that have none in the file.
+    pub ends: BTreeMap<StreamId, StreamEnd>,
+}
+
 /// What a recovery has saved.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recovery {
@@ -70,7 +82,20 @@ pub fn recover<W: Write>(
     sink: W,
     losses: &[Loss],
 ) -> Result<(W, Recovery), TraceError> {
-    recover_source(Source::open(path)?, sink, losses)
+    recover_source(Source::open(path)?, sink, |_, _| Ok(only(losses)))
+}
+
+/// As [`recover`], and `more` may append to the copy, behind the records of the file and before the ends of streams: definitions, records,
+/// whole streams. It sees what could be read of the file. What it says to be lost is written as drops.
+///
+/// # Errors
+/// As [`recover`], and those of `more`.
+pub fn recover_with<W: Write>(
+    path: &Path,
+    sink: W,
+    more: impl FnOnce(&Trace, &mut TraceWriter<W>) -> Result<Continuation, TraceError>,
+) -> Result<(W, Recovery), TraceError> {
+    recover_source(Source::open(path)?, sink, more)
 }
 
 /// As [`recover`], of a trace in memory.
@@ -82,13 +107,20 @@ pub fn recover_bytes<W: Write>(
     sink: W,
     losses: &[Loss],
 ) -> Result<(W, Recovery), TraceError> {
-    recover_source(Source::Bytes(bytes), sink, losses)
+    recover_source(Source::Bytes(bytes), sink, |_, _| Ok(only(losses)))
+}
+
+fn only(losses: &[Loss]) -> Continuation {
+    Continuation {
+        losses: losses.to_vec(),
+        ..Continuation::default()
+    }
 }
 
 fn recover_source<W: Write>(
     source: Source,
     sink: W,
-    losses: &[Loss],
+    more: impl FnOnce(&Trace, &mut TraceWriter<W>) -> Result<Continuation, TraceError>,
 ) -> Result<(W, Recovery), TraceError> {
     let mut recovery = Recovery::default();
     let trace = Trace::salvage(source, |offset, what| {
@@ -97,6 +129,8 @@ fn recover_source<W: Write>(
     let mut run: RunInfo = trace.run().clone();
     run.facts.insert("recovered".to_owned(), "true".to_owned());
     let mut writer = TraceWriter::create(sink, &run)?;
+    // Per stream: how much is lost, and until when it is known.
+    let mut copied = Vec::new();
     for stream in trace.streams() {
         let id = writer.begin_stream(stream.info())?;
         for definition in stream.dictionary().definitions() {
@@ -115,19 +149,44 @@ fn recover_source<W: Write>(
         };
         copy.blocks(&trace, &mut recovery.findings)?;
         copy.values(&trace, &mut recovery.findings)?;
-        copy.losses(losses)?;
         recovery.records += copy.records;
-        recovery.lost += copy.lost;
-        let lost = copy.lost;
-        if let Some(end) = stream.end() {
+        copied.push((copy.lost, copy.last_ns));
+    }
+    let mut continuation = more(&trace, &mut writer)?;
+    recovery.records += continuation.records;
+    for loss in continuation.losses.iter().filter(|loss| loss.records > 0) {
+        let known = copied.get_mut(loss.stream.index());
+        let last_ns = known.map_or(0, |(lost, last_ns)| {
+            *lost += loss.records;
+            *last_ns
+        });
+        if trace.streams().get(loss.stream.index()).is_none() {
+            recovery.lost += loss.records;
+        }
+        write_drop(
+            &mut writer,
+            loss.stream,
+            loss.records,
+            loss.from_ns.max(last_ns),
+            loss.until_ns,
+            loss.reason,
+        )?;
+    }
+    for (stream, (lost, _)) in trace.streams().iter().zip(copied) {
+        recovery.lost += lost;
+        let end = continuation.ends.remove(&stream.id());
+        if let Some(end) = stream.end().cloned().or(end) {
             writer.end_stream(
-                id,
+                stream.id(),
                 &StreamEnd {
                     dropped_records: end.dropped_records.saturating_add(lost),
-                    ..end.clone()
+                    ..end
                 },
             )?;
         }
+    }
+    for (id, end) in continuation.ends {
+        writer.end_stream(id, &end)?;
     }
     let end = match trace.end() {
         TraceEnd::Clean(end) => {
@@ -137,6 +196,36 @@ fn recover_source<W: Write>(
         _ => RunEnd::default(),
     };
     Ok((writer.finish(&end)?, recovery))
+}
+
+fn write_drop<W: Write>(
+    writer: &mut TraceWriter<W>,
+    stream: StreamId,
+    records: u64,
+    from_ns: u64,
+    until_ns: u64,
+    reason: DropReason,
+) -> Result<(), TraceError> {
+    let unknown = ThreadDef {
+        native_id: 0,
+        name: "unknown".to_owned(),
+    };
+    let thread = Definition::Thread(ThreadId(0), unknown);
+    if !writer.has(stream, &thread) {
+        writer.define(stream, &thread)?;
+    }
+    let event = Event::Drop {
+        records,
+        from_ns,
+        until_ns: until_ns.max(from_ns),
+        reason,
+    };
+    let moment = Moment {
+        time_ns: from_ns,
+        thread: ThreadId(0),
+        event,
+    };
+    writer.moment(stream, &moment).map(|_| ())
 }
 
 /// Copies one stream.
@@ -193,43 +282,7 @@ impl<W: Write> StreamCopy<'_, W> {
         until_ns: u64,
         reason: DropReason,
     ) -> Result<(), TraceError> {
-        if self.stream.dictionary().threads().len() == 0 && self.writer.records(self.id) == 0 {
-            let unknown = ThreadDef {
-                native_id: 0,
-                name: "unknown".to_owned(),
-            };
-            self.writer
-                .define(self.id, &Definition::Thread(ThreadId(0), unknown))?;
-        }
-        let event = Event::Drop {
-            records,
-            from_ns,
-            until_ns: until_ns.max(from_ns),
-            reason,
-        };
-        self.writer.moment(
-            self.id,
-            &Moment {
-                time_ns: from_ns,
-                thread: ThreadId(0),
-                event,
-            },
-        )?;
-        Ok(())
-    }
-
-    fn losses(&mut self, losses: &[Loss]) -> Result<(), TraceError> {
-        let id = self.id;
-        for loss in losses.iter().filter(|l| l.stream == id && l.records > 0) {
-            self.lost += loss.records;
-            self.drop(
-                loss.records,
-                loss.from_ns.max(self.last_ns),
-                loss.until_ns,
-                loss.reason,
-            )?;
-        }
-        Ok(())
+        write_drop(self.writer, self.id, records, from_ns, until_ns, reason)
     }
 
     fn block(&mut self, block: &Block) -> Result<(), TraceError> {

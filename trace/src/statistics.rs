@@ -34,9 +34,25 @@ pub struct PatternEntry {
 pub enum Operand {
     /// Index into `SignatureDef::tensors`.
     Tensor(u16),
-    /// The product of the call's two factors (T4), not any tensor.
+    /// The product of the call's two factors (T3, T4), not any tensor.
     Product,
+    /// Channels `4 n` to `4 n + 3` of a convolution's input, the first of the call's two factors (T5). Blocks of more channels
+    /// stand with their first four.
+    Channels(u16),
 }
+
+/// Channels of the smallest block of [`Operand::Channels`].
+pub const CHANNELS_PER_BLOCK: usize = 4;
+
+/// The sizes of crossbar arrays, in input channels, that active patches are counted for, and their fields.
+pub const CROSSBARS: [(usize, u32); 6] = [
+    (4, fields::ACTIVE_PATCHES_4),
+    (16, fields::ACTIVE_PATCHES_16),
+    (32, fields::ACTIVE_PATCHES_32),
+    (64, fields::ACTIVE_PATCHES_64),
+    (128, fields::ACTIVE_PATCHES_128),
+    (256, fields::ACTIVE_PATCHES_256),
+];
 
 /// When a value was looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
@@ -88,12 +104,31 @@ pub mod fields {
     pub const FAN_OUT_NONZEROS: u32 = 1 << 1;
     /// T4: sum of the product of two binary factors, exact. Alpha, beta and bias are left out.
     pub const PRODUCT_SUM: u32 = 1 << 2;
-    /// T3: rows of a product's factor (as a matrix) with a nonzero.
+    /// T3: rows with a nonzero of a product's factor as it lies in memory: the last two dimensions are a matrix, each matrix of a
+    /// batch counts for itself; of `linear`'s input all dimensions but the last are rows. A vector is one row.
     pub const NONEMPTY_ROWS: u32 = 1 << 3;
-    /// T3: columns of a product's factor with a nonzero.
+    /// T3: columns of a product's factor with a nonzero, likewise.
     pub const NONEMPTY_COLUMNS: u32 = 1 << 4;
-    /// T3: outputs of a convolution whose receptive field has a nonzero.
+    /// T3. Of a convolution's input: outputs, counted in all their channels, whose receptive field has a nonzero. Of the
+    /// [`Product`](super::Operand::Product) of two binary factors: its elements that are not zero, alpha, beta and bias left out.
     pub const NONEMPTY_OUTPUTS: u32 = 1 << 5;
+    /// T5: output positions of a convolution, counted once whatever their channels, whose receptive field in all input channels
+    /// has a nonzero.
+    pub const ACTIVE_SITES: u32 = 1 << 6;
+    /// T5, of a block of four channels: nonzeros, each counted once per output position whose receptive field it is in.
+    pub const ACTIVE_ROWS: u32 = 1 << 7;
+    /// T5, of a block of 4 channels: output positions whose receptive field in the block has a nonzero.
+    pub const ACTIVE_PATCHES_4: u32 = 1 << 8;
+    /// The same of the block of 16 channels that begins here; only there where one begins.
+    pub const ACTIVE_PATCHES_16: u32 = 1 << 9;
+    /// Of 32.
+    pub const ACTIVE_PATCHES_32: u32 = 1 << 10;
+    /// Of 64.
+    pub const ACTIVE_PATCHES_64: u32 = 1 << 11;
+    /// Of 128.
+    pub const ACTIVE_PATCHES_128: u32 = 1 << 12;
+    /// Of 256.
+    pub const ACTIVE_PATCHES_256: u32 = 1 << 13;
     /// T1: sum of the elements, in f64. Of complex tensors the real part.
     pub const SUM: u32 = 1 << 16;
     /// T1: least element. NaN if any is. Absent for empty and complex tensors.

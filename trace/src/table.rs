@@ -381,6 +381,23 @@ impl Counts {
         }
     }
 
+    /// Whether a definition of this kind and number was counted.
+    pub(crate) fn has(&self, definition: &Definition) -> bool {
+        match definition {
+            Definition::Text(id, _) => id.0 < self.texts,
+            Definition::Op(id, _) => id.0 < self.ops,
+            Definition::Signature(id, _) => id.0 < self.signatures,
+            Definition::Scope(id, _) => id.0 < self.scopes,
+            Definition::Module(id, _) => id.0 < self.modules,
+            Definition::Thread(id, _) => id.0 < self.threads,
+            Definition::Pattern(id, _) => match id.0.checked_sub(FIRST_LATE_PATTERN) {
+                None => id.0 < self.patterns,
+                Some(late) => late < self.late_patterns,
+            },
+            Definition::Watch(id, _) => id.0 < self.watches,
+        }
+    }
+
     /// Checks a definition and counts it. False where it only repeats one of the two that are always there.
     pub(crate) fn admit(&mut self, definition: &Definition) -> Result<bool, Corrupt> {
         let (kind, id, count) = match definition {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::block::Columns;
+use crate::block::{Columns, time_span};
 use crate::bytes::len64;
 use crate::error::TraceError;
 use crate::reader::{NOT_WHOLE, Stream, Trace, TraceEnd};
@@ -19,6 +19,8 @@ pub struct Verification {
     pub frames: u64,
     /// Streams.
     pub streams: u64,
+    /// Those among them that hold a recorded process.
+    pub processes: u64,
     /// Blocks.
     pub blocks: u64,
     /// Records.
@@ -69,6 +71,7 @@ fn verify_opened(opened: Trace, source: Source) -> Result<Verification, TraceErr
         end: opened.end().clone(),
         frames: trace.frames(),
         streams: len64(trace.streams().len()),
+        processes: len64(trace.processes().count()),
         blocks: sum(|s| len64(s.blocks().len())),
         records: sum(Stream::records),
         dropped_records: sum(Stream::dropped_records),
@@ -185,20 +188,7 @@ fn verify_stream(
         if late != entry.late {
             find("a block's head and its late statistics disagree".to_owned());
         }
-        let ends = block
-            .start_ns
-            .iter()
-            .zip(&block.duration_ns)
-            .map(|(s, d)| s.saturating_add(*d));
-        let times = || block.moments.iter().map(|m| m.time_ns);
-        let first = block
-            .start_ns
-            .iter()
-            .copied()
-            .chain(times())
-            .min()
-            .unwrap_or(0);
-        let last = ends.chain(times()).max().unwrap_or(0);
+        let (first, last) = time_span(&block.start_ns, &block.duration_ns, &block.moments);
         // Records of later versions have times too.
         if entry.first_ns > first || entry.last_ns < last {
             find("a block's head and its times disagree".to_owned());

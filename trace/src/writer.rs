@@ -675,6 +675,13 @@ impl<W: Write> TraceWriter<W> {
         }
     }
 
+    /// Whether a definition of this kind and number stands in the stream.
+    #[must_use]
+    pub fn has(&self, stream: StreamId, definition: &Definition) -> bool {
+        let state = self.streams.get(stream.index());
+        state.is_some_and(|state| state.counts.has(definition))
+    }
+
     /// Appends an op call.
     ///
     /// # Errors

@@ -189,8 +189,9 @@ impl Identities {
         id
     }
 
-    pub(super) fn freed(&mut self, base: usize) {
-        self.owned.remove(&base);
+    /// Memory is freed. Gives the storage that it was.
+    pub(super) fn freed(&mut self, base: usize) -> Option<u64> {
+        self.owned.remove(&base).map(|storage| storage.id)
     }
 
     /// An op wrote the tensor: what is known of its storage's values is void.

@@ -3,12 +3,14 @@
 //! Inputs are looked at before the op runs, written arguments again after it, outputs after it. Nothing is looked at where
 //! there is nothing to see: other devices, lazy bits, layouts without plain elements get a reason instead of numbers.
 
-use optape_trace::needs::{self, Product};
+use optape_trace::needs::{self, Product, Within};
 use optape_trace::{
     DType, Elements, NotTaken, OpDef, Operand, Pattern, PatternEntry, State, TextId, VALUE_LIMIT,
     When, fields, pack_bits, tensor_flags,
 };
 
+use super::full;
+use super::inference::Inference;
 use crate::abi::{Call, Tensor, word};
 use crate::statistics::{
     self, Answer, Geometry, Question, View, product_sum_broadcast, product_sum_convolution,
@@ -16,25 +18,40 @@ use crate::statistics::{
 };
 
 /// `--stats`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Preset {
     /// T0, scopes, stages.
     None,
     /// What mac, ac and synop need.
+    #[default]
     Rules,
     /// Everything of every tensor.
     All,
+    /// What the energy models need: `--level full`.
+    Full,
 }
 
 impl Preset {
-    /// `none`, `rules`, `all`.
+    /// `none`, `rules`, `all`, `full`.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         match name {
             "none" => Some(Self::None),
             "rules" => Some(Self::Rules),
             "all" => Some(Self::All),
+            "full" => Some(Self::Full),
             _ => None,
+        }
+    }
+
+    /// As flags, environment and traces spell it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Rules => "rules",
+            Self::All => "all",
+            Self::Full => "full",
         }
     }
 }
@@ -47,17 +64,44 @@ pub(super) struct OpPlan {
     pub(super) written: Vec<bool>,
     /// Every output, too.
     outputs: Option<Question>,
-    product: Option<(u32, u32, Product)>,
+    pub(super) product: Option<(u32, u32, Product)>,
+    /// Other questions in some places, and what is not empty of binary factors: `--level full`.
+    more: Option<Box<More>>,
     /// Where a convolution's arguments stand.
     convolution: Option<ConvolutionArguments>,
     /// Minimum and maximum, too.
     extremes: bool,
     /// May write what its schema does not say.
     pub(super) opaque: bool,
+    /// How the result's values follow from the operands', where they do.
+    pub(super) inference: Option<Inference>,
     /// Anything is looked at before the op runs.
     pub(super) looks_before: bool,
     /// Anything is looked at after it.
     pub(super) looks_after: bool,
+}
+
+/// What [`Preset::Full`] looks at.
+#[derive(Default)]
+struct More {
+    /// Where the questions below hold.
+    within: Option<Within>,
+    /// Per argument.
+    arguments: Vec<Option<Question>>,
+    /// Per return value.
+    outputs: Vec<Option<Question>>,
+}
+
+impl More {
+    /// The questions, if they hold for a call.
+    fn here(&self, call: &Call) -> Option<&Self> {
+        let here = match self.within? {
+            _ if call.graph_task != 0 => false,
+            Within::Forward => true,
+            Within::Neuron => full::in_neuron(),
+        };
+        here.then_some(self)
+    }
 }
 
 struct ConvolutionArguments {
@@ -82,7 +126,7 @@ impl OpPlan {
             .map(|a| match (preset, line.and_then(|l| l.argument(&a.name))) {
                 (Preset::None, _) => None,
                 (Preset::All, _) => Some(Question::Full),
-                (Preset::Rules, need) => need.map(Question::from),
+                (Preset::Rules | Preset::Full, need) => need.map(Question::from),
             })
             .collect();
         let product = line
@@ -108,13 +152,42 @@ impl OpPlan {
         let namespace = op.name.split("::").next().unwrap_or_default();
         let written: Vec<bool> = op.arguments.iter().map(|a| a.written).collect();
         let outputs = (preset == Preset::All).then_some(Question::Full);
-        let again = arguments
-            .iter()
-            .zip(&written)
-            .any(|(a, w)| *w && a.is_some());
+        let more = (preset == Preset::Full)
+            .then(|| needs::full_needs(&name))
+            .map(|line| {
+                Box::new(line.map_or_else(More::default, |line| {
+                    More {
+                        within: Some(line.within),
+                        arguments: op
+                            .arguments
+                            .iter()
+                            .map(|a| line.needs.argument(&a.name).map(Question::from))
+                            .collect(),
+                        outputs: (0..op.returns.len())
+                            .map(|index| line.needs.returned(index).map(Question::from))
+                            .collect(),
+                    }
+                }))
+            });
+        let again = |arguments: &[Option<Question>]| {
+            arguments
+                .iter()
+                .zip(&written)
+                .any(|(a, w)| *w && a.is_some())
+        };
+        let asked = |questions: &[Option<Question>]| questions.iter().any(Option::is_some);
+        let (more_before, more_after) = more.as_ref().map_or((false, false), |more| {
+            (
+                asked(&more.arguments),
+                asked(&more.outputs) || again(&more.arguments),
+            )
+        });
+        let inference = Inference::of(op).filter(|_| preset != Preset::None);
         Self {
-            looks_before: arguments.iter().any(Option::is_some),
-            looks_after: outputs.is_some() || again,
+            looks_before: asked(&arguments) || more_before,
+            looks_after: outputs.is_some() || again(&arguments) || more_after,
+            more,
+            inference,
             arguments,
             written,
             outputs,
@@ -126,9 +199,10 @@ impl OpPlan {
     }
 }
 
-/// Most numbers of one operand: nonzeros, fan-out nonzeros, sum, minimum, maximum, fan-out sum.
-const MOST_NUMBERS: usize = 6;
-const PRODUCT: u16 = u16::MAX;
+/// Most numbers of one operand: nonzeros, fan-out nonzeros, nonempty outputs, active sites, sum, minimum, maximum, fan-out sum.
+const MOST_NUMBERS: usize = 8;
+/// Operands from here on are no tensors. Blocks of channels follow.
+pub(super) const PRODUCT: u16 = 0xc000;
 
 /// Texts that every stream knows under these numbers.
 pub(super) const WELL_KNOWN_TEXTS: [&str; 3] = ["", "same", "valid"];
@@ -154,7 +228,12 @@ impl Slot {
         }
     }
 
-    fn present(operand: u16, when: When, binary: Option<bool>, numbers: &[(u32, u64)]) -> Self {
+    pub(super) fn present(
+        operand: u16,
+        when: When,
+        binary: Option<bool>,
+        numbers: &[(u32, u64)],
+    ) -> Self {
         let binary = binary.map_or(0, |b| 1 + u64::from(b));
         let mut slot = Self {
             meta: 0,
@@ -171,13 +250,30 @@ impl Slot {
         slot
     }
 
-    fn is_binary(&self) -> bool {
+    pub(super) fn is_binary(&self) -> bool {
         self.meta >> 28 & 3 == 2
     }
 
     pub(super) fn operand(&self) -> Option<usize> {
         let operand = self.meta as u16;
-        (operand != PRODUCT).then_some(usize::from(operand))
+        (operand < PRODUCT).then_some(usize::from(operand))
+    }
+
+    /// The operand, or [`PRODUCT`], or what is behind it.
+    pub(super) fn operand_code(&self) -> u16 {
+        self.meta as u16
+    }
+
+    /// Adds a number that was not there, if there is room for it.
+    pub(super) fn add(&mut self, field: u32, number: u64) {
+        let fields = (self.meta >> 32) as u32;
+        let place = (fields & (field - 1)).count_ones() as usize;
+        let count = fields.count_ones() as usize;
+        if fields & field == 0 && count < MOST_NUMBERS {
+            self.numbers.copy_within(place..count, place + 1);
+            self.numbers[place] = number;
+            self.meta |= u64::from(field) << 32;
+        }
     }
 
     pub(super) fn is_before(&self) -> bool {
@@ -201,10 +297,10 @@ pub(super) fn pattern(metas: &[u64]) -> Pattern {
         NotTaken::Capturing,
     ];
     let entries = metas.iter().map(|meta| PatternEntry {
-        operand: if *meta as u16 == PRODUCT {
-            Operand::Product
-        } else {
-            Operand::Tensor(*meta as u16)
+        operand: match *meta as u16 {
+            PRODUCT => Operand::Product,
+            channels @ PRODUCT.. => Operand::Channels(channels - PRODUCT - 1),
+            tensor => Operand::Tensor(tensor),
         },
         when: if meta >> 16 & 0xf == When::Before as u64 {
             When::Before
@@ -232,7 +328,7 @@ pub(super) fn pattern(metas: &[u64]) -> Pattern {
     }
 }
 
-/// Orders slots as [`Pattern`] wants them: by operand, tensors first, then by time.
+/// Orders slots as [`Pattern`] wants them: by operand, tensors first and blocks of channels last, then by time.
 pub(super) fn sort(slots: &mut [Slot]) {
     slots.sort_unstable_by_key(|s| (s.meta as u16, s.meta >> 16 & 0xf));
 }
@@ -285,7 +381,7 @@ pub(super) fn payload(call: &Call) -> &[u64] {
     unsafe { std::slice::from_raw_parts(call.payload, call.payload_count as usize) }
 }
 
-fn view(tensor: &Tensor) -> Result<View<'_>, NotTaken> {
+pub(super) fn view(tensor: &Tensor) -> Result<View<'_>, NotTaken> {
     const LAYOUTS: u32 = tensor_flags::SPARSE
         | tensor_flags::NESTED
         | tensor_flags::QUANTIZED
@@ -353,14 +449,16 @@ pub(super) fn before(
 ) {
     let first = slots.len();
     let inputs = tensors(call).iter().take(call.input_count as usize);
+    let more = plan.more.as_deref().and_then(|more| more.here(call));
+    let arguments = more.map_or(&plan.arguments, |more| &more.arguments);
     for (index, tensor) in inputs.enumerate() {
-        let Some(Some(question)) = plan.arguments.get(tensor.argument as usize) else {
+        let Some(Some(question)) = arguments.get(tensor.argument as usize) else {
             continue;
         };
         if tensor.flags & tensor_flags::WRAPPED_NUMBER != 0 {
             continue;
         }
-        let Ok(operand) = u16::try_from(index) else {
+        let Some(operand) = operand(index) else {
             break;
         };
         let factor = plan
@@ -391,22 +489,34 @@ pub(super) fn before(
                 &[(fields::PRODUCT_SUM, sum)],
             ));
         }
+        if plan.more.is_some() {
+            full::occupancy(plan, call, (a, b, kind), slots, first);
+        }
     }
+}
+
+/// The number of a tensor among the operands, if it has one.
+fn operand(index: usize) -> Option<u16> {
+    u16::try_from(index).ok().filter(|index| *index < PRODUCT)
 }
 
 /// Looks at what the op wrote and returned.
 pub(super) fn after(plan: &OpPlan, call: &Call, slots: &mut Vec<Slot>) {
+    let more = plan.more.as_deref().and_then(|more| more.here(call));
+    let arguments = more.map_or(&plan.arguments, |more| &more.arguments);
     for (index, tensor) in tensors(call).iter().enumerate() {
         let output = index >= call.input_count as usize;
         let argument = tensor.argument as usize;
         let question = if output {
-            plan.outputs
+            more.map_or(plan.outputs, |more| {
+                more.outputs.get(argument).copied().flatten()
+            })
         } else if plan.written.get(argument).copied().unwrap_or(false) {
-            plan.arguments.get(argument).copied().flatten()
+            arguments.get(argument).copied().flatten()
         } else {
             None
         };
-        let (Some(question), Ok(operand)) = (question, u16::try_from(index)) else {
+        let (Some(question), Some(operand)) = (question, operand(index)) else {
             continue;
         };
         if tensor.flags & tensor_flags::WRAPPED_NUMBER == 0 {
@@ -420,6 +530,19 @@ pub(super) fn after(plan: &OpPlan, call: &Call, slots: &mut Vec<Slot>) {
             ));
         }
     }
+}
+
+/// Whether the operand is zeros and ones, and how many: for an inference, not for the call's record. Nothing where it is known
+/// already.
+pub(super) fn premise(
+    tensor: &Tensor,
+    recall: impl FnOnce(&Tensor) -> Option<Answer>,
+) -> Option<Answer> {
+    let view = view(tensor).ok()?;
+    if first_is_other(tensor) || recall(tensor).is_some() {
+        return None;
+    }
+    statistics::measure(&view, Question::Binary).ok()
 }
 
 fn look(
@@ -586,7 +709,7 @@ fn product(plan: &OpPlan, call: &Call, a: &Tensor, b: &Tensor, kind: Product) ->
 
 /// Where a geometry's lists live.
 #[derive(Default)]
-struct GeometryRoom {
+pub(super) struct GeometryRoom {
     stride: [i64; 3],
     padding: [i64; 3],
     dilation: [i64; 3],
@@ -594,16 +717,20 @@ struct GeometryRoom {
 }
 
 /// One argument of a call, read from its words.
-enum Value<'a> {
+pub(super) enum Value<'a> {
     Integers(&'a [u64]),
     Integer(i64),
+    /// The float +0.0.
+    Zero,
+    /// The float 1.0.
+    One,
     Bool(bool),
     Text(u64),
     Other,
 }
 
 /// The words of argument `index`.
-fn argument<'a>(call: &'a Call, index: usize) -> Option<Value<'a>> {
+pub(super) fn argument<'a>(call: &'a Call, index: usize) -> Option<Value<'a>> {
     let words = words(call);
     let mut at = 0;
     for _ in 0..index {
@@ -614,6 +741,8 @@ fn argument<'a>(call: &'a Call, index: usize) -> Option<Value<'a>> {
     Some(match head as u8 {
         word::INT_LIST => Value::Integers(words.get(at + 1..at + 1 + aux)?),
         word::INT => Value::Integer(*words.get(at + 1)? as i64),
+        word::FLOAT if aux == 0 => Value::Zero,
+        word::FLOAT => Value::One,
         word::BOOL => Value::Bool(aux != 0),
         word::TEXT => Value::Text(head >> 8),
         _ => Value::Other,
@@ -649,7 +778,11 @@ fn skip(words: &[u64], at: usize) -> Option<usize> {
 }
 
 /// The geometry of a convolution call, output sizes worked out from the schema's formula since the op has not run.
-fn geometry<'a>(plan: &OpPlan, call: &'a Call, room: &'a mut GeometryRoom) -> Option<Geometry<'a>> {
+pub(super) fn geometry<'a>(
+    plan: &OpPlan,
+    call: &'a Call,
+    room: &'a mut GeometryRoom,
+) -> Option<Geometry<'a>> {
     let places = plan.convolution.as_ref()?;
     let (input_argument, weight_argument, _) = plan.product?;
     let find = |argument: u32| {
@@ -789,6 +922,27 @@ mod tests {
         );
         assert_eq!(pattern.words(), 3);
         assert_eq!(slots.iter().map(|s| s.numbers().len()).sum::<usize>(), 3);
+    }
+
+    #[test]
+    fn numbers_are_added_in_their_order() {
+        let mut slot = Slot::present(
+            3,
+            When::Before,
+            Some(true),
+            &[(fields::NONZEROS, 7), (fields::SUM, 9)],
+        );
+        slot.add(fields::NONEMPTY_OUTPUTS, 8);
+        slot.add(fields::FAN_OUT_SUM, 10);
+        slot.add(fields::NONEMPTY_OUTPUTS, 99);
+        assert_eq!(slot.numbers(), [7, 8, 9, 10]);
+        assert!(slot.is_binary());
+        let channels = Slot::present(PRODUCT + 3, When::Before, None, &[(fields::ACTIVE_ROWS, 1)]);
+        assert_eq!(channels.operand(), None);
+        assert_eq!(
+            pattern(&[channels.meta]).entries[0].operand,
+            Operand::Channels(2)
+        );
     }
 
     #[test]

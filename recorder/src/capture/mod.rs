@@ -9,7 +9,10 @@
 
 pub mod exports;
 mod facts;
+mod full;
 mod identities;
+mod inference;
+mod lifetimes;
 mod measuring;
 mod outlet;
 mod scopes;
@@ -23,7 +26,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use optape_trace::{
-    CallId, Definition, Event, ModuleDef, ModuleId, Moment, OpDef, OpId, PatternId, ScopeDef,
+    CallId, Definition, Event, ModuleDef, ModuleId, Moment, OpDef, OpId, PatternId, Role, ScopeDef,
     ScopeId, SignatureDef, StepSource, StreamEnd, StreamInfo, TensorId, TextId, ThreadDef,
     ThreadId, WatchDef, WatchId, call_flags, codec,
 };
@@ -37,6 +40,8 @@ use crate::clock::{monotonic_ns, unix_ns};
 use crate::ring::{MessageKind, OnFull, OpCallMessage, Producer};
 use facts::Facts;
 use identities::Identities;
+use inference::Inference;
+use lifetimes::Lifetimes;
 use measuring::{OpPlan, Slot};
 use outlet::Outlet;
 use scopes::{Entry, Scopes, ThreadState};
@@ -47,8 +52,9 @@ use watching::Watching;
 const MOST_TEXTS: usize = 1 << 16;
 /// Distinct patterns: in practice some dozens.
 const MOST_PATTERNS: usize = 1 << 16;
-/// Every so many calls capture's own time is measured.
-const OWN_TIME_EVERY: u64 = 64;
+/// Every so many calls capture's own time is measured. A prime: steps repeat, and what divides their length would see the same ops
+/// every time.
+const OWN_TIME_EVERY: u64 = 61;
 
 /// How to record.
 #[derive(Clone, Debug)]
@@ -183,6 +189,8 @@ struct State {
     watching: Vec<Watching>,
     kept_values: u64,
     dropped_values: u64,
+    /// At `--level full`.
+    lifetimes: Option<Box<Lifetimes>>,
     steps: [u64; 3],
     calls: u64,
     recalled: u64,
@@ -206,6 +214,8 @@ struct Stream {
     storages: Vec<u64>,
     tensors: Vec<u64>,
     numbers: Vec<u64>,
+    /// What ended with the call that is being written.
+    ended: Vec<Event>,
 }
 
 /// Recording stopped because something failed; the text goes into the trace.
@@ -241,6 +251,7 @@ impl Capture {
         } else {
             RECORDING
         };
+        state.lifetimes = (settings.statistics == Preset::Full).then(|| Box::new(Lifetimes::new()));
         state.settings = settings;
         state.started = true;
         self.recording.store(mode, Ordering::Release);
@@ -449,8 +460,9 @@ impl Capture {
             let plan = OpPlan::new(&definition, state.settings.statistics);
             let statistics = state.settings.statistics != Preset::None;
             out.op = op;
-            out.flags = if plan.looks_before { plan::BEGIN } else { 0 }
-                | if statistics { plan::IDENTITIES } else { 0 };
+            let begin = plan.looks_before || plan.inference == Some(Inference::Scaled);
+            out.flags =
+                if begin { plan::BEGIN } else { 0 } | if statistics { plan::IDENTITIES } else { 0 };
             match definition.name.as_str() {
                 "profiler::_record_function_enter_new" | "profiler::_record_function_enter" => {
                     out.flags |= plan::TEXT_PAYLOAD;
@@ -486,21 +498,26 @@ impl Capture {
         }
         let sampled = sample();
         let began = if sampled { monotonic_ns() } else { 0 };
-        let taken = SLOTS.try_with(|slots| {
-            let mut slots = slots.borrow_mut();
-            let first = slots.len();
-            // One lock for all operands would mean a place to keep the answers: most calls have one operand worth asking for.
-            measuring::before(
-                plan,
-                call,
-                |tensor| self.state.lock().as_mut().and_then(|s| s.recall(tensor)),
-                &mut slots,
-            );
-            first
-        });
-        if let Ok(first) = taken {
-            call.capture[0] = 1;
-            call.capture[1] = first as u64;
+        let recall =
+            |tensor: &crate::abi::Tensor| self.state.lock().as_mut().and_then(|s| s.recall(tensor));
+        if let Some(tensor) = plan.inference.and_then(|inference| inference.premise(call))
+            && let Some(answer) = measuring::premise(tensor, recall)
+            && let Some(state) = self.state.lock().as_mut()
+        {
+            state.identities.remember(tensor, &answer);
+        }
+        if plan.looks_before {
+            let taken = SLOTS.try_with(|slots| {
+                let mut slots = slots.borrow_mut();
+                let first = slots.len();
+                // One lock for all operands would mean a place to keep the answers: most calls have one operand worth asking for.
+                measuring::before(plan, call, recall, &mut slots);
+                first
+            });
+            if let Ok(first) = taken {
+                call.capture[0] = 1;
+                call.capture[1] = first as u64;
+            }
         }
         if sampled {
             STATISTICS_TIME_NS
@@ -576,6 +593,7 @@ impl Capture {
                 state.fact(Some(module), key, if training { "true" } else { "false" })?;
             }
             let arguments = state.tensor_ids(arguments);
+            state.look_for_neurons(thread);
             state.moment(
                 thread,
                 Event::ModuleEnter {
@@ -594,6 +612,7 @@ impl Capture {
                 return Ok(());
             };
             let results = state.tensor_ids(results);
+            state.look_for_neurons(thread);
             state.moment(
                 thread,
                 Event::ModuleExit {
@@ -610,9 +629,26 @@ impl Capture {
     }
 
     fn storage_freed(&'static self, base: usize) {
-        if let Some(state) = self.state.lock().as_mut() {
-            state.identities.freed(base);
-        }
+        self.with(|state| {
+            let storage = state.identities.freed(base);
+            match (&mut state.lifetimes, &mut state.stream, storage) {
+                (Some(lifetimes), Some(stream), Some(storage)) => {
+                    // Memory may be freed on a thread that runs no ops, and on one that is going away.
+                    let thread = THREAD.with(Cell::get).saturating_sub(1);
+                    let time_ns = monotonic_ns().saturating_sub(stream.epoch_ns);
+                    let mut result = Ok(());
+                    lifetimes.freed(base, storage, |event| {
+                        result = stream.outlet.moment(&Moment {
+                            time_ns,
+                            thread: ThreadId(thread),
+                            event,
+                        });
+                    });
+                    Ok(result?)
+                }
+                _ => Ok(()),
+            }
+        });
     }
 }
 
@@ -646,7 +682,7 @@ impl Settings {
                 Some(preset) => settings.statistics = preset,
                 None => {
                     return bad(format!(
-                        "OPTAPE_STATS={name}: none, rules and all are known"
+                        "OPTAPE_STATS={name}: none, rules, all and full are known"
                     ));
                 }
             },
@@ -673,8 +709,8 @@ impl Settings {
     ) -> Self {
         Self {
             run_directory: run_directory.to_owned(),
-            statistics: recording.statistics.preset(),
-            hook_only: recording.statistics == crate::daemon::Statistics::HookOnly,
+            statistics: recording.statistics,
+            hook_only: recording.hook_only,
             ring_bytes: recording.ring_bytes,
             on_full: recording.on_full,
             ..Self::default()
@@ -686,7 +722,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             run_directory: PathBuf::new(),
-            statistics: Preset::Rules,
+            statistics: Preset::default(),
             ring_bytes: crate::ring::DEFAULT_CAPACITY,
             on_full: OnFull::Wait,
             hook_only: false,
@@ -715,6 +751,7 @@ impl Default for State {
             watching: Vec::new(),
             kept_values: 0,
             dropped_values: 0,
+            lifetimes: None,
             steps: [0; 3],
             calls: 0,
             recalled: 0,
@@ -728,6 +765,18 @@ impl State {
         let answer = self.identities.recall(tensor);
         self.recalled += u64::from(answer.is_some());
         answer
+    }
+
+    /// At `--level full`: whether a spiking neuron's forward runs on this thread now.
+    fn look_for_neurons(&self, thread: usize) {
+        if self.lifetimes.is_some() {
+            let mut active = self.scopes.active(thread);
+            full::set_in_neuron(active.any(|module| {
+                self.modules
+                    .get(module as usize)
+                    .is_some_and(|module| module.spiking)
+            }));
+        }
     }
 
     /// The index of the calling thread.
@@ -886,6 +935,7 @@ impl State {
             epoch_unix_ns: unix_ns(),
             identities: settings.statistics != Preset::None,
             rank: settings.rank,
+            role: Role::Process,
         };
         if !outlet.message(MessageKind::StreamBegin, &codec::encode(&info)?) {
             return Err(Failure(
@@ -960,6 +1010,7 @@ impl State {
             storages: Vec::new(),
             tensors: Vec::new(),
             numbers: Vec::new(),
+            ended: Vec::new(),
         });
         Ok(())
     }
@@ -1076,7 +1127,11 @@ impl State {
             }
         };
         if self.settings.statistics != Preset::None {
-            identify(&mut self.identities, call, slots, stream);
+            let lifetimes = self.lifetimes.as_deref_mut();
+            identify(&mut self.identities, lifetimes, call, slots, stream);
+            if let Some(lifetimes) = self.lifetimes.as_deref_mut() {
+                tell_lifetimes(lifetimes, call, thread, stream)?;
+            }
         }
         let sequence_number = match call.node {
             crate::abi::NO_NODE if call.graph_task == 0 => call.peek as i64,
@@ -1104,6 +1159,14 @@ impl State {
             tensors: identities.1,
             statistics: &stream.numbers,
         });
+        // The call may name what ended with it.
+        for event in stream.ended.drain(..) {
+            stream.outlet.moment(&Moment {
+                time_ns: call.end_ns.saturating_sub(stream.epoch_ns),
+                thread: ThreadId(thread as u32),
+                event,
+            })?;
+        }
         self.calls += 1;
         if self.range_ops.enters.contains(&call.op) {
             let name = measuring::payload(call).first().copied().unwrap_or(0);
@@ -1149,7 +1212,7 @@ impl State {
         };
         if let Ok(bytes) = codec::encode(&end) {
             // Where there is no room the daemon ends the stream itself.
-            stream.outlet.message(MessageKind::StreamEnd, &bytes);
+            stream.outlet.end(end.ended_ns, &bytes);
         }
     }
 
@@ -1161,6 +1224,11 @@ impl State {
         }
         self.scopes.forked();
         (self.kept_values, self.dropped_values) = (0, 0);
+        if let Some(lifetimes) = &mut self.lifetimes {
+            // What the parent told, the child's stream does not know.
+            self.identities = Identities::new();
+            **lifetimes = Lifetimes::new();
+        }
         self.calls = 0;
         self.recalled = 0;
         self.steps = [0; 3];
@@ -1187,12 +1255,57 @@ fn check(definition: &SignatureDef, call: &Call) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What a call's tensors, identified, say about lifetimes: births are told before the call itself, ends are kept for after it.
+fn tell_lifetimes(
+    lifetimes: &mut Lifetimes,
+    call: &Call,
+    thread: usize,
+    stream: &mut Stream,
+) -> Result<(), Failure> {
+    let inputs = call.input_count as usize;
+    let ids = stream.storages.iter().zip(&stream.tensors);
+    for (index, (tensor, (storage, id))) in measuring::tensors(call).iter().zip(ids).enumerate() {
+        let time_ns = if index < inputs {
+            call.start_ns
+        } else {
+            call.end_ns
+        };
+        let mut result = Ok(());
+        lifetimes.seen(tensor, *storage, *id, |event| {
+            if !matches!(event, Event::StorageBorn { .. }) {
+                stream.ended.push(event);
+                return;
+            }
+            let told = stream.outlet.moment(&Moment {
+                time_ns: time_ns.saturating_sub(stream.epoch_ns),
+                thread: ThreadId(thread as u32),
+                event,
+            });
+            if told.is_err() {
+                result = told;
+            }
+        });
+        result?;
+    }
+    Ok(())
+}
+
 /// Identities of a call's tensors, and what is known of their values now.
-fn identify(identities: &mut Identities, call: &Call, slots: &[Slot], stream: &mut Stream) {
+fn identify(
+    identities: &mut Identities,
+    lifetimes: Option<&mut Lifetimes>,
+    call: &Call,
+    slots: &[Slot],
+    stream: &mut Stream,
+) {
     let tensors = measuring::tensors(call);
     let inputs = call.input_count as usize;
     for (index, tensor) in tensors.iter().enumerate() {
-        let storage = identities.storage(tensor);
+        let gone = lifetimes
+            .as_deref()
+            .filter(|_| index < inputs)
+            .and_then(|lifetimes| lifetimes.gone_since(tensor, call.start_ns));
+        let storage = gone.unwrap_or_else(|| identities.storage(tensor));
         let returned = index >= inputs
             && !tensors[..inputs]
                 .iter()
@@ -1232,5 +1345,12 @@ fn identify(identities: &mut Identities, call: &Call, slots: &[Slot], stream: &m
         {
             identities.remember(tensor, answer);
         }
+    }
+    if call.flags & call_flags::NOT_EXECUTED == 0
+        && let Some((result, answer)) = plan
+            .inference
+            .and_then(|inference| inference.conclude(call, identities))
+    {
+        identities.remember(&result, &answer);
     }
 }

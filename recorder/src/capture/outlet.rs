@@ -88,9 +88,16 @@ impl Outlet {
         }
     }
 
-    /// Writes a message that ends or begins the stream, or a definition-like one that must not be lost silently. False: no room.
+    /// Writes a message that begins the stream, or a definition-like one that must not be lost silently. False: no room.
     pub(super) fn message(&mut self, kind: MessageKind, bytes: &[u8]) -> bool {
         self.settle() && self.ring.push_bytes(kind, bytes)
+    }
+
+    /// Writes the stream's end, behind what is to be said of drops. False: no room; whoever empties the ring ends the stream.
+    pub(super) fn end(&mut self, time_ns: u64, bytes: &[u8]) -> bool {
+        self.settle()
+            && self.tell_drops(time_ns)
+            && self.ring.push_bytes(MessageKind::StreamEnd, bytes)
     }
 
     /// False: the call was dropped.

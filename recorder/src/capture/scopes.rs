@@ -157,6 +157,14 @@ impl Scopes {
         Some((ended.call, root))
     }
 
+    /// The modules that run on a thread, outermost first.
+    pub(super) fn active(&self, thread: usize) -> impl Iterator<Item = u32> {
+        self.threads[thread]
+            .active
+            .iter()
+            .map(|active| active.module)
+    }
+
     pub(super) fn optimizer(&mut self, thread: usize, enter: bool) {
         let state = &mut self.threads[thread];
         state.optimizer_depth = if enter {

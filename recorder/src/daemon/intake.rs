@@ -3,7 +3,8 @@
 //! Nothing here depends on owning the processes: `optape record` and in-process recording run the same loop. Trusts nothing that
 //! it reads: a malformed ring ends the stream of its process and no other.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -15,13 +16,14 @@ use optape_trace::{
 };
 
 use super::cost::{peak_resident_bytes, process_cpu_ns, thread_cpu_ns};
+use super::monitors::MonitorStream;
 use super::process::Process;
 use super::pulse::Pulse;
 use super::report::{Report, StreamReport};
 use super::sink::{BackgroundSink, SinkState};
 use super::{Notice, Setting};
 use crate::clock::{monotonic_ns, unix_ns};
-use crate::ring::{Consumer, Message, MessageKind, OpCallMessage, ValueMessage};
+use crate::ring::{Consumer, Mark, Message, MessageKind, OpCallMessage, ValueMessage};
 
 /// Between two looks at the rings, unless one of them fills up fast.
 const INTERVAL: Duration = Duration::from_millis(10);
@@ -31,6 +33,14 @@ const IDLE_INTERVAL: Duration = Duration::from_millis(25);
 const BUSY_INTERVAL: Duration = Duration::from_millis(2);
 /// What arrived is in the file after this long, and an interval.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(85);
+/// Where a quarter of a ring waits for the next flush, it is due at once.
+const FLUSHED_SHARE: u64 = 4;
+/// No more than half of a ring is read before it is in the file, so that the other half is free for the program;
+const HELD_SHARE: u64 = 2;
+/// but of a ring smaller than this, everything: its blocks would be too small,
+const SMALLEST_HELD_RING: u64 = 1 << 20;
+/// and where the disk is slower than this: nobody who trains waits for a disk.
+const SLOW_DISK: Duration = Duration::from_millis(50);
 /// Resident ring memory above which rings are mapped afresh once they were drained, which gives their pages back.
 const RESIDENT_RING_BYTES: usize = 24 << 20;
 
@@ -52,10 +62,15 @@ pub(super) struct Intake {
     writer: Option<TraceWriter<BackgroundSink>>,
     sink: SinkState,
     pulse: Pulse,
+    monitors: Option<MonitorStream>,
     rings: Vec<Ring>,
+    /// Files of rings that have ended: they go once what they held is in the file.
+    ended: Vec<EndedRing>,
     /// Ring files that are of no use: not looked at again.
     ignored: HashSet<PathBuf>,
     directory_lost: bool,
+    /// Something was recorded, so the file is there.
+    begun: bool,
     checkpoints: Checkpoints,
     flushed: Instant,
     unflushed: bool,
@@ -70,16 +85,25 @@ struct Ring {
     consumer: Consumer,
     process: Process,
     stream: Stream,
+    /// How far it was read when the file had so many bytes: it is freed up to there once they are written.
+    flushed: VecDeque<(u64, Mark, Instant)>,
     /// Bytes read since the ring was mapped: about what of it is resident.
     resident_bytes: usize,
     /// CLOCK_MONOTONIC when it was found.
     found_ns: u64,
 }
 
+/// A ring that nobody fills any more.
+struct EndedRing {
+    path: PathBuf,
+    /// The file's length with all of it; not known before the next flush.
+    bytes: Option<u64>,
+}
+
 #[derive(Default)]
-struct Stream {
-    state: State,
-    report: StreamReport,
+pub(super) struct Stream {
+    pub(super) state: State,
+    pub(super) report: StreamReport,
     /// By signature: its calls are unattributed.
     unattributed: Vec<bool>,
     first_ns: Option<u64>,
@@ -93,7 +117,7 @@ struct Stream {
 }
 
 #[derive(Clone, Copy, Default, PartialEq)]
-enum State {
+pub(super) enum State {
     /// Nothing arrived yet.
     #[default]
     Waiting,
@@ -104,7 +128,7 @@ enum State {
 }
 
 /// Why a message was not taken.
-enum Fault {
+pub(super) enum Fault {
     /// The process sent nonsense: its stream ends.
     Stream(String),
     /// The file cannot be written: everything ends.
@@ -153,6 +177,7 @@ impl Intake {
         writer: TraceWriter<BackgroundSink>,
         sink: SinkState,
         pulse: Pulse,
+        monitors: Option<MonitorStream>,
         setting: Setting,
         notice: Notice,
     ) -> Self {
@@ -163,9 +188,12 @@ impl Intake {
             writer: Some(writer),
             sink,
             pulse,
+            monitors,
             rings: Vec::new(),
+            ended: Vec::new(),
             ignored: HashSet::new(),
             directory_lost: false,
+            begun: false,
             checkpoints: Checkpoints::default(),
             flushed: Instant::now(),
             unflushed: false,
@@ -204,12 +232,13 @@ impl Intake {
     /// One round: new rings, their records, deaths, a flush where it is due.
     fn look(&mut self) {
         self.find_rings();
+        self.free_what_is_written();
         self.busy = false;
         let mut index = 0;
         while let Some(ring) = self.rings.get(index) {
             // The order matters: what a process committed before it was found dead is drained afterwards.
             let gone = ring.process.is_gone();
-            let sound = self.drain(index);
+            let sound = self.drain(index, gone);
             let ended = self
                 .rings
                 .get(index)
@@ -220,8 +249,34 @@ impl Intake {
                 index += 1;
             }
         }
+        self.look_at_monitors();
         self.give_back_memory();
         self.flush_if_due();
+        self.free_what_is_written();
+    }
+
+    /// Takes what the monitors have sampled. It is written beside a process's stream, never alone.
+    fn look_at_monitors(&mut self) {
+        let begun = self.began_a_stream();
+        let Some(monitors) = &mut self.monitors else {
+            return;
+        };
+        let writer = self.writer.as_mut().filter(|_| begun);
+        match monitors.look(writer, &*self.notice) {
+            Ok(records) => {
+                self.checkpoints.taken += records;
+                self.unflushed |= records > 0;
+            }
+            Err(error) => self.writing_failed(&error.to_string()),
+        }
+    }
+
+    fn began_a_stream(&self) -> bool {
+        !self.report.streams.is_empty()
+            || self
+                .rings
+                .iter()
+                .any(|ring| ring.stream.state != State::Waiting)
     }
 
     fn find_rings(&mut self) {
@@ -272,6 +327,9 @@ impl Intake {
         let process_id = consumer.process_id();
         tracing::debug!("process {process_id} began to record: {}", path.display());
         let process = Process::of_ring(path, process_id);
+        if let Some(monitors) = &self.monitors {
+            monitors.process_began(process_id);
+        }
         let stream = Stream {
             report: StreamReport {
                 process_id,
@@ -285,6 +343,7 @@ impl Intake {
             consumer,
             process,
             stream,
+            flushed: VecDeque::new(),
             resident_bytes: 0,
             found_ns: monotonic_ns(),
         });
@@ -292,7 +351,7 @@ impl Intake {
     }
 
     /// Empties a ring. False: its content is no sequence of messages, or its process sent nonsense.
-    fn drain(&mut self, index: usize) -> bool {
+    fn drain(&mut self, index: usize, to_its_end: bool) -> bool {
         let Some(Ring {
             consumer,
             stream,
@@ -305,7 +364,14 @@ impl Intake {
         let (writer, taken) = (&mut self.writer, &mut self.checkpoints.taken);
         let mut fault = None;
         let mut bytes = 0;
-        let drained = consumer.drain(|message| {
+        let capacity = consumer.capacity();
+        let limited = !to_its_end && capacity >= SMALLEST_HELD_RING;
+        let most_held = if limited {
+            capacity / HELD_SHARE
+        } else {
+            u64::MAX
+        };
+        let drained = consumer.drain(most_held, |message| {
             bytes += (message.words.len() + 1) * 8;
             if fault.is_some() || stream.state == State::Ended {
                 return;
@@ -316,9 +382,15 @@ impl Intake {
             }
             *taken += stream.report.records - records;
         });
+        if let (State::Open(id), None) = (stream.state, consumer.stream()) {
+            consumer.set_stream(id.0);
+        }
+        if !limited && consumer.held_bytes() > capacity / HELD_SHARE {
+            consumer.free(consumer.mark());
+        }
         *resident_bytes += bytes;
         self.unflushed |= bytes > 0;
-        self.busy |= bytes > self.setting.ring_bytes / 4;
+        self.busy |= bytes > self.setting.ring_bytes / 4 || !consumer.is_empty();
         let fault = match (drained, fault) {
             (_, Some(fault)) => fault,
             (Err(error), None) => Fault::Stream(error.to_string()),
@@ -369,6 +441,9 @@ impl Intake {
             *ended = Instant::now();
         }
         self.pulse.remove(ring.consumer.path());
+        if let Some(monitors) = &self.monitors {
+            monitors.process_ended();
+        }
         let untold = ring.consumer.untold_drops();
         let silent = self.pulse.was_silent_since(ring.found_ns);
         if let State::Open(id) = ring.stream.state {
@@ -381,7 +456,10 @@ impl Intake {
         } else if let Some((records, _, _)) = untold {
             ring.stream.report.dropped_records += records;
         }
-        let _ = std::fs::remove_file(ring.consumer.path());
+        let path = ring.consumer.path().to_owned();
+        self.ignored.insert(path.clone());
+        self.ended.push(EndedRing { path, bytes: None });
+        self.unflushed = true;
         let mut report = ring.stream.report;
         report.active = Duration::from_nanos(
             ring.stream
@@ -415,13 +493,40 @@ impl Intake {
         }
         for ring in &mut self.rings {
             // `tail` stands in the file: the new mapping goes on where the old one ended.
-            if ring.resident_bytes > 0
-                && let Ok(consumer) = Consumer::open(ring.consumer.path())
-            {
-                ring.consumer = consumer;
+            if ring.resident_bytes > 0 && ring.consumer.map_again().is_ok() {
                 ring.resident_bytes = 0;
             }
         }
+    }
+
+    /// Gives the recorded processes the room of what has reached the file, or never will.
+    fn free_what_is_written(&mut self) {
+        let written = match self.writer {
+            Some(_) => self.sink.written(),
+            None => u64::MAX,
+        };
+        for ring in &mut self.rings {
+            if self.writer.is_none() {
+                ring.consumer.free(ring.consumer.mark());
+            }
+            let full = ring.consumer.held_bytes() > ring.consumer.capacity() / FLUSHED_SHARE;
+            while let Some((bytes, mark, flushed)) = ring.flushed.front()
+                && (*bytes <= written || full && flushed.elapsed() > SLOW_DISK)
+            {
+                ring.consumer.free(*mark);
+                ring.flushed.pop_front();
+            }
+        }
+        let ignored = &mut self.ignored;
+        let lost = self.writer.is_none();
+        self.ended.retain(|ring| {
+            let waits = !lost && ring.bytes.is_none_or(|bytes| bytes > written);
+            if !waits {
+                let _ = std::fs::remove_file(&ring.path);
+                ignored.remove(&ring.path);
+            }
+            waits
+        });
     }
 
     fn flush_if_due(&mut self) {
@@ -429,22 +534,38 @@ impl Intake {
             let why = error.to_string();
             self.writing_failed(&why);
         }
-        if !self.unflushed || self.flushed.elapsed() < FLUSH_INTERVAL {
+        let held = |ring: &Ring| {
+            let capacity = ring.consumer.capacity();
+            let waiting = match ring.flushed.back() {
+                Some((_, mark, _)) => ring.consumer.bytes_since(*mark),
+                None => ring.consumer.held_bytes(),
+            };
+            capacity >= SMALLEST_HELD_RING && waiting > capacity / FLUSHED_SHARE
+        };
+        let recorded = self.began_a_stream();
+        // Without its head a file says nothing of the run, and could not be recovered.
+        let begins = recorded && !self.begun;
+        let due = begins || self.flushed.elapsed() >= FLUSH_INTERVAL || self.rings.iter().any(held);
+        if !self.unflushed || !due {
             return;
         }
-        if !self.report.streams.is_empty()
-            || self
-                .rings
-                .iter()
-                .any(|ring| ring.stream.state != State::Waiting)
-        {
+        if recorded {
+            self.begun = true;
             self.sink.release();
         }
         if let Some(writer) = &mut self.writer {
             match writer.flush() {
-                Ok(()) => self
-                    .checkpoints
-                    .flushed(writer.bytes_written(), self.sink.written()),
+                Ok(()) => {
+                    let bytes = writer.bytes_written();
+                    self.checkpoints.flushed(bytes, self.sink.written());
+                    for ring in &mut self.rings {
+                        let mark = ring.consumer.mark();
+                        ring.flushed.push_back((bytes, mark, Instant::now()));
+                    }
+                    for ring in &mut self.ended {
+                        ring.bytes.get_or_insert(bytes);
+                    }
+                }
                 Err(error) => self.writing_failed(&error.to_string()),
             }
         }
@@ -474,15 +595,26 @@ impl Intake {
             .filter(|ring| !ring.process.is_gone())
             .count();
         while !self.rings.is_empty() {
-            self.drain(0);
+            self.drain(0, true);
             self.end_ring(0);
         }
         let began_a_stream = !self.report.streams.is_empty();
+        let mut monitors_ns = 0;
+        if let Some(mut monitors) = self.monitors.take() {
+            let writer = self.writer.as_mut().filter(|_| began_a_stream);
+            match monitors.finish(writer, &*self.notice) {
+                Ok(records) => self.checkpoints.taken += records,
+                Err(error) => self.writing_failed(&error.to_string()),
+            }
+            monitors_ns = monitors.cpu_ns;
+            self.report.samples = monitors.samples;
+            self.report.monitors = monitors.states;
+        }
         let cpu_ns = |pulse_ns: u64, sink: &SinkState| {
             if self.setting.own_process {
                 process_cpu_ns()
             } else {
-                thread_cpu_ns() + pulse_ns + sink.cpu_ns()
+                thread_cpu_ns() + pulse_ns + sink.cpu_ns() + monitors_ns
             }
         };
         let pulse_ns = self.pulse.stop();
@@ -534,10 +666,10 @@ impl Intake {
 
 impl Stream {
     /// Takes one message. Without a writer it is counted only.
-    fn take(
+    pub(super) fn take<W: Write>(
         &mut self,
         message: &Message<'_>,
-        mut writer: Option<&mut TraceWriter<BackgroundSink>>,
+        mut writer: Option<&mut TraceWriter<W>>,
     ) -> Result<(), Fault> {
         let malformed = |what: &str| Fault::Stream(what.to_owned());
         if message.kind == MessageKind::StreamBegin {
@@ -634,11 +766,11 @@ impl Stream {
     }
 
     /// Puts a value together; writes it when it is whole.
-    fn value_piece(
+    fn value_piece<W: Write>(
         &mut self,
         id: StreamId,
         piece: &ValueMessage<'_>,
-        writer: &mut Option<&mut TraceWriter<BackgroundSink>>,
+        writer: &mut Option<&mut TraceWriter<W>>,
     ) -> Result<(), Fault> {
         let malformed = |what: &str| Fault::Stream(what.to_owned());
         if piece.total > VALUE_LIMIT as u64 {
@@ -688,10 +820,10 @@ impl Stream {
     }
 
     /// The pieces that are missing will not come: the value is lost.
-    fn give_up_value(
+    fn give_up_value<W: Write>(
         &mut self,
         id: StreamId,
-        writer: &mut Option<&mut TraceWriter<BackgroundSink>>,
+        writer: &mut Option<&mut TraceWriter<W>>,
     ) -> Result<(), Fault> {
         let Some((value, _)) = self.value.take() else {
             return Ok(());
@@ -740,6 +872,16 @@ impl Stream {
         )?;
         self.report.records += 1;
         Ok(())
+    }
+
+    /// The time of the first record taken.
+    pub(super) fn first_ns(&self) -> Option<u64> {
+        self.first_ns
+    }
+
+    /// Until when the records taken last.
+    pub(super) fn last_ns(&self) -> u64 {
+        self.last_ns
     }
 
     fn saw(&mut self, from_ns: u64, until_ns: u64) {

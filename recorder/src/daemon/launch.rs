@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 
@@ -137,7 +137,7 @@ pub(super) fn environment(
         ("OPTAPE_RUN", directory.path().into()),
         ("OPTAPE_CAPTURE_LIB", library.into()),
         ("OPTAPE_HOOK_SOURCE", directory.hook_source().into()),
-        ("OPTAPE_STATS", settings.statistics.name().into()),
+        ("OPTAPE_STATS", settings.statistics_name().into()),
         (
             "OPTAPE_ON_FULL",
             if settings.on_full == OnFull::Drop {
@@ -188,17 +188,17 @@ pub(super) fn start(
                 command: String::new(),
             })?;
     let name = || program.to_string_lossy().into_owned();
-    let result = match Command::new(program)
-        .args(arguments)
-        .envs(variables)
-        .spawn()
-    {
+    let spawn = |command: &mut Command| {
+        command.args(arguments).envs(variables);
+        // SAFETY: system calls that are allowed after a fork, and atomics.
+        unsafe { command.pre_exec(signals::ignore_as_before) };
+        command.spawn()
+    };
+    let result = match spawn(&mut Command::new(program)) {
         // No `#!`: a shell takes it for a script of its own, and so do `env` and `timeout`.
-        Err(error) if error.raw_os_error() == Some(libc::ENOEXEC) => Command::new("/bin/sh")
-            .arg(found)
-            .args(arguments)
-            .envs(variables)
-            .spawn(),
+        Err(error) if error.raw_os_error() == Some(libc::ENOEXEC) => {
+            spawn(Command::new("/bin/sh").arg(found))
+        }
         result => result,
     };
     result.map_err(|source| match source.kind() {

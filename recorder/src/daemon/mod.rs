@@ -3,7 +3,7 @@
 //! [`record`] is `optape record`: it starts a command so that it attaches itself, and is the daemon while the command runs.
 //! [`Recording`] is the daemon alone; [`Recording::in_process`] runs it on threads of the recorded process.
 //!
-//! Three threads: one drains rings and compresses, one writes the file, one only says that the daemon lives. So neither a slow
+//! Four threads: one drains rings and compresses, one writes the file, one only says that the daemon lives, one samples the monitors. So neither a slow
 //! disk nor a large block looks like death to the recorded processes. Whatever goes wrong after the start is told once,
 //! stands in the [`Report`], and leaves the recorded program alone.
 
@@ -13,11 +13,13 @@ mod error;
 mod explain;
 mod intake;
 mod launch;
+mod monitors;
 mod process;
 mod provenance;
 mod pulse;
 mod report;
 mod run_directory;
+mod salvage;
 mod signals;
 mod sink;
 
@@ -38,10 +40,14 @@ pub use detail::{Detail, Keep, Level, Selection};
 pub use error::RecordError;
 pub use launch::Exit;
 pub use report::{Report, StreamReport};
+pub use salvage::{RingState, Salvage, salvage};
 pub use sink::TraceFile;
 
+use crate::capture::Preset;
+use crate::monitor::MonitorSettings;
 use crate::ring::{DEFAULT_CAPACITY, OnFull};
 use intake::{Finish, Intake};
+use monitors::MonitorStream;
 use pulse::Pulse;
 use run_directory::RunDirectory;
 use sink::{BackgroundSink, Claim};
@@ -55,48 +61,13 @@ pub const SMALLEST_RING_BYTES: usize = 1 << 16;
 /// At most so many bytes of what a process says that could not attach.
 const ATTACH_ERROR_BYTES: usize = 16 << 10;
 
-/// Which statistics capture takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Statistics {
-    /// None: structure, scopes, stages, times.
-    None,
-    /// What mac, ac and synop need.
-    #[default]
-    Rules,
-    /// Of every tensor.
-    All,
-    /// Nothing is recorded: what the hook alone costs.
-    HookOnly,
-}
-
-impl Statistics {
-    /// As flags and traces spell it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Rules => "rules",
-            Self::All => "all",
-            Self::HookOnly => "hook",
-        }
-    }
-
-    /// As capture knows them.
-    #[must_use]
-    pub const fn preset(self) -> crate::capture::Preset {
-        match self {
-            Self::None | Self::HookOnly => crate::capture::Preset::None,
-            Self::Rules => crate::capture::Preset::Rules,
-            Self::All => crate::capture::Preset::All,
-        }
-    }
-}
-
 /// How to record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Which statistics.
-    pub statistics: Statistics,
+    pub statistics: Preset,
+    /// Nothing is recorded: what the hook alone costs.
+    pub hook_only: bool,
     /// What a recorded process does when its ring is full.
     pub on_full: OnFull,
     /// Size of a ring; a power of two, at least [`SMALLEST_RING_BYTES`].
@@ -105,21 +76,38 @@ pub struct Settings {
     pub force_torch: bool,
     /// What is recorded of modules beside their ops.
     pub detail: Detail,
+    /// The run that this recording is a part of: a UUID, or any name that all parts (nodes) use. A run of its own where it is
+    /// not given.
+    pub run: Option<String>,
+    /// What to sample beside the ops, if anything.
+    pub monitors: Option<MonitorSettings>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            statistics: Statistics::default(),
+            statistics: Preset::default(),
+            hook_only: false,
             on_full: OnFull::Wait,
             ring_bytes: DEFAULT_CAPACITY,
             force_torch: false,
             detail: Detail::default(),
+            run: None,
+            monitors: None,
         }
     }
 }
 
 impl Settings {
+    /// What is asked of tensors, as flags and traces spell it.
+    const fn statistics_name(&self) -> &'static str {
+        if self.hook_only {
+            "hook"
+        } else {
+            self.statistics.name()
+        }
+    }
+
     /// With a ring size that rings have.
     fn sound(&self) -> Self {
         let ring_bytes = self.ring_bytes.max(SMALLEST_RING_BYTES);
@@ -166,6 +154,7 @@ impl Default for InProcess {
 /// What the drain loop has to know of the settings.
 struct Setting {
     ring_bytes: usize,
+    monitors: Option<MonitorSettings>,
     /// This process is the daemon and nothing else: all its cost is ours.
     own_process: bool,
 }
@@ -199,6 +188,7 @@ impl Recording {
             &run,
             Setting {
                 ring_bytes: settings.ring_bytes,
+                monitors: settings.monitors,
                 own_process: false,
             },
             options.notice,
@@ -224,18 +214,29 @@ impl Recording {
         directory: RunDirectory,
         sink: impl Write + Send + 'static,
         run: &RunInfo,
-        setting: Setting,
+        mut setting: Setting,
         notice: Notice,
     ) -> Result<Self, RecordError> {
         let thread = |source| RecordError::System {
             what: "start a thread",
             source,
         };
+        directory.name_run(&run.run_uuid)?;
         let sink = BackgroundSink::start(sink).map_err(thread)?;
         let state = sink.state();
         let writer = TraceWriter::create(sink, run)?;
         let pulse = Pulse::start().map_err(thread)?;
-        let intake = Intake::new(directory.path(), writer, state, pulse, setting, notice);
+        let monitors = setting.monitors.take().map(MonitorStream::start);
+        let monitors = monitors.transpose().map_err(thread)?;
+        let intake = Intake::new(
+            directory.path(),
+            writer,
+            state,
+            pulse,
+            monitors,
+            setting,
+            notice,
+        );
         let (finish, finished) = bounded(1);
         let thread = std::thread::Builder::new()
             .name("optape-drain".into())
@@ -375,7 +376,7 @@ pub fn record(request: Request) -> Result<Outcome, RecordError> {
         notice,
     } = request;
     let settings = settings.sound();
-    signals::install().map_err(|source| RecordError::System {
+    let _witness = signals::install().map_err(|source| RecordError::System {
         what: "handle signals",
         source,
     })?;
@@ -405,6 +406,7 @@ pub fn record(request: Request) -> Result<Outcome, RecordError> {
         &run,
         Setting {
             ring_bytes: settings.ring_bytes,
+            monitors: settings.monitors,
             own_process: true,
         },
         Box::new(notice),

@@ -83,8 +83,11 @@ pub(super) fn run_info(command: &[OsString], settings: &Settings) -> RunInfo {
         "capture.keep".into(),
         settings.detail.keep.name().to_owned(),
     );
+    if let Some(name) = &settings.run {
+        facts.insert("run.name".into(), name.clone());
+    }
     RunInfo {
-        run_uuid: uuid::Uuid::new_v4().into_bytes(),
+        run_uuid: run_uuid(settings.run.as_deref()).into_bytes(),
         optape_version: env!("CARGO_PKG_VERSION").to_owned(),
         command: command
             .iter()
@@ -93,7 +96,7 @@ pub(super) fn run_info(command: &[OsString], settings: &Settings) -> RunInfo {
         working_directory: directory.to_string_lossy().into_owned(),
         host: read("/proc/sys/kernel/hostname").unwrap_or_default(),
         started_unix_ns: unix_ns(),
-        statistics: settings.statistics.name().to_owned(),
+        statistics: settings.statistics_name().to_owned(),
         needs_version: NEEDS_VERSION,
         facts,
     }
@@ -104,6 +107,18 @@ fn listed(selections: &[Selection]) -> String {
         .iter()
         .map(|s| format!("{}:{}", s.pattern, s.names.join(",")));
     all.collect::<Vec<_>>().join(" ")
+}
+
+/// The same for every part of a run that goes by the same name; without a name a new one.
+fn run_uuid(name: Option<&str>) -> uuid::Uuid {
+    name.map_or_else(uuid::Uuid::new_v4, |name| {
+        uuid::Uuid::parse_str(name).unwrap_or_else(|_| {
+            uuid::Uuid::new_v5(
+                &uuid::Uuid::NAMESPACE_OID,
+                format!("optape run {name}").as_bytes(),
+            )
+        })
+    })
 }
 
 fn environment(

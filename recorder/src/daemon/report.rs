@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::monitor::SourceState;
+
 /// The result of a recording.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
@@ -27,6 +29,10 @@ pub struct Report {
     pub attached: usize,
     /// Recorded processes that still ran when the recording ended.
     pub still_running: usize,
+    /// The monitors that were asked for, and whether each was there.
+    pub monitors: Vec<SourceState>,
+    /// Samples of theirs in the file.
+    pub samples: u64,
     /// The daemon's own processor time.
     pub daemon_cpu_ns: u64,
     /// The daemon's peak resident memory; 0 where it shares a process with the program.
@@ -102,6 +108,7 @@ impl Report {
             ));
             lines.push(self.cost_line());
             lines.push(self.losses_line());
+            lines.extend(self.monitors_line());
         }
         lines.extend(self.complaints());
         lines.extend(self.remarks());
@@ -170,6 +177,29 @@ impl Report {
             "{dropped}; {} op calls ({share:.1} %) of unknown module",
             grouped(unattributed)
         )
+    }
+
+    /// What was sampled; `optape info` says why a source is missing.
+    fn monitors_line(&self) -> Option<String> {
+        let names = |there: bool| {
+            let names = self
+                .monitors
+                .iter()
+                .filter(|monitor| monitor.state.is_ok() == there)
+                .map(|monitor| monitor.source.name());
+            names.collect::<Vec<_>>().join(", ")
+        };
+        (self.samples > 0).then(|| {
+            let absent = match names(false) {
+                absent if absent.is_empty() => String::new(),
+                absent => format!("; not there: {absent} (optape info says why)"),
+            };
+            format!(
+                "{} samples of {}{absent}",
+                grouped(self.samples),
+                names(true)
+            )
+        })
     }
 
     /// What is worth knowing though nothing went wrong, line by line.
@@ -294,6 +324,7 @@ pub(super) fn quoted(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::monitor::{Absence, SourceKind};
 
     fn report() -> Report {
         let costs = BTreeMap::from([
@@ -330,6 +361,30 @@ mod tests {
                 "nothing dropped; 0 op calls (0.0 %) of unknown module",
                 "next: optape replay 'my run.optape'",
             ]
+        );
+    }
+
+    #[test]
+    fn monitors_are_summed_up() {
+        let mut report = report();
+        assert_eq!(report.monitors_line(), None);
+        report.samples = 1200;
+        report.monitors = vec![
+            SourceState {
+                source: SourceKind::Gpu,
+                state: Err(Absence {
+                    what: "no driver".into(),
+                    hint: None,
+                }),
+            },
+            SourceState {
+                source: SourceKind::Host,
+                state: Ok("memory".into()),
+            },
+        ];
+        assert_eq!(
+            report.monitors_line().unwrap(),
+            "1 200 samples of host; not there: gpu (optape info says why)"
         );
     }
 

@@ -53,6 +53,8 @@ const ATTACH_FILES: [(&str, &str); 8] = [
 
 /// Held locked by a living daemon; names it.
 const LOCK: &str = "daemon";
+/// Names the run, as its trace does.
+const RUN: &str = "run";
 /// How long the directory of a dead daemon stays, for what its rings still hold.
 const STALE_AFTER: Duration = Duration::from_secs(24 * 3600);
 
@@ -127,6 +129,13 @@ impl RunDirectory {
         &self.path
     }
 
+    /// Says whose rings these are.
+    pub(super) fn name_run(&self, run: &[u8; 16]) -> Result<(), RecordError> {
+        let path = self.path.join(RUN);
+        std::fs::write(&path, hexadecimal(run))
+            .map_err(|source| RecordError::RunDirectory { path, source })
+    }
+
     /// Puts the attach glue and the hook's source into place.
     pub(super) fn write_attach_files(&self) -> Result<(), RecordError> {
         for (name, content) in ATTACH_FILES {
@@ -175,6 +184,39 @@ impl Drop for RunDirectory {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.path);
     }
+}
+
+fn hexadecimal(run: &[u8; 16]) -> String {
+    uuid::Uuid::from_bytes(*run).simple().to_string()
+}
+
+/// Where rings may be: memory first.
+fn places() -> Vec<PathBuf> {
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|d| !d.is_empty());
+    let memory = std::iter::once(PathBuf::from("/dev/shm")).chain(runtime.map(PathBuf::from));
+    memory.chain([std::env::temp_dir()]).collect()
+}
+
+/// The directory that a run left behind, or works in.
+pub(super) fn of_run(run: &[u8; 16]) -> Option<PathBuf> {
+    let (prefix, run) = (prefix(), hexadecimal(run));
+    let directories = places().into_iter().flat_map(|place| {
+        let entries = std::fs::read_dir(place).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect::<Vec<_>>()
+    });
+    let mut ours = directories.filter(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with(&prefix)
+    });
+    ours.find(|path| std::fs::read_to_string(path.join(RUN)).is_ok_and(|text| text.trim() == run))
+}
+
+/// Whether a daemon works in the directory: which process.
+pub(super) fn daemon_of(directory: &Path) -> Option<String> {
+    let lock = File::open(directory.join(LOCK)).ok()?;
+    let free = flock(&lock, FlockOperation::NonBlockingLockShared).is_ok();
+    let name = || std::fs::read_to_string(directory.join(LOCK)).unwrap_or_default();
+    (!free).then(|| name().trim().to_owned())
 }
 
 fn prefix() -> String {

@@ -52,7 +52,7 @@ pub(super) struct Axis {
     stride: i64,
     padding: i64,
     dilation: i64,
-    output: i64,
+    pub(super) output: i64,
     transposed: bool,
 }
 
@@ -60,6 +60,16 @@ pub(super) struct Axis {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tap {
     pub(super) start: usize,
+    pub(super) count: usize,
+}
+
+/// Input positions and outputs that meet at one element of the kernel, pair by pair.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Meeting {
+    pub(super) input: usize,
+    pub(super) input_step: usize,
+    pub(super) output: usize,
+    pub(super) output_step: usize,
     pub(super) count: usize,
 }
 
@@ -109,6 +119,19 @@ impl Geometry<'_> {
     }
 }
 
+impl Axis {
+    /// A dimension of size 1 that changes nothing.
+    pub(super) const IDENTITY: Self = Self {
+        input: 1,
+        kernel: 1,
+        stride: 1,
+        padding: 0,
+        dilation: 1,
+        output: 1,
+        transposed: false,
+    };
+}
+
 /// One to three [`Axis`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Axes {
@@ -119,6 +142,13 @@ pub(super) struct Axes {
 impl Axes {
     pub(super) fn as_slice(&self) -> &[Axis] {
         &self.axes[..self.spatial]
+    }
+
+    /// Always three, the outer ones of size 1 where there are fewer.
+    pub(super) fn three(&self) -> [Axis; 3] {
+        let mut three = [Axis::IDENTITY; 3];
+        three[3 - self.spatial..].copy_from_slice(self.as_slice());
+        three
     }
 
     /// Whether the view is an input of the convolution: `[N, C, spatial..]` or `[C, spatial..]`. Gives the place of the channels.
@@ -180,8 +210,30 @@ impl Axis {
         }
     }
 
+    /// Which input positions meet which outputs at element `k` of the kernel.
+    pub(super) fn meeting(&self, k: i64) -> Meeting {
+        let tap = self.tap(k);
+        if tap.count == 0 {
+            return Meeting::default();
+        }
+        let shift = k * self.dilation - self.padding;
+        let start = tap.start as i64;
+        let (output, output_step) = if self.transposed {
+            (start * self.stride + shift, self.stride as usize)
+        } else {
+            ((start - shift) / self.stride, 1)
+        };
+        Meeting {
+            input: tap.start,
+            input_step: self.tap_step(),
+            output: output as usize,
+            output_step,
+            count: tap.count,
+        }
+    }
+
     /// For each position of the input, how many pairs of output and kernel element it belongs to.
-    fn fan_out(&self) -> Vec<u32> {
+    pub(super) fn fan_out(&self) -> Vec<u32> {
         let size = self.input as usize;
         let step = self.tap_step();
         // Where the number changes by how much, in comparison with the position one step before.
@@ -593,6 +645,28 @@ mod tests {
         assert_eq!(axis(3, 3, 2, 1, 1, 6, true).fan_out(), [2, 3, 3]);
     }
 
+    /// The fan-out from meetings, each of which is a pair that meets.
+    fn meetings(axis: &Axis) -> Vec<u32> {
+        let mut counts = vec![0; axis.input as usize];
+        for k in 0..axis.kernel {
+            let meeting = axis.meeting(k);
+            for at in 0..meeting.count {
+                let (p, o) = (
+                    meeting.input + at * meeting.input_step,
+                    meeting.output + at * meeting.output_step,
+                );
+                counts[p] += 1;
+                let (near, far) = if axis.transposed { (o, p) } else { (p, o) };
+                assert_eq!(
+                    near as i64,
+                    far as i64 * axis.stride - axis.padding + k * axis.dilation
+                );
+                assert!((o as i64) < axis.output);
+            }
+        }
+        counts
+    }
+
     #[test]
     fn fan_out_counts_pairs() {
         for transposed in [false, true] {
@@ -619,6 +693,7 @@ mod tests {
                                     };
                                     let naive: Vec<u32> = (0..input).map(pairs).collect();
                                     assert_eq!(axis.fan_out(), naive, "{axis:?}");
+                                    assert_eq!(meetings(&axis), naive, "{axis:?}");
                                 }
                             }
                         }

@@ -200,6 +200,31 @@ fn count<E: Element>(data: &[E::Bytes], counts: &mut [u64]) {
     }
 }
 
+/// Sets `bit` in the mark of every element that is not zero. Gives whether there is any.
+#[inline(always)]
+fn mark<E: Element>(data: &[E::Bytes], bit: u8, marks: &mut [u8]) -> bool {
+    let mut any = false;
+    for (&element, mark) in data.iter().zip(marks) {
+        let nonzero = E::nonzero(element);
+        *mark |= u8::from(nonzero).wrapping_neg() & bit;
+        any |= nonzero;
+    }
+    any
+}
+
+/// [`mark`], and the sum of the weights of the elements that are not zero. At most [`WEIGHTED_PIECE`] elements, and weights
+/// whose sum fits into 32 bits.
+#[inline(always)]
+fn weighted_mark<E: Element>(data: &[E::Bytes], weights: &[u32], bit: u8, marks: &mut [u8]) -> u64 {
+    let mut sum = 0u32;
+    for ((&element, &weight), mark) in data.iter().zip(weights).zip(marks) {
+        let nonzero = E::nonzero(element);
+        *mark |= u8::from(nonzero).wrapping_neg() & bit;
+        sum = sum.wrapping_add(if nonzero { weight } else { 0 });
+    }
+    sum.into()
+}
+
 /// Elements that are converted at once.
 const CONVERTED: usize = 256;
 
@@ -373,6 +398,8 @@ pub(super) struct Kernels<E: Element> {
     values: unsafe fn(&[E::Bytes]) -> Values,
     weighted_sum: unsafe fn(&[E::Bytes], &[u32]) -> Sum,
     count: unsafe fn(&[E::Bytes], &mut [u64]),
+    mark: unsafe fn(&[E::Bytes], u8, &mut [u8]) -> bool,
+    weighted_mark: unsafe fn(&[E::Bytes], &[u32], u8, &mut [u8]) -> u64,
 }
 
 macro_rules! instruction_set {
@@ -400,6 +427,19 @@ macro_rules! instruction_set {
             fn count<E: Element>(data: &[E::Bytes], counts: &mut [u64]) {
                 super::count::<E>(data, counts);
             }
+            $(#[target_feature(enable = $features)])?
+            fn mark<E: Element>(data: &[E::Bytes], bit: u8, marks: &mut [u8]) -> bool {
+                super::mark::<E>(data, bit, marks)
+            }
+            $(#[target_feature(enable = $features)])?
+            fn weighted_mark<E: Element>(
+                data: &[E::Bytes],
+                weights: &[u32],
+                bit: u8,
+                marks: &mut [u8],
+            ) -> u64 {
+                super::weighted_mark::<E>(data, weights, bit, marks)
+            }
 
             pub(super) const fn kernels<E: Element>() -> Kernels<E> {
                 Kernels {
@@ -408,6 +448,8 @@ macro_rules! instruction_set {
                     values: values::<E>,
                     weighted_sum: weighted_sum::<E>,
                     count: count::<E>,
+                    mark: mark::<E>,
+                    weighted_mark: weighted_mark::<E>,
                 }
             }
         }
@@ -499,6 +541,27 @@ impl<E: Element> Kernels<E> {
         // SAFETY: as in `scan`.
         unsafe { (self.count)(data, counts) }
     }
+
+    /// See [`mark`].
+    #[inline]
+    pub(super) fn mark(&self, data: &[E::Bytes], bit: u8, marks: &mut [u8]) -> bool {
+        // SAFETY: as in `scan`.
+        unsafe { (self.mark)(data, bit, marks) }
+    }
+
+    /// See [`weighted_mark`].
+    #[inline]
+    pub(super) fn weighted_mark(
+        &self,
+        data: &[E::Bytes],
+        weights: &[u32],
+        bit: u8,
+        marks: &mut [u8],
+    ) -> u64 {
+        debug_assert!(data.len() == weights.len() && data.len() <= WEIGHTED_PIECE);
+        // SAFETY: as in `scan`.
+        unsafe { (self.weighted_mark)(data, weights, bit, marks) }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -540,6 +603,9 @@ mod tests {
             let facts = |kernels: &Kernels<E>| {
                 let mut counts = vec![7; length];
                 kernels.count(data, &mut counts);
+                let mut marks = vec![1u8; length];
+                let any = kernels.mark(data, 4, &mut marks);
+                let marked = kernels.weighted_mark(data, weights, 8, &mut marks);
                 let values = kernels.values(data);
                 let range = values
                     .range
@@ -551,6 +617,14 @@ mod tests {
                 );
                 let sums = [values.sum, kernels.weighted_sum(data, weights)]
                     .map(|sum| (sum.float.to_bits(), sum.integer));
+                assert_eq!(marked, scans.2.weighted);
+                assert!(
+                    counts
+                        .iter()
+                        .zip(&marks)
+                        .all(|(&count, &mark)| mark == if count == 8 { 13 } else { 1 })
+                );
+                assert_eq!(any, values.nonzeros > 0);
                 (counts, values.nonzeros, range, scans, sums)
             };
             let baseline = facts(Kernels::BASELINE);

@@ -2,7 +2,9 @@
 //!
 //! Pure functions over tensor memory. [`measure`] looks at one tensor (level T1), [`measure_convolution`] at a
 //! convolution's input together with the number of outputs that each position feeds (T2), and the `product_sum_*` functions
-//! add up the products of two binary factors without computing any product (T4).
+//! add up the products of two binary factors without computing any product (T4). [`nonempty_lines`], [`nonempty_outputs`],
+//! [`measure_occupancy`] and [`nonempty_outputs_convolution`] say what of a product is not empty (T3), and which parts of a
+//! convolution's input crossbar arrays see (T5).
 //!
 //! Most tensors that are looked at are not binary and say so in their first element; the others are
 //! read once, at the speed of the cache. So the first element is asked before anything else is worked out, and
@@ -10,16 +12,20 @@
 //! ones follow from the count.
 
 mod convolution;
+mod crossbar;
 mod element;
 mod kernel;
 mod memory;
+mod occupancy;
 mod product;
 
 use optape_trace::NotTaken;
 use optape_trace::needs::Need;
 
 pub use convolution::{ConvolutionAnswer, Geometry, measure_convolution};
+pub use crossbar::{Occupancy, measure_occupancy, nonempty_outputs_convolution};
 pub use memory::View;
+pub use occupancy::{Matrix, NonemptyLines, nonempty_lines, nonempty_outputs};
 pub use product::{
     product_sum_broadcast, product_sum_convolution, product_sum_linear, product_sum_matrix,
 };
@@ -74,6 +80,23 @@ impl Answer {
         minimum: None,
         maximum: None,
     };
+
+    /// What `elements` zeros and ones answer, `nonzeros` of them ones. `ordered`: not complex.
+    pub(crate) fn of_binary(elements: u64, nonzeros: u64, ordered: bool) -> Self {
+        let range = (ordered && elements > 0).then(|| {
+            (
+                f64::from(u8::from(nonzeros == elements)),
+                f64::from(u8::from(nonzeros > 0)),
+            )
+        });
+        Self {
+            binary: Some(true),
+            nonzeros: Some(nonzeros),
+            sum: Some(nonzeros as f64),
+            minimum: range.map(|r| r.0),
+            maximum: range.map(|r| r.1),
+        }
+    }
 
     const fn empty(question: Question) -> Self {
         let binary = if matches!(question, Question::Nonzeros) {

@@ -39,9 +39,8 @@ use optape_recorder::trace::{ModuleDef, ModuleId, WatchDef};
 use tch::Tensor;
 use tch::nn::{Module, ModuleT};
 
-pub use optape_recorder::daemon::{
-    InProcess as Options, Report, Settings as RecordSettings, Statistics,
-};
+pub use optape_recorder::capture::Preset;
+pub use optape_recorder::daemon::{InProcess as Options, Report, Settings as RecordSettings};
 
 /// Recording could not begin.
 #[derive(Debug, thiserror::Error)]

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 
-use crate::error::{ReplayError, nearest};
+use crate::error::{ReplayError, nearest, position};
 
 /// Presets that are shipped: name and text.
 pub const PRESETS: [(&str, &str); 3] = [
@@ -180,14 +180,6 @@ fn unknown_key(key: &str, known: &[&str]) -> String {
         Some(suggestion) => format!("there is no key '{key}'; did you mean '{suggestion}'?"),
         None => format!("there is no key '{key}'; known: {}", known.join(", ")),
     }
-}
-
-/// Line and column of a byte, both from 1; columns count characters.
-fn position(text: &str, byte: usize) -> (usize, usize) {
-    let before = text.get(..byte.min(text.len())).unwrap_or(text);
-    let line = before.matches('\n').count() + 1;
-    let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
-    (line, column)
 }
 
 #[cfg(test)]

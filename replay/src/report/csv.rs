@@ -3,7 +3,7 @@
 
 use std::io::Write;
 
-use super::Report;
+use super::{Group, Report};
 use crate::error::ReplayError;
 
 pub(super) fn write(report: &Report, out: &mut dyn Write) -> Result<(), ReplayError> {
@@ -27,6 +27,8 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> Result<(), ReplayEr
                     .iter()
                     .map(|(name, _)| format!("{name} [pJ{per}]")),
             );
+            let measured = measured_devices(report, groups);
+            head.extend(measured.iter().map(|device| format!("{device} [J{per}]")));
             line(&mut csv, &head)?;
             for group in groups {
                 let mut row = vec![group.key.clone(), group.calls.to_string()];
@@ -34,6 +36,11 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> Result<(), ReplayEr
                     (Some(per), _) => {
                         row.extend(per.counters.values().map(ToString::to_string));
                         row.extend(per.energy_total_pj.values().map(ToString::to_string));
+                        row.extend(
+                            measured
+                                .iter()
+                                .map(|device| number(per.measured_j.get(device))),
+                        );
                     }
                     // A group without a divisor of its own has no mean.
                     (None, Some(_)) => {
@@ -42,6 +49,9 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> Result<(), ReplayEr
                     (None, None) => {
                         row.extend(group.counters.values().map(|c| c.total.to_string()));
                         row.extend(group.energy.values().map(|e| e.energy_total_pj.to_string()));
+                        row.extend(measured.iter().map(|device| {
+                            number(group.measured.as_ref().and_then(|m| m.energy_j.get(device)))
+                        }));
                     }
                 }
                 line(&mut csv, &row)?;
@@ -51,6 +61,24 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> Result<(), ReplayEr
     }
     csv.flush()?;
     Ok(())
+}
+
+/// Devices with measured energy, where groups have any.
+fn measured_devices<'r>(report: &'r Report, groups: &[Group]) -> Vec<&'r str> {
+    let total = report
+        .monitors
+        .as_ref()
+        .and_then(|m| m.hardware.measured.as_ref());
+    match total {
+        Some(total) if groups.iter().any(|g| g.measured.is_some()) => {
+            total.energy_j.iter().map(|(device, _)| device).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn number(value: Option<&f64>) -> String {
+    value.map(ToString::to_string).unwrap_or_default()
 }
 
 fn flat<W: Write>(report: &Report, csv: &mut csv::Writer<W>) -> Result<(), ReplayError> {
@@ -95,6 +123,24 @@ fn flat<W: Write>(report: &Report, csv: &mut csv::Writer<W>) -> Result<(), Repla
                 "pJ",
             ],
         )?;
+    }
+    if let Some(measured) = report
+        .monitors
+        .as_ref()
+        .and_then(|m| m.hardware.measured.as_ref())
+    {
+        for (name, values, unit) in [
+            ("energy", &measured.energy_j, "J"),
+            ("mean_power", &measured.mean_power_w, "W"),
+            ("peak_memory", &measured.peak_memory_bytes, "byte"),
+        ] {
+            for (device, value) in values.iter() {
+                line(
+                    csv,
+                    &["measured", name, device, "", &value.to_string(), unit],
+                )?;
+            }
+        }
     }
     for layer in &report.firing_rates {
         let rate = layer.rate.map(|r| r.to_string()).unwrap_or_default();

@@ -114,6 +114,9 @@ pub struct Report {
     pub counters: Ordered<CounterReport>,
     /// Energy models.
     pub energy: Ordered<ComputeReport>,
+    /// What monitors saw meanwhile, where any ran.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub monitors: Option<MonitorsReport>,
     /// Spiking layers, in the order in which they first fired.
     pub firing_rates: Vec<FiringRate>,
     /// Totals divided.
@@ -412,6 +415,61 @@ const fn is_zero(value: &u64) -> bool {
     *value == 0
 }
 
+/// What monitors saw.
+#[derive(Clone, Debug, Serialize)]
+pub struct MonitorsReport {
+    /// The machine's sensors.
+    pub hardware: HardwareReport,
+}
+
+/// What the machine's sensors said.
+#[derive(Clone, Debug, Serialize)]
+pub struct HardwareReport {
+    /// What measured energies hold and what not.
+    pub boundary: &'static str,
+    /// In the selection; absent where a selection of ops or modules cannot be told in time.
+    pub measured: Option<Measured>,
+    /// Devices whose energy another one's holds: they are not to be added.
+    #[serde(skip_serializing_if = "Ordered::is_empty")]
+    pub part_of: Ordered<String>,
+    /// All series, in the whole recording.
+    pub series: Ordered<SeriesReport>,
+    /// Which sources there were, what devices are, what is missing and why.
+    pub facts: BTreeMap<String, serde_json::Value>,
+}
+
+/// Measured quantities of a span of time, by device.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Measured {
+    /// How long it is (of several files, the longest).
+    pub seconds: f64,
+    /// Of it, not covered by samples of some energy counter: what was used then is in no figure.
+    pub uncovered_seconds: f64,
+    /// Joules, from cumulative counters; devices that no sample covers are left out.
+    pub energy_j: Ordered<f64>,
+    /// Watts: energy over covered time where there is a counter, else the mean of the sampled power.
+    pub mean_power_w: Ordered<f64>,
+    /// The greatest sample of memory in use; devices without a sample in that time are left out.
+    pub peak_memory_bytes: Ordered<f64>,
+}
+
+/// A series of samples.
+#[derive(Clone, Debug, Serialize)]
+pub struct SeriesReport {
+    /// Its unit, where this version knows the quantity.
+    pub unit: Option<&'static str>,
+    /// It counts from the start of the monitoring.
+    pub cumulative: bool,
+    /// How many samples there are.
+    pub samples: u64,
+    /// The least.
+    pub minimum: Option<f64>,
+    /// Their mean; absent for cumulative ones.
+    pub mean: Option<f64>,
+    /// The greatest.
+    pub maximum: Option<f64>,
+}
+
 /// Totals divided by something.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Normalised {
@@ -423,6 +481,9 @@ pub struct Normalised {
     pub counters: Ordered<f64>,
     /// Energies in pJ.
     pub energy_total_pj: Ordered<f64>,
+    /// Measured joules, by device.
+    #[serde(skip_serializing_if = "Ordered::is_empty")]
+    pub measured_j: Ordered<f64>,
 }
 
 impl Normalised {
@@ -432,6 +493,7 @@ impl Normalised {
         divisor: u64,
         counters: impl Iterator<Item = (String, i128)>,
         energy: impl Iterator<Item = (String, f64)>,
+        measured: Option<&Measured>,
     ) -> Self {
         Self {
             unit: per.name(),
@@ -441,6 +503,11 @@ impl Normalised {
                 .collect(),
             energy_total_pj: energy
                 .map(|(name, total)| (name, total / divisor as f64))
+                .collect(),
+            measured_j: measured
+                .into_iter()
+                .flat_map(|measured| measured.energy_j.iter())
+                .map(|(device, joules)| (device.to_owned(), joules / divisor as f64))
                 .collect(),
         }
     }
@@ -457,6 +524,9 @@ pub struct Group {
     pub counters: Ordered<GroupCounter>,
     /// Energy models.
     pub energy: Ordered<ComputeReport>,
+    /// What sensors measured meanwhile; by stage and step alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub measured: Option<Measured>,
     /// Totals divided.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per: Option<Normalised>,

@@ -5,7 +5,7 @@ use std::io::Write;
 
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, presets};
 
-use super::{Report, numbers};
+use super::{Measured, Report, numbers};
 use crate::energy::ComputeReport;
 use crate::error::ReplayError;
 
@@ -70,6 +70,7 @@ pub(super) fn sections(report: &Report) -> Vec<Section> {
             }
         }
     }
+    sections.extend(measured(report));
     if !report.firing_rates.is_empty() {
         sections.push(firing(report));
     }
@@ -428,6 +429,135 @@ fn groups(report: &Report) -> Vec<Section> {
     if !adds_up && let Some(last) = sections.last_mut() {
         last.lines
             .push("a call counts in every module on its stack; the rows do not add up".to_owned());
+    }
+    sections
+}
+
+fn time(seconds: f64) -> String {
+    match seconds {
+        s if s >= 1.0 || s <= 0.0 => numbers::scaled(s, "s"),
+        s if s >= 1e-3 => numbers::scaled(s * 1e3, "ms"),
+        s => numbers::scaled(s * 1e6, "us"),
+    }
+}
+
+fn joules(value: Option<&f64>) -> String {
+    match value {
+        None => "-".to_owned(),
+        Some(joules) if joules.abs() >= 1.0 => numbers::scaled(*joules, "J"),
+        Some(joules) => numbers::energy(joules * 1e12),
+    }
+}
+
+/// What sensors measured: a row per device, or with groups by time a row per group and a column per device.
+fn measured(report: &Report) -> Vec<Section> {
+    let Some(hardware) = report.monitors.as_ref().map(|m| &m.hardware) else {
+        return Vec::new();
+    };
+    let Some(total) = &hardware.measured else {
+        return Vec::new();
+    };
+    let mut sections = Vec::new();
+    let mut devices: Vec<&str> = Vec::new();
+    for values in [
+        &total.energy_j,
+        &total.mean_power_w,
+        &total.peak_memory_bytes,
+    ] {
+        for (device, _) in values.iter() {
+            if !devices.contains(&device) {
+                devices.push(device);
+            }
+        }
+    }
+    if devices.is_empty() {
+        return sections;
+    }
+    let cell = |value: Option<&f64>, unit| {
+        value.map_or_else(|| "-".to_owned(), |v| numbers::scaled(*v, unit))
+    };
+    let mut lines = vec![format!(
+        "{}; {} looked at",
+        hardware.boundary,
+        time(total.seconds)
+    )];
+    if total.uncovered_seconds > 0.0 {
+        lines.push(format!(
+            "{} of it without samples: what was used then is in no figure",
+            time(total.uncovered_seconds)
+        ));
+    }
+    for (part, whole) in hardware.part_of.iter() {
+        lines.push(format!("{part} is a part of {whole}"));
+    }
+    if let Some(made_up) = hardware.facts.get(optape_trace::series::facts::SIMULATED) {
+        lines.push(format!(
+            "SIMULATED: {}",
+            made_up.as_str().unwrap_or("made-up values")
+        ));
+    }
+    let mut head = vec!["device", "energy", "mean power", "peak memory"]
+        .into_iter()
+        .map(str::to_owned)
+        .collect::<Vec<_>>();
+    if let Some(per) = &report.per {
+        head.insert(2, format!("per {}", per.unit));
+    }
+    let body = devices
+        .iter()
+        .map(|device| {
+            let mut row = vec![
+                (*device).to_owned(),
+                joules(total.energy_j.get(device)),
+                cell(total.mean_power_w.get(device), "W"),
+                cell(total.peak_memory_bytes.get(device), "B"),
+            ];
+            if let Some(per) = &report.per {
+                row.insert(2, joules(per.measured_j.get(device)));
+            }
+            row
+        })
+        .collect();
+    sections.push(Section {
+        title: "Measured".to_owned(),
+        rows: Some(Rows {
+            head,
+            body,
+            texts: &[0],
+        }),
+        lines,
+    });
+    let groups = report.groups.as_deref().unwrap_or_default();
+    let energies: Vec<&str> = total.energy_j.iter().map(|(device, _)| device).collect();
+    if groups.iter().any(|g| g.measured.is_some()) && !energies.is_empty() {
+        let by = report.by.as_deref().unwrap_or("group");
+        let row = |key: &str, measured: &Measured| {
+            let mut row = vec![key.to_owned(), time(measured.seconds)];
+            row.extend(
+                energies
+                    .iter()
+                    .map(|device| joules(measured.energy_j.get(device))),
+            );
+            row
+        };
+        let mut body: Vec<Vec<String>> = groups
+            .iter()
+            .filter_map(|group| Some(row(&group.key, group.measured.as_ref()?)))
+            .collect();
+        body.push(row("total", total));
+        sections.push(Section {
+            title: format!("Measured energy by {by}"),
+            rows: Some(Rows {
+                head: [by, "time"]
+                    .iter()
+                    .chain(&energies)
+                    .map(|s| (*s).to_owned())
+                    .collect(),
+                body,
+                texts: &[0],
+            }),
+            lines: Vec::new(),
+        });
     }
     sections
 }

@@ -8,8 +8,8 @@ use std::cell::RefCell;
 use std::fmt;
 
 use optape_trace::{
-    Argument, NotTaken, OpDef, Operand, Pattern, SignatureDef, State, TensorMeta, When, call_flags,
-    fields, tensor_flags,
+    Argument, Dictionary, NotTaken, OpDef, Operand, Pattern, SignatureDef, State, TensorMeta, When,
+    call_flags, fields, tensor_flags,
 };
 
 /// Why a rule gave no number.
@@ -75,6 +75,8 @@ pub struct CallRow<'a> {
     /// Take the values of written operands before the op, because the rule set counts this call as one that
     /// writes a fresh tensor (autograd's accumulations).
     pub values_before: bool,
+    /// Where texts are looked up.
+    pub dictionary: Option<&'a Dictionary>,
     /// Where to note what a formula was filled in with.
     pub notes: Option<&'a Notes>,
 }
@@ -380,6 +382,19 @@ impl<'a> CallRow<'a> {
         }
     }
 
+    /// A text.
+    ///
+    /// # Errors
+    /// Where the argument is something else, or varies from call to call.
+    pub fn text(&self, name: &str) -> Result<&'a str, RuleError> {
+        match (self.argument(name), self.dictionary) {
+            (Some(Argument::Text(id)), Some(dictionary)) => dictionary.text(*id),
+            _ => None,
+        }
+        .map(String::as_str)
+        .ok_or_else(|| RuleError::Unsuited(format!("the call has no text '{name}'")))
+    }
+
     /// A bool.
     ///
     /// # Errors
@@ -477,10 +492,26 @@ impl<'a> CallRow<'a> {
     /// # Errors
     /// [`RuleError::Missing`] where that was not asked.
     pub fn binary(&self, name: &str, when: When) -> Result<bool, RuleError> {
+        let operand = self.operand(name, when);
+        self.operand_is_binary(name, operand, when)
+    }
+
+    /// Whether all elements of a tensor of a list are 0 or 1, before the op; `name` is for messages.
+    ///
+    /// # Errors
+    /// As [`Self::binary`].
+    pub fn tensor_is_binary(&self, name: &str, tensor: TensorView<'_>) -> Result<bool, RuleError> {
+        self.operand_is_binary(name, Some(Operand::Tensor(tensor.index)), When::Before)
+    }
+
+    fn operand_is_binary(
+        &self,
+        name: &str,
+        operand: Option<Operand>,
+        when: When,
+    ) -> Result<bool, RuleError> {
         let what = || format!("whether '{name}' is binary");
-        let operand = self
-            .operand(name, when)
-            .ok_or_else(|| self.missing("T1", &what(), None))?;
+        let operand = operand.ok_or_else(|| self.missing("T1", &what(), None))?;
         let entry = self.pattern.entry(operand, when);
         match entry.and_then(|e| e.binary) {
             Some(binary) => {
@@ -501,6 +532,21 @@ impl<'a> CallRow<'a> {
             .operand(name, when)
             .ok_or_else(|| self.missing("T1", &what(), None))?;
         let sum = self.integer_sum(operand, when, fields::NONZEROS, "T1", what)?;
+        Ok(self.note(&format!("nonzeros({name})"), sum))
+    }
+
+    /// The nonzero elements of a tensor of a list, before the op, summed over all calls; `name` is for messages.
+    ///
+    /// # Errors
+    /// As [`Self::nonzeros`].
+    pub fn nonzeros_of_tensor(
+        &self,
+        name: &str,
+        tensor: TensorView<'_>,
+    ) -> Result<i128, RuleError> {
+        let what = || format!("the nonzeros of '{name}'");
+        let operand = Operand::Tensor(tensor.index);
+        let sum = self.integer_sum(operand, When::Before, fields::NONZEROS, "T1", what)?;
         Ok(self.note(&format!("nonzeros({name})"), sum))
     }
 

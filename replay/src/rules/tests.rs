@@ -26,6 +26,7 @@ fn counted(set: &str, counter: &str, call: &Call, calls: u64) -> Counted {
         integer_sums: &rows[0].integer_sums,
         float_sums: &rows[0].float_sums,
         values_before: false,
+        dictionary: Some(stream.dictionary()),
         notes: None,
     });
     set.counter(counter).unwrap().count(&row)

@@ -51,13 +51,14 @@ const AGAIN: Row = Row::plain("bare step, another process", "bare", false);
 const RULES: Row = Row::recorded("optape record --stats rules", "rules");
 
 /// The rows of the table; the first is what the others are held against.
-const ROWS: [Row; 11] = [
+const ROWS: [Row; 12] = [
     BARE,
     AGAIN,
     Row::recorded("the hook alone", "hook"),
     Row::recorded("optape record --stats none", "none"),
     RULES,
     Row::recorded("optape record --stats all", "all"),
+    Row::recorded("optape record --level full", "full"),
     Row::plain(
         "a TorchDispatchMode that does nothing",
         "dispatch-mode",

@@ -58,6 +58,8 @@ fn limit(row: &str, batch: u32, pinned: bool) -> Option<f64> {
         ("optape record --stats none", 128, true) => Some(1.02),
         ("optape record --stats rules", 8, true) => Some(1.15),
         ("optape record --stats rules", 128, true) => Some(1.05),
+        ("optape record --level full", 8, true) => Some(1.35),
+        ("optape record --level full", 128, true) => Some(1.10),
         _ => None,
     }
 }

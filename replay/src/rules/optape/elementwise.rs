@@ -447,6 +447,9 @@ const ADD_LIKE: &[&str] = &[
     "aten::sub.Tensor",
     "aten::sub_.Tensor",
     "aten::rsub.Tensor",
+    "aten::add.out",
+    "aten::sub.out",
+    "aten::rsub.Tensor_out",
 ];
 
 /// The same with a number, or under other names of which statistics are not taken: every element counts.
@@ -456,8 +459,9 @@ const ADD_LIKE_WITHOUT_STATISTICS: &[&str] = &[
     "aten::sub.Scalar",
     "aten::sub_.Scalar",
     "aten::rsub.Scalar",
-    "aten::add.out",
-    "aten::sub.out",
+    "aten::add.Scalar_out",
+    "aten::sub.Scalar_out",
+    "aten::rsub.Scalar_out",
     "aten::subtract.Tensor",
     "aten::subtract_.Tensor",
     "aten::subtract.Scalar",

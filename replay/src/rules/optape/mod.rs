@@ -12,6 +12,7 @@
 mod amount;
 mod attention;
 mod data;
+mod einsum;
 mod elementwise;
 mod loss;
 mod normalisation;
@@ -29,10 +30,10 @@ use super::{CallRow, Rule, RuleError, RuleSet, TableCounter, TensorView};
 pub const NAME: &str = "optape";
 
 /// Version of the rules: changes with every change of a formula.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Source of all formulas here: they follow from the definitions of the ops.
-const SOURCE: &str = "optape 1, from the definition of the op";
+const SOURCE: &str = "optape 2, from the definition of the op";
 
 /// What an op does, by counter.
 struct Work {
@@ -75,6 +76,7 @@ pub fn rule_set() -> RuleSet {
         synop: TableCounter::new("synop", "SynOp"),
     };
     products::fill(&mut tables);
+    einsum::fill(&mut tables);
     elementwise::fill(&mut tables);
     reduction::fill(&mut tables);
     normalisation::fill(&mut tables);

@@ -7,70 +7,75 @@ use super::{
 use crate::rules::product::{Form, is_transposed};
 use crate::rules::{CallRow, Need, Rule, RuleError};
 
-const PRODUCTS: &[(&str, Form, Added)] = &[
-    ("aten::mm", Form::Matrix("self", "mat2"), Added::None),
-    ("aten::bmm", Form::Batched("self", "mat2"), Added::None),
-    ("aten::addmm", Form::Matrix("mat1", "mat2"), Added::Scaled),
-    ("aten::addmm_", Form::Matrix("mat1", "mat2"), Added::Scaled),
+/// Name, whether there are an in-place overload and one that writes to `out`, how the factors meet, what is added.
+const PRODUCTS: &[(&str, Overloads, Form, Added)] = &[
+    ("mm", OUT, Form::Matrix("self", "mat2"), Added::None),
+    ("bmm", OUT, Form::Batched("self", "mat2"), Added::None),
+    ("addmm", ALL, Form::Matrix("mat1", "mat2"), Added::Scaled),
     (
-        "aten::baddbmm",
+        "baddbmm",
+        ALL,
         Form::Batched("batch1", "batch2"),
         Added::Scaled,
     ),
     (
-        "aten::baddbmm_",
+        "addbmm",
+        ALL,
         Form::Batched("batch1", "batch2"),
         Added::Scaled,
     ),
+    ("matmul", OUT, Form::Broadcast("self", "other"), Added::None),
+    ("mv", OUT, Form::Broadcast("self", "vec"), Added::None),
+    ("addmv", ALL, Form::Broadcast("mat", "vec"), Added::Scaled),
+    ("dot", OUT, Form::Broadcast("self", "tensor"), Added::None),
+    ("linear", OUT, Form::Linear, Added::Bias),
+    ("convolution", OUT, Form::Convolution(None), Added::Bias),
+    ("conv1d", FRESH, Form::Convolution(Some(false)), Added::Bias),
     (
-        "aten::addbmm",
-        Form::Batched("batch1", "batch2"),
-        Added::Scaled,
-    ),
-    (
-        "aten::matmul",
-        Form::Broadcast("self", "other"),
-        Added::None,
-    ),
-    ("aten::mv", Form::Broadcast("self", "vec"), Added::None),
-    ("aten::addmv", Form::Broadcast("mat", "vec"), Added::Scaled),
-    ("aten::dot", Form::Broadcast("self", "tensor"), Added::None),
-    ("aten::linear", Form::Linear, Added::Bias),
-    ("aten::convolution", Form::Convolution(None), Added::Bias),
-    ("aten::conv1d", Form::Convolution(Some(false)), Added::Bias),
-    (
-        "aten::conv1d.padding",
+        "conv1d.padding",
+        FRESH,
         Form::Convolution(Some(false)),
         Added::Bias,
     ),
-    ("aten::conv2d", Form::Convolution(Some(false)), Added::Bias),
+    ("conv2d", FRESH, Form::Convolution(Some(false)), Added::Bias),
     (
-        "aten::conv2d.padding",
+        "conv2d.padding",
+        FRESH,
         Form::Convolution(Some(false)),
         Added::Bias,
     ),
-    ("aten::conv3d", Form::Convolution(Some(false)), Added::Bias),
+    ("conv3d", FRESH, Form::Convolution(Some(false)), Added::Bias),
     (
-        "aten::conv3d.padding",
+        "conv3d.padding",
+        FRESH,
         Form::Convolution(Some(false)),
         Added::Bias,
     ),
     (
-        "aten::conv_transpose1d",
+        "conv_transpose1d",
+        FRESH,
         Form::Convolution(Some(true)),
         Added::Bias,
     ),
     (
-        "aten::conv_transpose2d.input",
+        "conv_transpose2d.input",
+        FRESH,
         Form::Convolution(Some(true)),
         Added::Bias,
     ),
     (
-        "aten::conv_transpose3d.input",
+        "conv_transpose3d.input",
+        FRESH,
         Form::Convolution(Some(true)),
         Added::Bias,
     ),
 ];
+
+/// Which overloads there are beside the one that gives a new tensor: in place, and into `out`.
+type Overloads = (bool, bool);
+const FRESH: Overloads = (false, false);
+const OUT: Overloads = (false, true);
+const ALL: Overloads = (true, true);
 
 /// What is added to the product.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -83,8 +88,14 @@ enum Added {
 }
 
 pub(super) fn fill(tables: &mut Tables) {
-    for &(op, form, added) in PRODUCTS {
-        tables.insert(op, product(form, added));
+    for &(name, (in_place, out), form, added) in PRODUCTS {
+        tables.insert(format!("aten::{name}"), product(form, added));
+        if in_place {
+            tables.insert(format!("aten::{name}_"), product(form, added));
+        }
+        if out {
+            tables.insert(format!("aten::{name}.out"), product(form, added));
+        }
     }
     for op in [
         "aten::convolution_backward",
@@ -93,7 +104,12 @@ pub(super) fn fill(tables: &mut Tables) {
         tables.insert(op, convolution_backward());
     }
     // Every pair of elements is multiplied once.
-    for op in ["aten::outer", "aten::ger"] {
+    for op in [
+        "aten::outer",
+        "aten::outer.out",
+        "aten::ger",
+        "aten::ger.out",
+    ] {
         tables.insert(
             op,
             Work {
