@@ -4,6 +4,8 @@
 //! printed here, once. Which code an error means is said by [`exit::code_of`].
 
 pub mod completions;
+pub mod ctl;
+pub mod daemon;
 pub mod dump;
 pub mod exit;
 pub mod info;
@@ -63,6 +65,8 @@ fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let global = &options.global;
     match &options.command {
         Command::Record(options) => record::run(options, global),
+        Command::Daemon(options) => daemon::run(options, global),
+        Command::Ctl(options) => ctl::run(options, global),
         Command::Replay(options) => replay::run(options, global),
         Command::Info(options) => info::run(options, global),
         Command::Dump(options) => dump::run(options, global),

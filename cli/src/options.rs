@@ -4,7 +4,9 @@ use std::io::IsTerminal;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{completions, dump, info, man, presets, record, recover, replay, rules, verify};
+use crate::{
+    completions, ctl, daemon, dump, info, man, presets, record, recover, replay, rules, verify,
+};
 
 /// Records what PyTorch runs, op by op, and answers questions about it afterwards.
 ///
@@ -81,6 +83,10 @@ impl Color {
 pub enum Command {
     /// Run a command and record what torch does in it
     Record(record::Options),
+    /// Record the runs of others, as a service
+    Daemon(daemon::Options),
+    /// Show what is being recorded; pause, resume, mark, flush or stop it
+    Ctl(ctl::Options),
     /// Count over a trace: operations, bytes, energy, firing rates
     Replay(Box<replay::Options>),
     /// Say what a trace is: command, versions, processes, size, how it ended

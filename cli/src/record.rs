@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum, ValueHint};
+use optape_recorder::capture::{Schedule, StepsBy};
 use optape_recorder::daemon::{self, Outcome, Request, SMALLEST_RING_BYTES, Settings, Statistics};
 use optape_recorder::ring::{DEFAULT_CAPACITY, OnFull};
 
@@ -48,6 +49,29 @@ pub struct Options {
     /// Try a version of torch that is not supported
     #[arg(long, env = "OPTAPE_FORCE_TORCH", value_parser = clap::builder::FalseyValueParser::new())]
     pub force_torch: bool,
+    /// Record only these steps: 100..200, 100.., ..200, counted from 0 in each process; the second number is not among them
+    #[arg(long, value_name = "FIRST..END", value_parser = step_range, help_heading = "Which steps")]
+    pub steps: Option<StepRange>,
+    /// Record one step of every N
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Which steps")]
+    pub every: Option<u64>,
+    /// What a step of --steps and --every is
+    #[arg(
+        long,
+        value_name = "WHAT",
+        default_value = "auto",
+        help_heading = "Which steps"
+    )]
+    pub step_by: StepBy,
+    /// Begin paused, until the program calls optape.resume() or somebody `optape ctl resume`
+    #[arg(long, help_heading = "Which steps")]
+    pub paused: bool,
+    /// Have `optape daemon` record it, which listens at --socket
+    #[arg(long)]
+    pub daemon: bool,
+    /// The daemon's socket [default: as `optape daemon` has it]
+    #[arg(long, value_name = "PATH", env = "OPTAPE_SOCKET", value_hint = ValueHint::AnyPath)]
+    pub socket: Option<PathBuf>,
     /// The command, and its arguments
     #[arg(trailing_var_arg = true, required = true, value_name = "CMD", value_hint = ValueHint::CommandWithArguments)]
     pub command: Vec<OsString>,
@@ -74,6 +98,43 @@ pub enum WhenFull {
     Wait,
     /// Drop records, and count them
     Drop,
+}
+
+/// Values of `--step-by`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StepBy {
+    /// Steps that the program marks; else optimizer steps; else, where there is neither, inferences of the root module
+    Auto,
+    /// Steps of the optimizer
+    Optimizer,
+    /// Calls of the root module
+    Call,
+    /// Steps that the program marks
+    Program,
+}
+
+/// Steps from the first up to the second, which is not among them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepRange {
+    first: u64,
+    end: Option<u64>,
+}
+
+fn step_range(text: &str) -> Result<StepRange, String> {
+    let bad = || "two numbers with .. between; for example 100..200, 100.. or ..200".to_owned();
+    let number = |text: &str| match text {
+        "" => Ok(None),
+        text => text.parse().map(Some).map_err(|_| bad()),
+    };
+    let (first, end) = text.split_once("..").ok_or_else(bad)?;
+    let (first, end): (Option<u64>, Option<u64>) = (number(first)?, number(end)?);
+    let first = first.unwrap_or(0);
+    match end {
+        Some(end) if end <= first => Err(format!(
+            "there is no step in it: {end} is not behind {first}"
+        )),
+        end => Ok(StepRange { first, end }),
+    }
 }
 
 /// A ring's size in bytes.
@@ -120,6 +181,27 @@ fn ring_size(text: &str) -> Result<RingSize, String> {
 }
 
 impl Options {
+    fn schedule(&self) -> Option<Schedule> {
+        if self.steps.is_none() && self.every.is_none() {
+            return None;
+        }
+        let StepRange { first, end } = self.steps.unwrap_or(StepRange {
+            first: 0,
+            end: None,
+        });
+        Some(Schedule {
+            first,
+            end,
+            every: self.every.unwrap_or(1),
+            by: match self.step_by {
+                StepBy::Auto => StepsBy::Auto,
+                StepBy::Optimizer => StepsBy::Optimizer,
+                StepBy::Call => StepsBy::Call,
+                StepBy::Program => StepsBy::Program,
+            },
+        })
+    }
+
     fn settings(&self) -> Settings {
         Settings {
             statistics: match self.stats {
@@ -134,6 +216,8 @@ impl Options {
             },
             ring_bytes: self.ring_size.0,
             force_torch: self.force_torch,
+            schedule: self.schedule(),
+            paused: self.paused,
         }
     }
 }
@@ -150,6 +234,9 @@ pub fn run(options: &Options, global: &GlobalOptions) -> anyhow::Result<ExitCode
         settings: options.settings(),
         verbose: global.verbose > 0,
         notice: say,
+        daemon: options
+            .daemon
+            .then(|| options.socket.clone().unwrap_or_else(daemon::socket_path)),
     };
     let outcome = daemon::record(request).map_err(|error| Failure {
         code: error.exit_code(),
@@ -179,6 +266,18 @@ fn say(text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn step_ranges() {
+        let range = |first, end| Ok(StepRange { first, end });
+        assert_eq!(step_range("100..200"), range(100, Some(200)));
+        assert_eq!(step_range("100.."), range(100, None));
+        assert_eq!(step_range("..7"), range(0, Some(7)));
+        assert!(step_range("7..7").unwrap_err().contains("no step"));
+        for bad in ["7", "a..b", "1...2", "-1..2"] {
+            assert!(step_range(bad).unwrap_err().contains("100..200"), "{bad}");
+        }
+    }
 
     #[test]
     fn ring_sizes() {

@@ -46,6 +46,8 @@ fn help_of_every_subcommand_is_what_it_was() {
     let directory = tempfile::tempdir().unwrap();
     // `record` is documented by its own tests.
     let pages = [
+        "daemon",
+        "ctl",
         "replay",
         "info",
         "dump",

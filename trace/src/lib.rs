@@ -104,7 +104,9 @@ pub use ids::{
 pub use index::{BlockIndex, SummaryIndex};
 pub use info::{RunEnd, RunInfo, StreamEnd, StreamInfo};
 pub use reader::{Stream, Trace, TraceEnd};
-pub use record::{DropReason, Event, LateStatistic, Moment, OpCall, Record, StepSource};
+pub use record::{
+    DropReason, Event, LateStatistic, Moment, OpCall, PauseReason, Record, StepSource,
+};
 pub use recovery::{Finding, Loss, Recovery, recover, recover_bytes};
 pub use statistics::{NotTaken, Operand, Pattern, PatternEntry, State, When, fields};
 pub use summary::SummaryRow;

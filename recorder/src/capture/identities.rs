@@ -189,6 +189,16 @@ impl Identities {
         id
     }
 
+    /// Ops ran unseen: nobody knows what they wrote, and which objects came and went at the addresses of others. Storages whose
+    /// deaths are told keep their ids.
+    pub(super) fn missed_ops(&mut self) {
+        for storage in self.owned.values_mut() {
+            storage.remembered = [None; REMEMBERED];
+        }
+        self.foreign = Generations::new();
+        self.tensors = Generations::new();
+    }
+
     pub(super) fn freed(&mut self, base: usize) {
         self.owned.remove(&base);
     }

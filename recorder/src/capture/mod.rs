@@ -11,6 +11,7 @@ pub mod exports;
 mod identities;
 mod measuring;
 mod outlet;
+mod schedule;
 mod scopes;
 mod signatures;
 
@@ -21,22 +22,25 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use optape_trace::{
-    CallId, Definition, Event, ModuleDef, ModuleId, Moment, OpDef, OpId, PatternId, ScopeDef,
-    ScopeId, SignatureDef, StepSource, StreamEnd, StreamInfo, TextId, ThreadDef, ThreadId,
+    CallId, Definition, Event, ModuleDef, ModuleId, Moment, OpDef, OpId, PatternId, PauseReason,
+    ScopeDef, ScopeId, SignatureDef, StepSource, StreamEnd, StreamInfo, TextId, ThreadDef, ThreadId,
     WatchDef, WatchId, call_flags, codec,
 };
 use parking_lot::{Mutex, MutexGuard};
 
 pub use exports::table;
 pub use measuring::Preset;
+pub use schedule::{Schedule, StepCounts, StepsBy};
 
 use crate::abi::{Call, Plan, plan};
 use crate::clock::{monotonic_ns, unix_ns};
-use crate::ring::{MessageKind, OnFull, OpCallMessage, Producer};
+use crate::ring::{
+    MessageKind, OnFull, OpCallMessage, PAUSED_BY_COMMAND, PAUSED_BY_SCHEDULE, Producer, command,
+};
 use identities::Identities;
 use measuring::{OpPlan, Slot};
 use outlet::Outlet;
-use scopes::{Entry, Scopes, ThreadState};
+use scopes::{Entry, OpenRange, Scopes, ThreadState};
 use signatures::{Found, Signatures, Surroundings, Wildness};
 
 /// Distinct texts that a stream may hold; what comes after them is [`Texts::OVERFLOW`].
@@ -65,7 +69,14 @@ pub struct Settings {
     pub command: Vec<String>,
     /// Rank, where there is one.
     pub rank: Option<u32>,
+    /// Which steps are recorded; `None`: all.
+    pub schedule: Option<Schedule>,
 }
+
+/// In the run directory: processes that begin to record do so paused.
+pub const PAUSED_MARKER: &str = "paused";
+/// In the run directory: the recording was stopped; no process begins any more.
+pub const STOPPED_MARKER: &str = "stopped";
 
 /// Capture could not begin, or cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +113,8 @@ pub struct Capture {
 const RECORDING: u32 = 1;
 /// The hook runs and nothing is captured.
 const HOOK_ONLY: u32 = 2;
+/// Ops pass through; the hook reports that they do ([`Capture::idle`]), module calls and profiler ranges.
+const PAUSED: u32 = 4;
 
 static CAPTURE: Capture = Capture {
     recording: AtomicU32::new(0),
@@ -178,6 +191,14 @@ struct State {
     calls: u64,
     recalled: u64,
     range_ops: RangeOps,
+    /// Why nothing is recorded now: bits of [`PAUSED_BY_COMMAND`] and [`PAUSED_BY_SCHEDULE`].
+    paused: u64,
+    /// The last command of the daemon's that was followed.
+    obeyed: u32,
+    /// The daemon ended the recording.
+    stopped: bool,
+    /// Root-module calls that did not train.
+    inferences: u64,
 }
 
 /// The ops that `record_function` runs, once the hook has told them.
@@ -227,10 +248,19 @@ impl Capture {
             return Err(CaptureError::Running);
         }
         exports::install_fork_handlers();
-        let mode = if settings.hook_only {
-            HOOK_ONLY
-        } else {
-            RECORDING
+        if settings.run_directory.join(PAUSED_MARKER).exists() {
+            state.paused |= PAUSED_BY_COMMAND;
+        }
+        if settings
+            .schedule
+            .is_some_and(|schedule| !schedule.records(&state.step_counts()))
+        {
+            state.paused |= PAUSED_BY_SCHEDULE;
+        }
+        let mode = match (settings.hook_only, state.paused) {
+            (true, _) => HOOK_ONLY,
+            (false, 0) => RECORDING,
+            _ => PAUSED,
         };
         state.settings = settings;
         state.started = true;
@@ -259,6 +289,9 @@ impl Capture {
         if self.recording.swap(0, Ordering::AcqRel) == 0 {
             return;
         }
+        if why.is_empty() {
+            return;
+        }
         eprintln!("optape: recording stopped, the program goes on: {why}");
         if let Some(state) = guard.as_mut() {
             let now = monotonic_ns();
@@ -276,11 +309,27 @@ impl Capture {
         }
     }
 
-    /// Pauses (`false`) or resumes recording. Ops pass through untouched meanwhile.
+    /// Pauses (`false`) or resumes recording, as the daemon may, too: the last one who says something is obeyed. Ops pass
+    /// through untouched meanwhile. A schedule that leaves the present step out is not overruled.
     pub fn set_recording(&'static self, on: bool) {
-        let started = self.state.lock().as_ref().is_some_and(|s| s.started);
-        self.recording
-            .store(if on && started { RECORDING } else { 0 }, Ordering::Release);
+        self.with(|state| match state.started {
+            true => state.set_paused(PAUSED_BY_COMMAND, !on),
+            false => Ok(()),
+        });
+    }
+
+    /// While paused, at every op that passes: begins the stream, so that the daemon can be heard, and listens.
+    fn idle(&'static self, torch_thread: u64) {
+        // Whoever holds the lock listens, too.
+        let Some(mut guard) = self.state.try_lock() else {
+            return;
+        };
+        let Some(state) = guard.as_mut().filter(|state| state.started) else {
+            return;
+        };
+        if let Err(failure) = state.listen(torch_thread) {
+            self.give_up(&mut guard, &failure.0);
+        }
     }
 
     /// Whether recording was begun, paused or not.
@@ -370,7 +419,7 @@ impl Capture {
     pub fn step(&'static self, samples: u64) {
         self.with(|state| {
             let thread = state.thread(None)?;
-            if samples > 0 {
+            if samples > 0 && state.paused == 0 {
                 state.moment(thread, Event::Samples { count: samples })?;
             }
             state.step(thread, StepSource::Program)
@@ -380,6 +429,9 @@ impl Capture {
     /// Begins a named range on this thread.
     pub fn range_enter(&'static self, name: &str) {
         self.with(|state| {
+            if state.stopped {
+                return Ok(());
+            }
             let thread = state.thread(None)?;
             let name = state.text(name)?;
             state.range_enter(thread, name)
@@ -536,6 +588,10 @@ impl Capture {
     ) {
         self.with(|state| {
             let thread = state.thread(Some(torch_thread))?;
+            if state.settings.schedule.is_some() && !graph_task && state.scopes.is_outside(thread) {
+                state.follow_schedule()?;
+            }
+            let told = state.paused == 0 && state.stream.is_some();
             let (call, fresh) = state.scopes.enter(
                 thread,
                 Entry {
@@ -543,10 +599,14 @@ impl Capture {
                     graph_task,
                     training,
                     grad_mode,
+                    told,
                 },
             );
             if let Some(scope) = fresh {
                 state.define_scope(scope)?;
+            }
+            if !told {
+                return Ok(());
             }
             state.moment(
                 thread,
@@ -562,18 +622,21 @@ impl Capture {
     fn module_exit(&'static self, torch_thread: u64, module: u32) {
         self.with(|state| {
             let thread = state.thread(Some(torch_thread))?;
-            let Some((call, root)) = state.scopes.exit(thread, module) else {
+            let Some(ended) = state.scopes.exit(thread, module) else {
                 return Ok(());
             };
-            state.moment(
-                thread,
-                Event::ModuleExit {
-                    call: CallId(call),
-                    module: ModuleId(module),
-                    results: Vec::new(),
-                },
-            )?;
-            if root {
+            if ended.told {
+                state.moment(
+                    thread,
+                    Event::ModuleExit {
+                        call: CallId(ended.call),
+                        module: ModuleId(module),
+                        results: Vec::new(),
+                    },
+                )?;
+            }
+            if ended.root {
+                state.inferences += u64::from(!ended.trained);
                 state.step(thread, StepSource::RootCall)?;
             }
             Ok(())
@@ -633,6 +696,9 @@ impl Settings {
             Some("drop") => settings.on_full = OnFull::Drop,
             Some(other) => return bad(format!("OPTAPE_ON_FULL={other}: wait and drop are known")),
         }
+        settings.schedule = variable("OPTAPE_SCHEDULE")
+            .map(|text| text.parse())
+            .transpose()?;
         Ok(settings)
     }
 
@@ -648,6 +714,7 @@ impl Settings {
             hook_only: recording.statistics == crate::daemon::Statistics::HookOnly,
             ring_bytes: recording.ring_bytes,
             on_full: recording.on_full,
+            schedule: recording.schedule,
             ..Self::default()
         }
     }
@@ -664,6 +731,7 @@ impl Default for Settings {
             versions: BTreeMap::new(),
             command: Vec::new(),
             rank: None,
+            schedule: None,
         }
     }
 }
@@ -686,6 +754,10 @@ impl Default for State {
             calls: 0,
             recalled: 0,
             range_ops: RangeOps::default(),
+            paused: 0,
+            obeyed: 0,
+            stopped: false,
+            inferences: 0,
         }
     }
 }
@@ -784,6 +856,11 @@ impl State {
     #[cold]
     fn begin_stream(&mut self) -> Result<(), Failure> {
         let settings = &self.settings;
+        if settings.run_directory.join(STOPPED_MARKER).exists() {
+            self.stopped = true;
+            // Nothing went wrong, so nothing is said.
+            return Err(Failure(String::new()));
+        }
         let ring = Producer::create(
             &settings.run_directory,
             settings.ring_bytes,
@@ -794,8 +871,9 @@ impl State {
             directory: settings.run_directory.clone(),
             source,
         })?;
-        let mut outlet = Outlet::new(ring);
         let now = monotonic_ns();
+        ring.set_epoch_ns(now);
+        let mut outlet = Outlet::new(ring);
         let info = StreamInfo {
             process_id: std::process::id(),
             parent_process_id: std::os::unix::process::parent_id(),
@@ -844,6 +922,143 @@ impl State {
             tensors: Vec::new(),
             numbers: Vec::new(),
         });
+        self.obeyed = 0;
+        self.publish_steps();
+        self.scopes.nothing_told();
+        match self.pause_reason() {
+            Some(reason) => {
+                self.publish_pause();
+                self.aside(Event::Paused { reason })
+            }
+            None => self.tell_what_is_open(),
+        }
+    }
+
+    /// A record of no thread in particular.
+    fn aside(&mut self, event: Event) -> Result<(), Failure> {
+        let known = THREAD.with(Cell::get) as usize;
+        let thread = match self.threads.len() {
+            0 => self.thread(None)?,
+            threads if known == 0 || known > threads => 0,
+            _ => known - 1,
+        };
+        self.moment(thread, event)
+    }
+
+    fn pause_reason(&self) -> Option<PauseReason> {
+        match self.paused {
+            0 => None,
+            bits if bits & PAUSED_BY_COMMAND != 0 => Some(PauseReason::Asked),
+            _ => Some(PauseReason::Schedule),
+        }
+    }
+
+    /// Sets or clears one reason for recording nothing.
+    fn set_paused(&mut self, reason: u64, on: bool) -> Result<(), Failure> {
+        let before = self.paused;
+        self.paused = if on { before | reason } else { before & !reason };
+        if self.paused == before || self.stopped {
+            return Ok(());
+        }
+        self.publish_pause();
+        // Nothing but these two changes here: a recorder that is switched off stays so.
+        let (from, to) = match self.paused {
+            0 => (PAUSED, RECORDING),
+            _ => (RECORDING, PAUSED),
+        };
+        let _ = CAPTURE
+            .recording
+            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed);
+        match (before, self.pause_reason()) {
+            (0, Some(reason)) => self.aside(Event::Paused { reason }),
+            (_, None) => {
+                self.identities.missed_ops();
+                self.scopes.missed_ops();
+                self.aside(Event::Resumed)?;
+                self.tell_what_is_open()
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Module calls and ranges that run, and whose beginning is not in the trace.
+    fn tell_what_is_open(&mut self) -> Result<(), Failure> {
+        for (thread, call, module) in self.scopes.tell_open_calls() {
+            self.moment(
+                thread,
+                Event::ModuleEnter {
+                    call: CallId(call),
+                    module: ModuleId(module),
+                    arguments: Vec::new(),
+                },
+            )?;
+        }
+        for (thread, name) in self.scopes.tell_open_ranges() {
+            self.moment(thread, Event::RangeEnter { name })?;
+        }
+        Ok(())
+    }
+
+    fn publish_pause(&self) {
+        if let Some(stream) = &self.stream {
+            stream.outlet.ring().obeyed(self.obeyed, self.paused);
+        }
+    }
+
+    fn publish_steps(&self) {
+        if let Some(stream) = &self.stream {
+            let [optimizer, root_calls, program] = self.steps;
+            stream
+                .outlet
+                .ring()
+                .set_steps([optimizer, root_calls, program, self.inferences]);
+        }
+    }
+
+    fn step_counts(&self) -> StepCounts {
+        StepCounts {
+            by_source: self.steps,
+            inferences: self.inferences,
+        }
+    }
+
+    /// A step may have begun: whether it is recorded.
+    fn follow_schedule(&mut self) -> Result<(), Failure> {
+        match self.settings.schedule {
+            None => Ok(()),
+            Some(schedule) => {
+                let records = schedule.records(&self.step_counts());
+                self.set_paused(PAUSED_BY_SCHEDULE, !records)
+            }
+        }
+    }
+
+    /// Hears the daemon while nothing is recorded.
+    fn listen(&mut self, torch_thread: u64) -> Result<(), Failure> {
+        if self.stopped {
+            return Ok(());
+        }
+        self.thread(Some(torch_thread))?;
+        let command = self.stream()?.outlet.ring().command();
+        if command == self.obeyed {
+            return Ok(());
+        }
+        self.obey(command)
+    }
+
+    /// Does what the daemon says.
+    #[cold]
+    fn obey(&mut self, command: u32) -> Result<(), Failure> {
+        self.obeyed = command;
+        if command & command::STOP != 0 {
+            CAPTURE.recording.store(0, Ordering::Release);
+            self.stopped = true;
+            self.publish_pause();
+            self.end_stream();
+            return Ok(());
+        }
+        self.set_paused(PAUSED_BY_COMMAND, command & command::PAUSE != 0)?;
+        self.publish_pause();
         Ok(())
     }
 
@@ -864,26 +1079,65 @@ impl State {
     fn step(&mut self, thread: usize, source: StepSource) -> Result<(), Failure> {
         let step = self.steps[source as usize];
         self.steps[source as usize] += 1;
-        self.moment(thread, Event::StepMark { step, source })
+        self.publish_steps();
+        if self.paused == 0 {
+            self.moment(thread, Event::StepMark { step, source })?;
+        }
+        // A step that is told by its root module's end may go on with its backward pass: the next call begins the next step.
+        if source == StepSource::RootCall {
+            Ok(())
+        } else {
+            self.follow_schedule()
+        }
     }
 
     fn range_enter(&mut self, thread: usize, name: TextId) -> Result<(), Failure> {
         self.stream()?;
-        self.scopes.threads[thread].ranges.push(name);
-        self.moment(thread, Event::RangeEnter { name })
+        let told = self.paused == 0;
+        self.scopes.threads[thread]
+            .ranges
+            .push(OpenRange { name, told });
+        if told {
+            self.moment(thread, Event::RangeEnter { name })
+        } else {
+            Ok(())
+        }
     }
 
     fn range_exit(&mut self, thread: usize) -> Result<(), Failure> {
         match self.scopes.threads[thread].ranges.pop() {
-            Some(name) => self.moment(thread, Event::RangeExit { name }),
-            None => Ok(()),
+            Some(OpenRange { name, told: true }) => self.moment(thread, Event::RangeExit { name }),
+            _ => Ok(()),
         }
+    }
+
+    /// A call while nothing is recorded: only ranges are followed.
+    #[cold]
+    fn unrecorded_call(&mut self, thread: usize, call: &Call) -> Result<(), Failure> {
+        if self.range_ops.exits.contains(&call.op) {
+            self.range_exit(thread)?;
+        }
+        if self.range_ops.enters.contains(&call.op) {
+            let name = measuring::payload(call).first().copied().unwrap_or(0);
+            self.range_enter(thread, TextId(name as u32))?;
+        }
+        Ok(())
     }
 
     /// Writes the record of a call.
     fn op_call(&mut self, call: &Call, slots: &[Slot]) -> Result<(), Failure> {
+        if self.stopped {
+            return Ok(());
+        }
         let thread = self.thread(Some(call.thread))?;
-        self.stream()?;
+        // On a line of the ring that every record reads anyway.
+        let command = self.stream()?.outlet.ring().command();
+        if command != self.obeyed {
+            self.obey(command)?;
+        }
+        if self.paused != 0 || self.stopped {
+            return self.unrecorded_call(thread, call);
+        }
         let range_exit = self.range_ops.exits.contains(&call.op);
         if range_exit {
             // The exit op itself is outside of the range, as the enter op is.
@@ -1040,9 +1294,16 @@ impl State {
             drop(stream);
         }
         self.scopes.forked();
+        self.scopes.nothing_told();
         self.calls = 0;
         self.recalled = 0;
         self.steps = [0; 3];
+        self.inferences = 0;
+        self.obeyed = 0;
+        if self.started && !self.stopped {
+            // Its steps are its own. An error could only come from a record, and there is no stream to write one to.
+            let _ = self.follow_schedule();
+        }
         OWN_TIME_NS.store(0, Ordering::Relaxed);
         STATISTICS_TIME_NS.store(0, Ordering::Relaxed);
     }

@@ -7,20 +7,22 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, RecvTimeoutError};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
 use optape_trace::{
     Definition, DropReason, Event, Moment, OpCallRef, PatternId, RunEnd, SignatureId, StreamEnd,
     StreamId, StreamInfo, ThreadDef, ThreadId, TraceError, TraceWriter, call_flags, codec,
 };
 
 use super::cost::{peak_resident_bytes, process_cpu_ns, thread_cpu_ns};
+use super::order::{Flushing, Order, StreamStatus};
 use super::process::Process;
 use super::pulse::Pulse;
 use super::report::{Report, StreamReport};
 use super::sink::{BackgroundSink, SinkState};
 use super::{Notice, Setting};
 use crate::clock::{monotonic_ns, unix_ns};
-use crate::ring::{Consumer, Message, MessageKind, OpCallMessage};
+use crate::capture::{PAUSED_MARKER, STOPPED_MARKER};
+use crate::ring::{Consumer, Message, MessageKind, OpCallMessage, command};
 
 /// Between two looks at the rings, unless one of them fills up fast.
 const INTERVAL: Duration = Duration::from_millis(10);
@@ -32,6 +34,16 @@ const BUSY_INTERVAL: Duration = Duration::from_millis(2);
 const FLUSH_INTERVAL: Duration = Duration::from_millis(85);
 /// Resident ring memory above which rings are mapped afresh once they were drained, which gives their pages back.
 const RESIDENT_RING_BYTES: usize = 24 << 20;
+
+/// Every so many looks at a ring it is asked whether its program image still lives.
+const LOOKS_PER_IMAGE_CHECK: u32 = 16;
+/// So long a recording that is stopped waits for its processes to notice.
+const STOP_GRACE: Duration = Duration::from_secs(1);
+/// Most marks of a run: whoever sends them must not fill the disk.
+const MOST_MARKS: u64 = 65_536;
+/// In `StreamEnd::costs`: how often recording was paused, and for how long in all.
+const PAUSES_KEY: &str = "recording.pauses";
+const PAUSED_NS_KEY: &str = "recording.paused_ns";
 
 /// How the recording is to end.
 #[derive(Clone, Copy, Debug, Default)]
@@ -62,6 +74,13 @@ pub(super) struct Intake {
     active: Option<(Instant, Instant)>,
     busy: bool,
     report: Report,
+    /// The last command for all processes, for those that come later.
+    wanted: Option<u32>,
+    commands: u32,
+    marks: u64,
+    looks: u32,
+    /// Who asked for the end, to be told what came of it.
+    stopper: Option<Sender<Vec<String>>>,
 }
 
 /// A ring and its stream.
@@ -85,6 +104,8 @@ struct Stream {
     last_ns: u64,
     scratch: Vec<u8>,
     has_threads: bool,
+    /// When the pause that is open began.
+    paused_since_ns: Option<u64>,
 }
 
 #[derive(Clone, Copy, Default, PartialEq)]
@@ -167,43 +188,214 @@ impl Intake {
             active: None,
             busy: false,
             report: Report::default(),
+            wanted: None,
+            commands: 0,
+            marks: 0,
+            looks: 0,
+            stopper: None,
         }
     }
 
     /// Drains until told to finish, or until whoever would tell is gone.
-    pub(super) fn run(mut self, finish: &Receiver<Finish>) -> Report {
+    pub(super) fn run(mut self, orders: &Receiver<Order>) -> Report {
+        // How it is to end, and when at the latest.
+        let mut ending: Option<(Finish, Instant)> = None;
         let finish = loop {
             self.look();
-            let interval = match (self.busy, self.rings.is_empty()) {
+            let interval = match (self.busy || ending.is_some(), self.rings.is_empty()) {
                 (true, _) => BUSY_INTERVAL,
                 (_, true) => IDLE_INTERVAL,
                 _ => INTERVAL,
             };
-            match finish.recv_timeout(interval) {
-                Ok(finish) => break finish,
+            if let Some((finish, deadline)) = ending
+                && (self.rings.is_empty() || Instant::now() >= deadline)
+            {
+                break finish;
+            }
+            match orders.recv_timeout(interval) {
+                Ok(Order::Finish(finish)) => ending = Some((finish, Instant::now() + finish.grace)),
+                Ok(Order::Stop(reply)) => {
+                    self.stop();
+                    self.stopper = Some(reply);
+                    let finish = ending.map_or_else(Finish::default, |(finish, _)| finish);
+                    ending = Some((finish, Instant::now() + STOP_GRACE));
+                }
+                Ok(order) => self.follow(order),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break Finish::default(),
+                Err(RecvTimeoutError::Disconnected) => match ending {
+                    Some(_) => std::thread::sleep(interval),
+                    None => break Finish::default(),
+                },
             }
         };
-        let deadline = Instant::now() + finish.grace;
-        loop {
-            self.look();
-            if self.rings.is_empty() || Instant::now() >= deadline {
-                break;
-            }
-            std::thread::sleep(BUSY_INTERVAL);
+        let stopper = self.stopper.take();
+        let report = self.finish(finish);
+        if let Some(stopper) = stopper {
+            let _ = stopper.send(report.summary());
         }
-        self.finish(finish)
+        report
+    }
+
+    fn follow(&mut self, order: Order) {
+        // Who asked may have gone meanwhile.
+        match order {
+            Order::Pause { on, process, reply } => {
+                let _ = reply.send(self.pause(on, process));
+            }
+            Order::Mark { text, reply } => {
+                let _ = reply.send(self.mark(&text));
+            }
+            Order::Flush(reply) => {
+                let _ = reply.send(self.flush());
+            }
+            Order::Status(reply) => {
+                let _ = reply.send(self.status());
+            }
+            Order::Finish(_) | Order::Stop(_) => {}
+        }
+    }
+
+    /// A command that rings have not seen.
+    fn command(&mut self, bits: u32) -> u32 {
+        self.commands = self.commands.wrapping_add(command::NEXT);
+        self.commands | bits
+    }
+
+    /// Pauses or resumes all processes, or one. Gives how many are told so now.
+    fn pause(&mut self, on: bool, process: Option<u32>) -> Result<usize, String> {
+        let command = self.command(if on { command::PAUSE } else { 0 });
+        if let Some(process) = process {
+            let mut told = 0;
+            for ring in self.rings.iter().filter(|r| r.consumer.process_id() == process) {
+                ring.consumer.send_command(command);
+                told += 1;
+            }
+            return match told {
+                0 => Err(format!("process {process} is not being recorded here")),
+                _ => Ok(told),
+            };
+        }
+        let marker = self.directory.join(PAUSED_MARKER);
+        let marked = match on {
+            true => std::fs::write(&marker, ""),
+            false => std::fs::remove_file(&marker),
+        };
+        match marked {
+            Err(error) if on || error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(format!(
+                    "cannot note it for processes to come in {}: {error}",
+                    marker.display()
+                ));
+            }
+            _ => {}
+        }
+        self.wanted = Some(command);
+        for ring in &self.rings {
+            ring.consumer.send_command(command);
+        }
+        Ok(self.rings.len())
+    }
+
+    fn stop(&mut self) {
+        // Where this fails the directory is gone, and no process can begin either.
+        let _ = std::fs::write(self.directory.join(STOPPED_MARKER), "");
+        let command = self.command(command::STOP);
+        self.wanted = Some(command);
+        for ring in &self.rings {
+            ring.consumer.send_command(command);
+        }
+    }
+
+    /// Writes a mark into every open stream.
+    fn mark(&mut self, text: &str) -> Result<usize, String> {
+        if self.marks >= MOST_MARKS {
+            return Err(format!("this run has {MOST_MARKS} marks, which is the most"));
+        }
+        self.look();
+        let Some(writer) = self.writer.as_mut() else {
+            return Err("the file cannot be written any more".to_owned());
+        };
+        let mut marked = 0;
+        let mut failed = None;
+        for ring in &mut self.rings {
+            let State::Open(id) = ring.stream.state else {
+                continue;
+            };
+            let time_ns = monotonic_ns().saturating_sub(ring.consumer.epoch_ns());
+            let event = Event::Mark {
+                text: text.to_owned(),
+            };
+            match ring.stream.note(id, time_ns, event, writer) {
+                Ok(()) => marked += 1,
+                Err(Fault::Stream(why)) => return Err(why),
+                Err(Fault::Sink(error)) => failed = Some(error.to_string()),
+            }
+        }
+        if let Some(why) = failed {
+            self.writing_failed(&why);
+            return Err(why);
+        }
+        if marked == 0 {
+            return Err("no process is being recorded now".to_owned());
+        }
+        self.marks += 1;
+        self.unflushed = true;
+        Ok(marked)
+    }
+
+    /// Hands what there is to the writing thread.
+    fn flush(&mut self) -> Result<Flushing, String> {
+        self.look();
+        self.flush_now();
+        match (&self.writer, &self.report.failure) {
+            (Some(writer), None) => Ok(Flushing {
+                bytes: writer.bytes_written(),
+                sink: self.sink.clone(),
+            }),
+            (_, why) => Err(why.clone().unwrap_or_default()),
+        }
+    }
+
+    fn status(&self) -> Vec<StreamStatus> {
+        let mut all: Vec<StreamStatus> = self
+            .rings
+            .iter()
+            .filter(|ring| ring.stream.state != State::Waiting)
+            .map(|ring| StreamStatus {
+                process_id: ring.consumer.process_id(),
+                command: ring.stream.report.command.clone(),
+                op_calls: ring.stream.report.op_calls,
+                dropped_records: ring.stream.report.dropped_records,
+                paused: ring.consumer.paused(),
+                steps: ring.consumer.steps(),
+                obeys: ring.consumer.commanded() == ring.consumer.obeyed(),
+                ended: false,
+            })
+            .collect();
+        all.extend(self.report.streams.iter().map(|stream| StreamStatus {
+            process_id: stream.process_id,
+            command: stream.command.clone(),
+            op_calls: stream.op_calls,
+            dropped_records: stream.dropped_records,
+            paused: 0,
+            steps: stream.steps,
+            obeys: true,
+            ended: true,
+        }));
+        all
     }
 
     /// One round: new rings, their records, deaths, a flush where it is due.
     fn look(&mut self) {
         self.find_rings();
         self.busy = false;
+        self.looks = self.looks.wrapping_add(1);
+        let check_images = self.looks.is_multiple_of(LOOKS_PER_IMAGE_CHECK);
         let mut index = 0;
         while let Some(ring) = self.rings.get(index) {
             // The order matters: what a process committed before it was found dead is drained afterwards.
-            let gone = ring.process.is_gone();
+            // A process that became another program lives on, but its ring has no owner any more.
+            let gone = ring.process.is_gone() || (check_images && ring.consumer.is_abandoned());
             let sound = self.drain(index);
             let ended = self
                 .rings
@@ -266,7 +458,10 @@ impl Intake {
         self.pulse.add(path)?;
         let process_id = consumer.process_id();
         tracing::debug!("process {process_id} began to record: {}", path.display());
-        let process = Process::of_ring(path, process_id);
+        if let Some(command) = self.wanted {
+            consumer.send_command(command);
+        }
+        let process = Process::of_ring(process_id, consumer.process_start_ticks());
         let stream = Stream {
             report: StreamReport {
                 process_id,
@@ -367,9 +562,10 @@ impl Intake {
         let untold = ring.consumer.untold_drops();
         let silent = self.pulse.was_silent_since(ring.found_ns);
         if let State::Open(id) = ring.stream.state {
-            let result = ring
-                .stream
-                .end_unclean(id, untold, silent, self.writer.as_mut());
+            let now_ns = monotonic_ns().saturating_sub(ring.consumer.epoch_ns());
+            let result =
+                ring.stream
+                    .end_unclean(id, untold, silent, now_ns, self.writer.as_mut());
             if let Err(Fault::Sink(error)) = result {
                 self.writing_failed(&error.to_string());
             }
@@ -377,6 +573,7 @@ impl Intake {
             ring.stream.report.dropped_records += records;
         }
         let _ = std::fs::remove_file(ring.consumer.path());
+        ring.stream.report.steps = ring.consumer.steps();
         let mut report = ring.stream.report;
         report.active = Duration::from_nanos(
             ring.stream
@@ -424,9 +621,12 @@ impl Intake {
             let why = error.to_string();
             self.writing_failed(&why);
         }
-        if !self.unflushed || self.flushed.elapsed() < FLUSH_INTERVAL {
-            return;
+        if self.unflushed && self.flushed.elapsed() >= FLUSH_INTERVAL {
+            self.flush_now();
         }
+    }
+
+    fn flush_now(&mut self) {
         if !self.report.streams.is_empty()
             || self
                 .rings
@@ -600,13 +800,20 @@ impl Stream {
                 self.report.records += 1;
                 self.saw(moment.time_ns, moment.time_ns);
                 match moment.event {
+                    Event::Paused { .. } => {
+                        self.report.pauses += 1;
+                        self.paused_since_ns = Some(moment.time_ns);
+                    }
+                    Event::Resumed => self.pause_ended(moment.time_ns),
                     Event::Drop { records, .. } => self.report.dropped_records += records,
                     Event::Disabled { reason } => self.report.disabled = Some(reason),
                     _ => {}
                 }
             }
             MessageKind::StreamEnd => {
-                let end: StreamEnd = codec::decode(encoded(message, &mut self.scratch)?)?.0;
+                let mut end: StreamEnd = codec::decode(encoded(message, &mut self.scratch)?)?.0;
+                self.pause_ended(end.ended_ns);
+                end.costs.extend(self.pauses());
                 if let Some(writer) = &mut writer {
                     writer.end_stream(id, &end)?;
                 }
@@ -618,6 +825,23 @@ impl Stream {
             }
         }
         Ok(())
+    }
+
+    fn pause_ended(&mut self, time_ns: u64) {
+        if let Some(since) = self.paused_since_ns.take() {
+            self.report.paused_ns += time_ns.saturating_sub(since);
+        }
+    }
+
+    /// For the stream's end, so that nobody has to go through its records to know that it is not the whole run.
+    fn pauses(&self) -> std::collections::BTreeMap<String, u64> {
+        match self.report.pauses {
+            0 => std::collections::BTreeMap::new(),
+            pauses => std::collections::BTreeMap::from([
+                (PAUSES_KEY.to_owned(), pauses),
+                (PAUSED_NS_KEY.to_owned(), self.report.paused_ns),
+            ]),
+        }
     }
 
     fn note_signature(&mut self, index: usize, unattributed: bool) {
@@ -667,6 +891,7 @@ impl Stream {
         id: StreamId,
         untold: Option<(u64, u64, u64)>,
         silent: bool,
+        ended_ns: u64,
         writer: Option<&mut TraceWriter<BackgroundSink>>,
     ) -> Result<(), Fault> {
         self.state = State::Ended;
@@ -688,6 +913,7 @@ impl Stream {
                 },
             )
         });
+        self.pause_ended(ended_ns.max(self.last_ns));
         let Some(writer) = writer else { return Ok(()) };
         if let Some((time_ns, event)) = drop {
             self.note(id, time_ns, event, writer)?;
@@ -697,7 +923,7 @@ impl Stream {
             dropped_records: self.report.dropped_records,
             ended_ns: self.last_ns,
             clean: false,
-            costs: std::collections::BTreeMap::new(),
+            costs: self.pauses(),
         };
         Ok(writer.end_stream(id, &end)?)
     }

@@ -58,6 +58,12 @@ pub(super) fn run_info(command: &[OsString], settings: &Settings) -> RunInfo {
         "capture.force_torch".into(),
         settings.force_torch.to_string(),
     );
+    if let Some(schedule) = settings.schedule {
+        facts.insert("capture.schedule".into(), schedule.to_string());
+    }
+    if settings.paused {
+        facts.insert("capture.paused".into(), "true".into());
+    }
     RunInfo {
         run_uuid: uuid::Uuid::new_v4().into_bytes(),
         optape_version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -13,6 +13,7 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 
 use super::error::RecordError;
+use crate::capture::PAUSED_MARKER;
 use crate::ring::{OnFull, Producer};
 
 /// What a recorded process reads: name within the run directory, content.
@@ -58,12 +59,7 @@ pub(super) struct RunDirectory {
 impl RunDirectory {
     /// Makes it on the first memory file system that can be written; a note says where that is no memory.
     pub(super) fn create(notice: &dyn Fn(&str)) -> Result<Self, RecordError> {
-        let mut places = vec![PathBuf::from("/dev/shm")];
-        places.extend(
-            std::env::var_os("XDG_RUNTIME_DIR")
-                .filter(|d| !d.is_empty())
-                .map(PathBuf::from),
-        );
+        let places = memory_places();
         let on_disk = std::env::temp_dir();
         let mut tried = Vec::new();
         for place in places {
@@ -130,19 +126,13 @@ impl RunDirectory {
         Ok(())
     }
 
-    /// First on PYTHONPATH: what torch's own entry points load.
-    pub(super) fn attach_path(&self) -> PathBuf {
-        self.path.join("attach")
-    }
-
-    /// On PYTHONPATH where torch does not load entry points.
-    pub(super) fn site_path(&self) -> PathBuf {
-        self.path.join("site")
-    }
-
-    /// The directory of the hook's source.
-    pub(super) fn hook_source(&self) -> PathBuf {
-        self.path.join("hook")
+    /// Leaves word for the processes that will begin to record.
+    pub(super) fn prepare(&self, settings: &super::Settings) -> Result<(), RecordError> {
+        if !settings.paused {
+            return Ok(());
+        }
+        let path = self.path.join(PAUSED_MARKER);
+        std::fs::write(&path, "").map_err(|source| RecordError::RunDirectory { path, source })
     }
 
     /// Makes a ring and removes it again: a memory file system that is too small shows here, not in training.
@@ -163,9 +153,71 @@ impl RunDirectory {
     }
 }
 
+/// First on PYTHONPATH: what torch's own entry points load.
+pub(super) fn attach_path(directory: &Path) -> PathBuf {
+    directory.join("attach")
+}
+
+/// On PYTHONPATH where torch does not load entry points.
+pub(super) fn site_path(directory: &Path) -> PathBuf {
+    directory.join("site")
+}
+
+/// The directory of the hook's source.
+pub(super) fn hook_source(directory: &Path) -> PathBuf {
+    directory.join("hook")
+}
+
 impl Drop for RunDirectory {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.path);
+    }
+}
+
+/// Memory file systems, the best first.
+fn memory_places() -> Vec<PathBuf> {
+    let mut places = vec![PathBuf::from("/dev/shm")];
+    places.extend(
+        std::env::var_os("XDG_RUNTIME_DIR")
+            .filter(|d| !d.is_empty())
+            .map(PathBuf::from),
+    );
+    places
+}
+
+fn all_places() -> Vec<PathBuf> {
+    let mut places = memory_places();
+    places.push(std::env::temp_dir());
+    places
+}
+
+/// The run directories of this user, whoever made them, dead or alive.
+pub(super) fn existing() -> Vec<PathBuf> {
+    let prefix = prefix();
+    let own = rustix::process::getuid().as_raw();
+    let mut found: Vec<PathBuf> = all_places()
+        .iter()
+        .filter_map(|place| std::fs::read_dir(place).ok())
+        .flat_map(|entries| entries.flatten())
+        .filter(|entry| {
+            let ours = |name: &str| name.starts_with(&prefix);
+            entry.file_name().to_str().is_some_and(ours)
+                && entry
+                    .path()
+                    .symlink_metadata()
+                    .is_ok_and(|m| m.is_dir() && m.uid() == own)
+        })
+        .map(|entry| entry.path())
+        .collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// Removes what killed daemons left behind, everywhere.
+pub(super) fn sweep_all() {
+    for place in all_places() {
+        sweep(&place);
     }
 }
 
@@ -228,13 +280,13 @@ mod tests {
             0o700
         );
         directory.write_attach_files().unwrap();
-        assert!(directory.attach_path().join("_optape_attach.py").is_file());
+        assert!(attach_path(directory.path()).join("_optape_attach.py").is_file());
         assert!(
-            !directory.attach_path().join("sitecustomize.py").exists(),
+            !attach_path(directory.path()).join("sitecustomize.py").exists(),
             "would shadow the user's own"
         );
-        assert!(directory.site_path().join("sitecustomize.py").is_file());
-        assert!(directory.hook_source().join("optape_hook.cpp").is_file());
+        assert!(site_path(directory.path()).join("sitecustomize.py").is_file());
+        assert!(hook_source(directory.path()).join("optape_hook.cpp").is_file());
         drop(directory);
         assert!(!path.exists());
     }

@@ -641,7 +641,7 @@ fn a_forked_owner_does_not_end_its_parents_recording() {
     // As in a fork, whose process has another number.
     recording.process_id += 1;
     let (finish, thread, claim) = (
-        recording.finish.clone(),
+        recording.orders.clone(),
         recording.thread.take(),
         recording.claim.clone(),
     );
@@ -649,7 +649,10 @@ fn a_forked_owner_does_not_end_its_parents_recording() {
     assert!(run.exists());
     assert!(fake.call(0));
     fake.end();
-    finish.unwrap().send(Finish::default()).unwrap();
+    finish
+        .unwrap()
+        .send(Order::Finish(Finish::default()))
+        .unwrap();
     assert_eq!(thread.unwrap().join().unwrap().op_calls(), 2);
     assert_eq!(claim.unwrap().path, path);
     std::fs::remove_dir_all(run).unwrap();
@@ -668,4 +671,100 @@ fn the_sink_thread_can_be_started_alone() {
     sink.write_all(b"123").unwrap();
     sink.close();
     assert_eq!(*got.lock().unwrap(), b"123");
+}
+
+/// Changes a word of a ring's control page.
+fn patch(path: &Path, offset: u64, value: u64) {
+    use std::os::unix::fs::FileExt;
+    let file = OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(&value.to_le_bytes(), offset).unwrap();
+}
+
+#[test]
+fn a_ring_whose_image_is_gone_ends_though_its_process_lives() {
+    let directory = tempfile::tempdir().unwrap();
+    let (recording, path) = recording(directory.path());
+    let mut first = Fake::begin(recording.directory(), RING, OnFull::Wait);
+    for _ in 0..10 {
+        assert!(first.call(0));
+    }
+    let ring = first.ring.path().to_owned();
+    // As exec does: mapping and lock are gone, the process is the same.
+    drop(first);
+    wait_until("its ring is given up", || !ring.exists());
+    let mut second = Fake::begin(recording.directory(), RING, OnFull::Wait);
+    for _ in 0..20 {
+        assert!(second.call(0));
+    }
+    second.end();
+    recording.finish();
+    let trace = Trace::open(&path).unwrap();
+    let ends: Vec<_> = trace
+        .streams()
+        .iter()
+        .map(|s| (s.records(), s.end().unwrap().clean))
+        .collect();
+    assert_eq!(ends, [(10, false), (20, true)]);
+}
+
+#[test]
+fn a_ring_of_a_process_whose_number_was_given_again_is_drained_and_ended() {
+    let directory = tempfile::tempdir().unwrap();
+    let (recording, path) = recording(directory.path());
+    let mut fake = Fake::begin(directory.path(), RING, OnFull::Wait);
+    for _ in 0..10 {
+        assert!(fake.call(0));
+    }
+    // Made by a process that started at another time: field 24 of the control page.
+    patch(fake.ring.path(), 24, 1);
+    let moved = recording
+        .directory()
+        .join(fake.ring.path().file_name().unwrap());
+    std::fs::copy(fake.ring.path(), recording.directory().join(".copy")).unwrap();
+    std::fs::rename(recording.directory().join(".copy"), &moved).unwrap();
+    wait_until("its ring is given up", || !moved.exists());
+    let report = recording.finish();
+    assert_eq!(report.op_calls(), 10, "{report:?}");
+    let trace = Trace::open(&path).unwrap();
+    assert!(!trace.streams()[0].end().unwrap().clean);
+}
+
+#[test]
+fn marks_stand_in_every_open_stream() {
+    let directory = tempfile::tempdir().unwrap();
+    let (recording, path) = recording(directory.path());
+    let ask = |text: &str| {
+        let (reply, answer) = bounded(1);
+        let order = Order::Mark {
+            text: text.into(),
+            reply,
+        };
+        recording.orders.as_ref().unwrap().send(order).unwrap();
+        answer.recv().unwrap()
+    };
+    assert!(ask("nobody").unwrap_err().contains("no process"));
+    let mut fakes: Vec<Fake> = (0..3)
+        .map(|_| Fake::begin(recording.directory(), RING, OnFull::Wait))
+        .collect();
+    wait_until("they are found", || {
+        let (reply, answer) = bounded(1);
+        let orders = recording.orders.as_ref().unwrap();
+        orders.send(Order::Status(reply)).unwrap();
+        answer.recv().unwrap().len() == 3
+    });
+    assert_eq!(ask("here"), Ok(3));
+    for fake in &mut fakes {
+        assert!(fake.call(0));
+    }
+    fakes.into_iter().for_each(Fake::end);
+    recording.finish();
+    let trace = Trace::open(&path).unwrap();
+    for stream in trace.streams() {
+        assert_eq!(
+            events(&trace, stream),
+            [Event::Mark {
+                text: "here".into()
+            }]
+        );
+    }
 }
