@@ -134,7 +134,11 @@ pub fn run(options: &Options, global: &GlobalOptions) -> anyhow::Result<ExitCode
     ask(chosen, &request, global)
 }
 
-fn ask(run: &FoundRun, request: &ControlRequest, global: &GlobalOptions) -> anyhow::Result<ExitCode> {
+fn ask(
+    run: &FoundRun,
+    request: &ControlRequest,
+    global: &GlobalOptions,
+) -> anyhow::Result<ExitCode> {
     let reply = run
         .ask(request)
         .with_context(|| format!("{} does not answer", run.status.file.display()))?;

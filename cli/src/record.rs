@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum, ValueHint};
 use optape_recorder::capture::{Schedule, StepsBy};
@@ -66,6 +67,9 @@ pub struct Options {
     /// Begin paused, until the program calls optape.resume() or somebody `optape ctl resume`
     #[arg(long, help_heading = "Which steps")]
     pub paused: bool,
+    /// Keep only the last so long of each process (30s, 5min, 2h), and write it at the end; of a process that crashes, its last
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Which steps")]
+    pub ring: Option<Duration>,
     /// Have `optape daemon` record it, which listens at --socket
     #[arg(long)]
     pub daemon: bool,
@@ -135,6 +139,25 @@ fn step_range(text: &str) -> Result<StepRange, String> {
         )),
         end => Ok(StepRange { first, end }),
     }
+}
+
+/// `30s`, `5min`, `2h`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let seconds: u64 = match text.get(digits.len()..).unwrap_or_default() {
+        "s" => 1,
+        "m" | "min" => 60,
+        "h" => 3600,
+        "" => return Err("a unit is missing: s, min or h".to_owned()),
+        unit => return Err(format!("{unit} is no unit; s, min and h are known")),
+    };
+    digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(seconds))
+        .filter(|seconds| (1..=7 * 24 * 3600).contains(seconds))
+        .map(Duration::from_secs)
+        .ok_or_else(|| "a whole number, of 1 s to a week; for example 5min".to_owned())
 }
 
 /// A ring's size in bytes.
@@ -218,6 +241,7 @@ impl Options {
             force_torch: self.force_torch,
             schedule: self.schedule(),
             paused: self.paused,
+            window: self.ring,
         }
     }
 }
@@ -276,6 +300,15 @@ mod tests {
         assert!(step_range("7..7").unwrap_err().contains("no step"));
         for bad in ["7", "a..b", "1...2", "-1..2"] {
             assert!(step_range(bad).unwrap_err().contains("100..200"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(duration("5min"), Ok(Duration::from_secs(300)));
+        assert_eq!(duration("2h"), Ok(Duration::from_secs(7200)));
+        for bad in ["5", "0s", "x", "9999h", "5 min"] {
+            assert!(duration(bad).is_err(), "{bad}");
         }
     }
 

@@ -1458,7 +1458,7 @@ struct Hidden {
 };
 
 // The ops that open and close profiler ranges: they tell the optimizer's steps, also while nothing else is recorded.
-std::array<const void*, 2> range_keys{};
+std::array<const void*, 3> range_keys{};
 
 bool paused() {
   return (__atomic_load_n(capture->recording, __ATOMIC_RELAXED) & paused_bit) != 0 && !failed.load(std::memory_order_relaxed);
@@ -1469,7 +1469,7 @@ COLD bool passes(const c10::OperatorHandle& handle) noexcept {
     return true;
   }
   const void* key = key_of(handle);
-  if (key == range_keys[0] || key == range_keys[1]) {
+  if (std::find(range_keys.begin(), range_keys.end(), key) != range_keys.end()) {
     return false;
   }
   try {
@@ -1859,9 +1859,12 @@ int32_t install(const optape_capture* table, std::string& why) {
   static_cast<void>(new c10::RegistrationHandleRAII(
       c10::Dispatcher::singleton().addRegistrationListener(std::make_unique<Deregistration>())));
   define_watch();
-  const char* const ranges[] = {"profiler::_record_function_enter_new", "profiler::_record_function_exit"};
+  const c10::OperatorName ranges[] = {
+      {"profiler::_record_function_enter_new", ""},
+      {"profiler::_record_function_exit", "_RecordFunction"},
+      {"profiler::_record_function_exit", ""}};
   for (size_t i = 0; i < range_keys.size(); ++i) {
-    if (const auto found = c10::Dispatcher::singleton().findSchema({ranges[i], ""})) {
+    if (const auto found = c10::Dispatcher::singleton().findSchema(ranges[i])) {
       range_keys[i] = key_of(*found);
     }
   }

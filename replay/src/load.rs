@@ -126,7 +126,9 @@ impl Traces {
             let costs = at.stream.end().map(|end| &end.costs);
             let told = |key| costs.and_then(|costs| costs.get(key)).copied();
             // A stream without an end does not sum up: what the timeline saw has to do.
-            if let Some(pauses) = told("recording.pauses").or(timeline.map(|t| t.pauses).filter(|n| *n > 0)) {
+            if let Some(pauses) =
+                told("recording.pauses").or(timeline.map(|t| t.pauses).filter(|n| *n > 0))
+            {
                 let length = told("recording.paused_ns").map_or_else(String::new, |ns| {
                     #[expect(clippy::cast_precision_loss, reason = "rounded for people")]
                     let seconds = ns as f64 / 1e9;

@@ -286,16 +286,20 @@ fn a_small_ring_under_both_policies() {
 fn a_full_disk_is_told_and_the_program_runs_on() {
     let Some(bench) = Bench::new() else { return };
     let program = Bench::program("steps.py");
-    let plain = bench.run(bench.python([program.as_os_str()]).arg("1200"));
-    // In blocks of 512 bytes, for whatever the shell starts; the program itself writes less to any file.
-    let script = "ulimit -f 80; exec \"$@\"";
+    let plain = bench.run(bench.python([program.as_os_str()]).arg("4000"));
+    // The hook is built before: the compiler writes files, too.
+    bench
+        .run(&mut bench.record("warm.optape", bench.words(&program, &["1"])))
+        .expect_code(0);
+    // In blocks of 512 bytes, for whatever the shell starts; a ring of 64K and what the program writes are smaller.
+    let script = "ulimit -f 400; exec \"$@\"";
     let mut command = bench.command("sh");
     let optape = bench.optape(["record"]);
     command
         .args(["-c", script, "sh"])
         .arg(optape.get_program())
-        .args(["record", "-o", "t.optape", "--"])
-        .args(bench.words(&program, &["1200"]));
+        .args(["record", "--ring-size", "64K", "-o", "t.optape", "--"])
+        .args(bench.words(&program, &["4000"]));
     let done = bench.run(&mut command);
     done.expect_code(0)
         .expect_message("cannot write the trace any more")
@@ -303,7 +307,7 @@ fn a_full_disk_is_told_and_the_program_runs_on() {
         .expect_message("records are lost");
     assert_eq!(done.stdout, plain.stdout, "the same losses");
     let length = std::fs::metadata(bench.path("t.optape")).unwrap().len();
-    assert_eq!(length, 80 * 512, "as much as there was room for");
+    assert_eq!(length, 400 * 512, "as much as there was room for");
     let trace = trace(&bench);
     assert!(matches!(trace.end(), TraceEnd::Unfinished { .. }));
     // `writing ended early: ...; N records are lost` and `recorded N op calls of 1 process`.
@@ -322,7 +326,10 @@ fn a_full_disk_is_told_and_the_program_runs_on() {
             .parse()
             .unwrap()
     };
-    let (lost, arrived) = (before(" records are lost"), before(" op calls of 1 process"));
+    let (lost, arrived) = (
+        before(" records are lost"),
+        before(" op calls of 1 process"),
+    );
     let stream = &trace.streams()[0];
     assert!(stream.op_calls() > 0 && lost > 0);
     assert!(

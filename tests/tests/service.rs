@@ -78,9 +78,7 @@ fn several_runs_at_once_each_with_its_file() {
         .mode();
     assert_eq!(mode & 0o777, 0o600);
     let runs: Vec<Running> = (1..4)
-        .map(|n| {
-            bench.start(&mut service.record(&format!("{n}.optape"), &[&(10 * n).to_string()]))
-        })
+        .map(|n| bench.start(&mut service.record(&format!("{n}.optape"), &[&(10 * n).to_string()])))
         .collect();
     for run in runs {
         let done = run.wait();
@@ -105,12 +103,28 @@ fn several_runs_at_once_each_with_its_file() {
     // The client's exit code is the command's, and a command that cannot be started leaves nothing.
     let missing = bench.run(&mut with_socket(
         &bench,
-        &["record", "--daemon", "-o", "no.optape", "--", "no-such-command"],
+        &[
+            "record",
+            "--daemon",
+            "-o",
+            "no.optape",
+            "--",
+            "no-such-command",
+        ],
     ));
     missing.expect_code(127);
     let failed = bench.run(&mut with_socket(
         &bench,
-        &["record", "--daemon", "-o", "no.optape", "--", "sh", "-c", "exit 7"],
+        &[
+            "record",
+            "--daemon",
+            "-o",
+            "no.optape",
+            "--",
+            "sh",
+            "-c",
+            "exit 7",
+        ],
     ));
     failed.expect_code(7);
     assert!(!bench.path("no.optape").exists());
@@ -203,8 +217,7 @@ fn hostile_clients_harm_nobody() {
         .flatten()
         .map(|entry| entry.path().join("control"))
         .find(|path| {
-            path.exists()
-                && send(path, b"{\"optape\":1,\"do\":\"status\"}\n").contains(&uuid)
+            path.exists() && send(path, b"{\"optape\":1,\"do\":\"status\"}\n").contains(&uuid)
         })
         .expect("the run has a socket");
     let long = vec![b'{'; 3 << 20];
@@ -242,7 +255,13 @@ fn hostile_clients_harm_nobody() {
         .collect();
     assert!(!silent.is_empty());
     // A run ends by its own client's word alone: this ends a connection that began none.
-    assert!(send(&daemon, b"{\"optape\":1,\"do\":\"end\",\"exit_code\":0,\"signal\":null}\n").contains("failed"));
+    assert!(
+        send(
+            &daemon,
+            b"{\"optape\":1,\"do\":\"end\",\"exit_code\":0,\"signal\":null}\n"
+        )
+        .contains("failed")
+    );
     drop(silent);
     let before = status()["runs"][0]["streams"][0]["op_calls"]
         .as_u64()
@@ -265,7 +284,9 @@ fn a_client_that_is_killed_leaves_its_program_recorded() {
     run.wait_for_output("ready");
     let path = bench.path("t.optape");
     let records = || {
-        Trace::open(&path).map_or(0, |trace| trace.streams().first().map_or(0, |s| s.records()))
+        Trace::open(&path).map_or(0, |trace| {
+            trace.streams().first().map_or(0, |s| s.records())
+        })
     };
     wait_until("it records", || records() > 0);
     kill_process(run.pid(), Signal::KILL).unwrap();
@@ -278,7 +299,10 @@ fn a_client_that_is_killed_leaves_its_program_recorded() {
     });
     let trace = Trace::open(&path).unwrap();
     assert!(trace.streams()[0].end().unwrap().clean, "it said goodbye");
-    service.stop().expect_code(0).expect_message("its client is gone");
+    service
+        .stop()
+        .expect_code(0)
+        .expect_message("its client is gone");
 }
 
 #[test]

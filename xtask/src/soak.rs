@@ -163,7 +163,10 @@ fn read_report(path: &Path) -> anyhow::Result<Vec<Told>> {
         .collect::<Result<_, _>>()
         .with_context(|| path.display().to_string())?;
     if told.len() < 4 {
-        bail!("too short to say anything: the program reported {} times", told.len());
+        bail!(
+            "too short to say anything: the program reported {} times",
+            told.len()
+        );
     }
     Ok(told)
 }
@@ -181,12 +184,7 @@ fn checks(path: &Path, told: &[Told], watched: &Watched) -> anyhow::Result<Vec<C
     let trace = Trace::open(path).with_context(|| path.display().to_string())?;
     let clean = matches!(trace.end(), TraceEnd::Clean(_));
     let dropped: u64 = trace.streams().iter().map(Stream::dropped_records).sum();
-    let peak = watched
-        .recorder_bytes
-        .iter()
-        .copied()
-        .max()
-        .unwrap_or(0);
+    let peak = watched.recorder_bytes.iter().copied().max().unwrap_or(0);
     // The median of a quarter: single peaks are the allocator's.
     let quarter = |of: &[Told]| {
         let mut bytes: Vec<u64> = of.iter().map(|t| t.resident_bytes).collect();

@@ -420,5 +420,7 @@ pub unsafe extern "C" fn optape_fact(module: i64, key: *const c_char, value: *co
 /// Whether recording goes on. For tests and the glue's own decisions.
 #[unsafe(no_mangle)]
 pub extern "C" fn optape_recording() -> i32 {
-    i32::from(CAPTURE.recording.load(Ordering::Relaxed) & (super::RECORDING | super::HOOK_ONLY) != 0)
+    i32::from(
+        CAPTURE.recording.load(Ordering::Relaxed) & (super::RECORDING | super::HOOK_ONLY) != 0,
+    )
 }

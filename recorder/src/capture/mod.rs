@@ -23,8 +23,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use optape_trace::{
     CallId, Definition, Event, ModuleDef, ModuleId, Moment, OpDef, OpId, PatternId, PauseReason,
-    ScopeDef, ScopeId, SignatureDef, StepSource, StreamEnd, StreamInfo, TextId, ThreadDef, ThreadId,
-    WatchDef, WatchId, call_flags, codec,
+    ScopeDef, ScopeId, SignatureDef, StepSource, StreamEnd, StreamInfo, TextId, ThreadDef,
+    ThreadId, WatchDef, WatchId, call_flags, codec,
 };
 use parking_lot::{Mutex, MutexGuard};
 
@@ -956,7 +956,11 @@ impl State {
     /// Sets or clears one reason for recording nothing.
     fn set_paused(&mut self, reason: u64, on: bool) -> Result<(), Failure> {
         let before = self.paused;
-        self.paused = if on { before | reason } else { before & !reason };
+        self.paused = if on {
+            before | reason
+        } else {
+            before & !reason
+        };
         if self.paused == before || self.stopped {
             return Ok(());
         }

@@ -228,7 +228,10 @@ impl Scopes {
     /// Nothing that runs now is in the trace: it is a new one.
     pub(super) fn nothing_told(&mut self) {
         for state in &mut self.threads {
-            state.active.iter_mut().for_each(|active| active.told = false);
+            state
+                .active
+                .iter_mut()
+                .for_each(|active| active.told = false);
             state.ranges.iter_mut().for_each(|range| range.told = false);
         }
     }

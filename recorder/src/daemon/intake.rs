@@ -19,9 +19,10 @@ use super::process::Process;
 use super::pulse::Pulse;
 use super::report::{Report, StreamReport};
 use super::sink::{BackgroundSink, SinkState};
+use super::window::{Kept, Window};
 use super::{Notice, Setting};
-use crate::clock::{monotonic_ns, unix_ns};
 use crate::capture::{PAUSED_MARKER, STOPPED_MARKER};
+use crate::clock::{monotonic_ns, unix_ns};
 use crate::ring::{Consumer, Message, MessageKind, OpCallMessage, command};
 
 /// Between two looks at the rings, unless one of them fills up fast.
@@ -42,8 +43,8 @@ const STOP_GRACE: Duration = Duration::from_secs(1);
 /// Most marks of a run: whoever sends them must not fill the disk.
 const MOST_MARKS: u64 = 65_536;
 /// In `StreamEnd::costs`: how often recording was paused, and for how long in all.
-const PAUSES_KEY: &str = "recording.pauses";
-const PAUSED_NS_KEY: &str = "recording.paused_ns";
+pub(super) const PAUSES_KEY: &str = "recording.pauses";
+pub(super) const PAUSED_NS_KEY: &str = "recording.paused_ns";
 
 /// How the recording is to end.
 #[derive(Clone, Copy, Debug, Default)]
@@ -64,6 +65,8 @@ pub(super) struct Intake {
     sink: SinkState,
     pulse: Pulse,
     rings: Vec<Ring>,
+    /// Only the last minutes are kept: nothing reaches the writer before the end.
+    window: Option<Window>,
     /// Ring files that are of no use: not looked at again.
     ignored: HashSet<PathBuf>,
     directory_lost: bool,
@@ -106,6 +109,8 @@ struct Stream {
     has_threads: bool,
     /// When the pause that is open began.
     paused_since_ns: Option<u64>,
+    /// Its last minutes, where only they are kept.
+    kept: Option<Kept>,
 }
 
 #[derive(Clone, Copy, Default, PartialEq)]
@@ -169,11 +174,12 @@ impl Intake {
         writer: TraceWriter<BackgroundSink>,
         sink: SinkState,
         pulse: Pulse,
-        setting: Setting,
+        mut setting: Setting,
         notice: Notice,
     ) -> Self {
         Self {
             directory: directory.to_owned(),
+            window: setting.window.take(),
             setting,
             notice,
             writer: Some(writer),
@@ -266,7 +272,11 @@ impl Intake {
         let command = self.command(if on { command::PAUSE } else { 0 });
         if let Some(process) = process {
             let mut told = 0;
-            for ring in self.rings.iter().filter(|r| r.consumer.process_id() == process) {
+            for ring in self
+                .rings
+                .iter()
+                .filter(|r| r.consumer.process_id() == process)
+            {
                 ring.consumer.send_command(command);
                 told += 1;
             }
@@ -309,9 +319,12 @@ impl Intake {
     /// Writes a mark into every open stream.
     fn mark(&mut self, text: &str) -> Result<usize, String> {
         if self.marks >= MOST_MARKS {
-            return Err(format!("this run has {MOST_MARKS} marks, which is the most"));
+            return Err(format!(
+                "this run has {MOST_MARKS} marks, which is the most"
+            ));
         }
         self.look();
+        let windowed = self.window.is_some();
         let Some(writer) = self.writer.as_mut() else {
             return Err("the file cannot be written any more".to_owned());
         };
@@ -325,7 +338,8 @@ impl Intake {
             let event = Event::Mark {
                 text: text.to_owned(),
             };
-            match ring.stream.note(id, time_ns, event, writer) {
+            let live = (!windowed).then_some(&mut *writer);
+            match ring.stream.note(id, time_ns, event, live) {
                 Ok(()) => marked += 1,
                 Err(Fault::Stream(why)) => return Err(why),
                 Err(Fault::Sink(error)) => failed = Some(error.to_string()),
@@ -345,6 +359,9 @@ impl Intake {
 
     /// Hands what there is to the writing thread.
     fn flush(&mut self) -> Result<Flushing, String> {
+        if self.window.is_some() {
+            return Err("with --ring, the file is written at the end".to_owned());
+        }
         self.look();
         self.flush_now();
         match (&self.writer, &self.report.failure) {
@@ -407,6 +424,9 @@ impl Intake {
                 index += 1;
             }
         }
+        if let Some(window) = &mut self.window {
+            window.look();
+        }
         self.give_back_memory();
         self.flush_if_due();
     }
@@ -467,6 +487,10 @@ impl Intake {
                 process_id,
                 ..Default::default()
             },
+            kept: self
+                .window
+                .is_some()
+                .then(|| Kept::new(consumer.epoch_ns())),
             ..Default::default()
         };
         self.active
@@ -493,6 +517,7 @@ impl Intake {
             return false;
         };
         let (writer, taken) = (&mut self.writer, &mut self.checkpoints.taken);
+        let windowed = self.window.is_some();
         let mut fault = None;
         let mut bytes = 0;
         let drained = consumer.drain(|message| {
@@ -501,7 +526,8 @@ impl Intake {
                 return;
             }
             let records = stream.report.records;
-            if let Err(error) = stream.take(&message, writer.as_mut()) {
+            let live = if windowed { None } else { writer.as_mut() };
+            if let Err(error) = stream.take(&message, live) {
                 fault = Some(error);
             }
             *taken += stream.report.records - records;
@@ -509,6 +535,11 @@ impl Intake {
         *resident_bytes += bytes;
         self.unflushed |= bytes > 0;
         self.busy |= bytes > self.setting.ring_bytes / 4;
+        if let (Some(window), Some(kept), None) = (&mut self.window, &mut stream.kept, &fault)
+            && let Err(source) = window.settle(kept)
+        {
+            fault = Some(Fault::Sink(TraceError::Sink { written: 0, source }));
+        }
         let fault = match (drained, fault) {
             (_, Some(fault)) => fault,
             (Err(error), None) => Fault::Stream(error.to_string()),
@@ -539,7 +570,11 @@ impl Intake {
             stream.report.process_id
         ));
         stream.report.disabled = Some(why.to_owned());
-        if let (State::Open(id), Some(writer)) = (stream.state, self.writer.as_mut()) {
+        let live = match self.window {
+            None => self.writer.as_mut(),
+            Some(_) => None,
+        };
+        if let State::Open(id) = stream.state {
             // A sink that fails here is noticed at the next flush.
             let _ = stream.note(
                 id,
@@ -547,7 +582,7 @@ impl Intake {
                 Event::Disabled {
                     reason: why.to_owned(),
                 },
-                writer,
+                live,
             );
         }
     }
@@ -563,9 +598,11 @@ impl Intake {
         let silent = self.pulse.was_silent_since(ring.found_ns);
         if let State::Open(id) = ring.stream.state {
             let now_ns = monotonic_ns().saturating_sub(ring.consumer.epoch_ns());
-            let result =
-                ring.stream
-                    .end_unclean(id, untold, silent, now_ns, self.writer.as_mut());
+            let live = match self.window {
+                None => self.writer.as_mut(),
+                Some(_) => None,
+            };
+            let result = ring.stream.end_unclean(id, untold, silent, now_ns, live);
             if let Err(Fault::Sink(error)) = result {
                 self.writing_failed(&error.to_string());
             }
@@ -574,6 +611,10 @@ impl Intake {
         }
         let _ = std::fs::remove_file(ring.consumer.path());
         ring.stream.report.steps = ring.consumer.steps();
+        if let (Some(window), Some(kept)) = (&mut self.window, ring.stream.kept.take()) {
+            ring.stream.report.expired_records = kept.expired();
+            window.ended(kept, !ring.stream.report.clean);
+        }
         let mut report = ring.stream.report;
         report.active = Duration::from_nanos(
             ring.stream
@@ -627,6 +668,10 @@ impl Intake {
     }
 
     fn flush_now(&mut self) {
+        if self.window.is_some() {
+            self.unflushed = false;
+            return;
+        }
         if !self.report.streams.is_empty()
             || self
                 .rings
@@ -671,6 +716,13 @@ impl Intake {
         while !self.rings.is_empty() {
             self.drain(0);
             self.end_ring(0);
+        }
+        if let Some(window) = self.window.take() {
+            self.sink.release();
+            let poured = self.writer.as_mut().map_or(Ok(()), |w| window.pour(w));
+            if let Err(error) = poured {
+                self.writing_failed(&error.to_string());
+            }
         }
         let began_a_stream = !self.report.streams.is_empty();
         let cpu_ns = |pulse_ns: u64, sink: &SinkState| {
@@ -741,6 +793,9 @@ impl Stream {
                 return Err(malformed("a second beginning"));
             }
             self.report.command.clone_from(&info.command);
+            if let Some(kept) = &mut self.kept {
+                kept.begin(&info);
+            }
             // The number is only used with a writer.
             self.state = State::Open(
                 writer.map_or(Ok(StreamId(u32::MAX)), |writer| writer.begin_stream(&info))?,
@@ -753,7 +808,11 @@ impl Stream {
         match message.kind {
             MessageKind::StreamBegin => {}
             MessageKind::Definition => {
-                let definition: Definition = codec::decode(encoded(message, &mut self.scratch)?)?.0;
+                let bytes = encoded(message, &mut self.scratch)?;
+                let definition: Definition = codec::decode(bytes)?.0;
+                if let Some(kept) = &mut self.kept {
+                    kept.define(bytes, &definition);
+                }
                 if let Some(writer) = &mut writer {
                     writer.define(id, &definition)?;
                 }
@@ -783,6 +842,10 @@ impl Stream {
                     };
                     writer.op_call(id, call)?;
                 }
+                if let Some(kept) = &mut self.kept {
+                    let end_ns = call.start_ns.saturating_add(call.duration_ns);
+                    kept.record(message.kind, message.words, call.start_ns, end_ns);
+                }
                 self.report.records += 1;
                 self.report.op_calls += 1;
                 self.report.unattributed +=
@@ -796,6 +859,9 @@ impl Stream {
                 let moment: Moment = codec::decode(encoded(message, &mut self.scratch)?)?.0;
                 if let Some(writer) = &mut writer {
                     writer.moment(id, &moment)?;
+                }
+                if let Some(kept) = &mut self.kept {
+                    kept.record(message.kind, message.words, moment.time_ns, moment.time_ns);
                 }
                 self.report.records += 1;
                 self.saw(moment.time_ns, moment.time_ns);
@@ -816,6 +882,9 @@ impl Stream {
                 end.costs.extend(self.pauses());
                 if let Some(writer) = &mut writer {
                     writer.end_stream(id, &end)?;
+                }
+                if let Some(kept) = &mut self.kept {
+                    kept.end(end.clone());
                 }
                 self.report.clean = end.clean;
                 self.report.dropped_records = self.report.dropped_records.max(end.dropped_records);
@@ -858,8 +927,18 @@ impl Stream {
         id: StreamId,
         time_ns: u64,
         event: Event,
-        writer: &mut TraceWriter<BackgroundSink>,
+        writer: Option<&mut TraceWriter<BackgroundSink>>,
     ) -> Result<(), Fault> {
+        let moment = Moment {
+            time_ns,
+            thread: ThreadId(0),
+            event,
+        };
+        if let Some(kept) = &mut self.kept {
+            self.report.records += 1;
+            return Ok(kept.note(&moment)?);
+        }
+        let Some(writer) = writer else { return Ok(()) };
         if !self.has_threads {
             let thread = ThreadDef {
                 native_id: u64::from(self.report.process_id),
@@ -868,14 +947,7 @@ impl Stream {
             writer.define(id, &Definition::Thread(ThreadId(0), thread))?;
             self.has_threads = true;
         }
-        writer.moment(
-            id,
-            &Moment {
-                time_ns,
-                thread: ThreadId(0),
-                event,
-            },
-        )?;
+        writer.moment(id, &moment)?;
         self.report.records += 1;
         Ok(())
     }
@@ -892,7 +964,7 @@ impl Stream {
         untold: Option<(u64, u64, u64)>,
         silent: bool,
         ended_ns: u64,
-        writer: Option<&mut TraceWriter<BackgroundSink>>,
+        mut writer: Option<&mut TraceWriter<BackgroundSink>>,
     ) -> Result<(), Fault> {
         self.state = State::Ended;
         let drop = untold.map(|(records, from_ns, until_ns)| {
@@ -914,9 +986,8 @@ impl Stream {
             )
         });
         self.pause_ended(ended_ns.max(self.last_ns));
-        let Some(writer) = writer else { return Ok(()) };
         if let Some((time_ns, event)) = drop {
-            self.note(id, time_ns, event, writer)?;
+            self.note(id, time_ns, event, writer.as_deref_mut())?;
         }
         let end = StreamEnd {
             records: self.report.records,
@@ -925,7 +996,12 @@ impl Stream {
             clean: false,
             costs: self.pauses(),
         };
-        Ok(writer.end_stream(id, &end)?)
+        if let Some(kept) = &mut self.kept {
+            kept.end(end);
+        } else if let Some(writer) = writer {
+            writer.end_stream(id, &end)?;
+        }
+        Ok(())
     }
 }
 

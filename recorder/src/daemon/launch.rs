@@ -143,7 +143,10 @@ pub(super) fn environment(
         ),
         ("OPTAPE_RUN", directory.into()),
         ("OPTAPE_CAPTURE_LIB", library.into()),
-        ("OPTAPE_HOOK_SOURCE", run_directory::hook_source(directory).into()),
+        (
+            "OPTAPE_HOOK_SOURCE",
+            run_directory::hook_source(directory).into(),
+        ),
         ("OPTAPE_STATS", settings.statistics.name().into()),
         (
             "OPTAPE_ON_FULL",

@@ -23,6 +23,7 @@ mod run_directory;
 mod service;
 mod signals;
 mod sink;
+mod window;
 
 #[cfg(test)]
 mod tests;
@@ -55,6 +56,7 @@ use order::Order;
 use pulse::Pulse;
 use run_directory::RunDirectory;
 use sink::{BackgroundSink, Claim};
+use window::Window;
 
 /// Versions of torch that the hook is known to work with.
 pub const SUPPORTED_TORCH: [&str; 1] = ["2.13.0"];
@@ -117,6 +119,8 @@ pub struct Settings {
     pub schedule: Option<Schedule>,
     /// Begin paused, until somebody resumes: the program, or `optape ctl`.
     pub paused: bool,
+    /// Keep only the last so long, and write it at the end.
+    pub window: Option<Duration>,
 }
 
 impl Default for Settings {
@@ -128,6 +132,7 @@ impl Default for Settings {
             force_torch: false,
             schedule: None,
             paused: false,
+            window: None,
         }
     }
 }
@@ -181,6 +186,20 @@ struct Setting {
     ring_bytes: usize,
     /// This process is the daemon and nothing else: all its cost is ours.
     own_process: bool,
+    /// Keep only the last so long.
+    window: Option<Window>,
+}
+
+/// The window of these settings, if they have one, with its file beside `output`.
+fn window(settings: &Settings, output: &Path) -> Result<Option<Window>, RecordError> {
+    settings
+        .window
+        .map(|length| Window::create(length, output))
+        .transpose()
+        .map_err(|source| RecordError::System {
+            what: "make a file for the last minutes",
+            source,
+        })
 }
 
 /// A recording that runs. Ends, and completes its file, when it is finished or dropped.
@@ -215,6 +234,7 @@ impl Recording {
             Setting {
                 ring_bytes: settings.ring_bytes,
                 own_process: false,
+                window: window(&settings, path)?,
             },
             options.notice,
             None,
@@ -464,6 +484,7 @@ pub fn record(request: Request) -> Result<Outcome, RecordError> {
         Setting {
             ring_bytes: settings.ring_bytes,
             own_process: true,
+            window: window(&settings, &path)?,
         },
         Box::new(notice),
         Some(facts),

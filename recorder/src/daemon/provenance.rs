@@ -61,6 +61,9 @@ pub(super) fn run_info(command: &[OsString], settings: &Settings) -> RunInfo {
     if let Some(schedule) = settings.schedule {
         facts.insert("capture.schedule".into(), schedule.to_string());
     }
+    if let Some(length) = settings.window {
+        facts.insert("capture.window_s".into(), length.as_secs().to_string());
+    }
     if settings.paused {
         facts.insert("capture.paused".into(), "true".into());
     }

@@ -56,6 +56,8 @@ pub struct StreamReport {
     pub clean: bool,
     /// Why its recording ended early.
     pub disabled: Option<String>,
+    /// Records that were older than what was to be kept (`--ring`).
+    pub expired_records: u64,
     /// How often recording was paused, and for how long in all.
     pub pauses: u64,
     /// See `pauses`.
@@ -209,6 +211,13 @@ impl Report {
     /// What is worth knowing though nothing went wrong, line by line.
     fn remarks(&self) -> Vec<String> {
         let mut lines = self.pause_lines();
+        let expired: u64 = self.streams.iter().map(|s| s.expired_records).sum();
+        if expired > 0 {
+            lines.push(format!(
+                "{} records were older than --ring keeps; they are not in the file",
+                grouped(expired)
+            ));
+        }
         let unclean = self
             .streams
             .iter()

@@ -280,13 +280,27 @@ mod tests {
             0o700
         );
         directory.write_attach_files().unwrap();
-        assert!(attach_path(directory.path()).join("_optape_attach.py").is_file());
         assert!(
-            !attach_path(directory.path()).join("sitecustomize.py").exists(),
+            attach_path(directory.path())
+                .join("_optape_attach.py")
+                .is_file()
+        );
+        assert!(
+            !attach_path(directory.path())
+                .join("sitecustomize.py")
+                .exists(),
             "would shadow the user's own"
         );
-        assert!(site_path(directory.path()).join("sitecustomize.py").is_file());
-        assert!(hook_source(directory.path()).join("optape_hook.cpp").is_file());
+        assert!(
+            site_path(directory.path())
+                .join("sitecustomize.py")
+                .is_file()
+        );
+        assert!(
+            hook_source(directory.path())
+                .join("optape_hook.cpp")
+                .is_file()
+        );
         drop(directory);
         assert!(!path.exists());
     }

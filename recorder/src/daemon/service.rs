@@ -185,11 +185,7 @@ struct Shared {
 ///
 /// # Errors
 /// Where the socket cannot be had.
-pub fn serve(
-    path: &Path,
-    ready: impl FnOnce(&Path),
-    notice: fn(&str),
-) -> Result<(), ServiceError> {
+pub fn serve(path: &Path, ready: impl FnOnce(&Path), notice: fn(&str)) -> Result<(), ServiceError> {
     use std::sync::atomic::Ordering;
 
     let held = Held::take(path)?;
@@ -352,6 +348,7 @@ fn run(
         Setting {
             ring_bytes: settings.ring_bytes,
             own_process: false,
+            window: super::window(&settings, &begin.output)?,
         },
         Box::new({
             let name = name.clone();
@@ -387,8 +384,8 @@ fn run(
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .remove(&id);
-    let stopping = shared.stopping.load(std::sync::atomic::Ordering::Acquire)
-        || signals::service_is_to_end();
+    let stopping =
+        shared.stopping.load(std::sync::atomic::Ordering::Acquire) || signals::service_is_to_end();
     let finish = match ended {
         Ok(Some(Request::End { exit_code, signal })) => Finish {
             exit_code,
@@ -465,4 +462,3 @@ impl Client {
         }
     }
 }
-

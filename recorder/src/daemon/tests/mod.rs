@@ -385,6 +385,7 @@ fn recording_on(disk: Disk, notice: Notice) -> Recording {
     let setting = Setting {
         ring_bytes: RING,
         own_process: false,
+        window: None,
     };
     Recording::start_with(directory, disk, &RunInfo::default(), setting, notice).unwrap()
 }
@@ -767,4 +768,51 @@ fn marks_stand_in_every_open_stream() {
             }]
         );
     }
+}
+
+#[test]
+fn only_the_last_of_it_is_kept_and_the_file_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("t.optape");
+    let mut options = options(quiet());
+    options.settings.window = Some(Duration::from_millis(400));
+    let recording = Recording::in_process(&path, options).unwrap();
+    let mut fake = Fake::begin(recording.directory(), RING, OnFull::Wait);
+    // Its times are 1 us per call, so early ones are old at once; what is late in its time is young.
+    let now = || crate::clock::monotonic_ns();
+    let epoch = now();
+    fake.ring.set_epoch_ns(epoch);
+    while now() < epoch + 1_500_000_000 {
+        fake.calls = (now() - epoch) / 1000;
+        assert!(fake.call(0));
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(path.metadata().unwrap().len(), 0, "nothing yet");
+    let last = fake.calls;
+    fake.end();
+    let report = recording.finish();
+    assert!(report.failure.is_none(), "{report:?}");
+    assert!(report.streams[0].expired_records > 0);
+    let trace = Trace::open(&path).unwrap();
+    assert!(matches!(trace.end(), TraceEnd::Clean(_)));
+    let [stream] = trace.streams() else {
+        panic!("{} streams", trace.streams().len())
+    };
+    let starts = calls(&trace, stream);
+    assert_eq!(starts.last(), Some(&(1000 * (last - 1))));
+    assert_eq!(
+        starts.len() as u64 + report.streams[0].expired_records,
+        report.op_calls()
+    );
+    let events = events(&trace, stream);
+    assert_eq!(
+        events[..2],
+        [
+            Event::Paused {
+                reason: optape_trace::PauseReason::Expired
+            },
+            Event::Resumed
+        ]
+    );
+    assert_eq!(stream.end().unwrap().costs["recording.pauses"], 1);
 }
