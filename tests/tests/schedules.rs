@@ -274,7 +274,7 @@ fn paused_resumed_marked_flushed_and_stopped_from_outside() {
         .expect_message("already");
     control(&bench, &["stop", &process])
         .expect_code(0)
-        .expect_message("next: optape replay");
+        .expect_message("t.optape is complete");
     let stopped = trace(&bench);
     assert!(matches!(stopped.end(), TraceEnd::Clean(_)));
     assert!(stopped.streams()[0].end().unwrap().clean);

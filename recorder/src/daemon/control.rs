@@ -1,6 +1,7 @@
 //! The socket of a run, in its run directory: `optape ctl` reaches a recording through it, whoever records.
 
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -42,7 +43,10 @@ impl Control {
         facts: RunFacts,
         orders: Sender<Order>,
     ) -> io::Result<Self> {
-        let listener = Arc::new(UnixListener::bind(directory.join(NAME))?);
+        let path = directory.join(NAME);
+        // Nobody else can enter the directory, so there is no moment in which it is open to others.
+        let listener = Arc::new(UnixListener::bind(&path)?);
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600))?;
         let thread = thread::Builder::new()
             .name("optape-control".into())
             .spawn({
@@ -117,7 +121,15 @@ fn answer(request: Request, facts: &RunFacts, orders: &Sender<Order>) -> Reply {
         Request::Mark { text } => mark(orders, text).map(done),
         Request::Flush => flush(orders, facts).map(done),
         Request::Stop => {
-            let stopped = order_for(orders, LONG, Order::Stop);
+            let stopped = order_for(orders, LONG, Order::Stop).map(|mut lines| {
+                if facts.file.exists() {
+                    lines.push(format!(
+                        "{} is complete; the program goes on",
+                        facts.file.display()
+                    ));
+                }
+                lines
+            });
             stopped.map(done)
         }
         Request::Begin(_) | Request::End { .. } => {

@@ -237,7 +237,12 @@ impl Intake {
         let stopper = self.stopper.take();
         let report = self.finish(finish);
         if let Some(stopper) = stopper {
-            let _ = stopper.send(report.summary());
+            let first = match report.streams.is_empty() {
+                true => "nothing was recorded, and no file is left".to_owned(),
+                false => format!("recorded {} op calls", report.op_calls()),
+            };
+            let lines = std::iter::once(first).chain(report.summary());
+            let _ = stopper.send(lines.collect());
         }
         report
     }

@@ -698,7 +698,7 @@ fn a_ring_whose_image_is_gone_ends_though_its_process_lives() {
         assert!(second.call(0));
     }
     second.end();
-    recording.finish();
+    let _ = recording.finish();
     let trace = Trace::open(&path).unwrap();
     let ends: Vec<_> = trace
         .streams()
@@ -758,7 +758,7 @@ fn marks_stand_in_every_open_stream() {
         assert!(fake.call(0));
     }
     fakes.into_iter().for_each(Fake::end);
-    recording.finish();
+    let _ = recording.finish();
     let trace = Trace::open(&path).unwrap();
     for stream in trace.streams() {
         assert_eq!(
