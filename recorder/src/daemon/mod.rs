@@ -543,7 +543,7 @@ fn record_by_daemon(
     let client = service::Client::begin(
         socket,
         protocol::Begin {
-            optape: env!("CARGO_PKG_VERSION").to_owned(),
+            client_version: env!("CARGO_PKG_VERSION").to_owned(),
             output,
             force,
             settings: launch.settings.clone(),

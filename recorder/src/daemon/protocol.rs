@@ -66,7 +66,7 @@ pub enum Request {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Begin {
     /// The client's version, which must be the daemon's: the ring is read by the one and written by the other.
-    pub optape: String,
+    pub client_version: String,
     /// The file, by its absolute name.
     pub output: PathBuf,
     /// Overwrite it if it exists.
@@ -327,6 +327,28 @@ mod tests {
         assert!(matches!(request, Request::Pause { process: Some(7) }));
         drop(near);
         assert!(receive::<Request>(&mut far, None).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_run_comes_back() {
+        let (mut near, mut far) = UnixStream::pair().unwrap();
+        let begin = Begin {
+            client_version: "1.2.3".to_owned(),
+            output: "/t.optape".into(),
+            force: true,
+            settings: Settings::default(),
+            run: RunInfo {
+                command: vec!["python".to_owned()],
+                ..RunInfo::default()
+            }
+            .into(),
+        };
+        send(&mut near, &Request::Begin(Box::new(begin))).unwrap();
+        let Request::Begin(begin) = receive(&mut far, Some(PATIENCE)).unwrap().unwrap() else {
+            panic!("another request")
+        };
+        assert_eq!(begin.client_version, "1.2.3");
+        assert_eq!(RunInfo::from(begin.run).command, ["python"]);
     }
 
     #[test]

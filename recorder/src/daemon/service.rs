@@ -310,11 +310,11 @@ fn run(
     notice: fn(&str),
 ) -> Result<Reply, RecordError> {
     let own = env!("CARGO_PKG_VERSION");
-    if begin.optape != own {
+    if begin.client_version != own {
         return Ok(Reply::Failed {
             why: format!(
                 "the daemon is optape {own}, this is optape {}: restart the daemon",
-                begin.optape
+                begin.client_version
             ),
         });
     }
