@@ -24,7 +24,7 @@ import sys
 import threading
 import weakref
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 
 class AttachError(Exception):

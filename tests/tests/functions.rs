@@ -43,7 +43,7 @@ fn inside_of<'a>(calls: &'a [Call], inner: &Call) -> Option<&'a Call> {
 fn function_calls_contain_what_they_call() {
     let Some(bench) = Bench::new() else { return };
     let words = bench.words(&Bench::program("functions.py"), &[]);
-    let plain = bench.run(&mut bench.command("python").args(&words[1..]));
+    let plain = bench.run(bench.command("python").args(&words[1..]));
     let plain = plain.expect_code(0).report();
     let mut record = bench.optape(["-q", "record", "--functions", "-o", "t.optape", "--"]);
     let done = bench.run(record.args(&words));

@@ -30,6 +30,7 @@ static TABLE: CaptureTable = CaptureTable {
     module_exit,
     watch,
     failed,
+    idle,
 };
 
 /// Capture as the hook sees it.
@@ -170,6 +171,10 @@ unsafe extern "C" fn module_enter(
 
 unsafe extern "C" fn module_exit(thread: u64, module: u32) {
     guarded(|| Capture::get().module_exit(thread, module));
+}
+
+unsafe extern "C" fn idle(thread: u64) {
+    guarded(|| Capture::get().idle(thread));
 }
 
 unsafe extern "C" fn failed(why: *const c_char) {
@@ -461,5 +466,7 @@ pub unsafe extern "C" fn optape_fact(module: i64, key: *const c_char, value: *co
 /// Whether recording goes on. For tests and the glue's own decisions.
 #[unsafe(no_mangle)]
 pub extern "C" fn optape_recording() -> i32 {
-    i32::from(CAPTURE.recording.load(Ordering::Relaxed) != 0)
+    i32::from(
+        CAPTURE.recording.load(Ordering::Relaxed) & (super::RECORDING | super::HOOK_ONLY) != 0,
+    )
 }

@@ -8,8 +8,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use optape_trace::{
-    Continuation, DropReason, Loss, Recovery, StreamEnd, StreamId, Trace, TraceError, TraceWriter,
-    codec, recover_with,
+    Continuation, DropReason, Event, Loss, Recovery, StreamEnd, StreamId, Trace, TraceError,
+    TraceWriter, codec, recover_with,
 };
 
 use super::intake::{Fault, State, Stream};
@@ -98,6 +98,11 @@ fn files(directory: &Path) -> Result<Vec<PathBuf>, TraceError> {
     Ok(rings.into_iter().map(|(_, path)| path).collect())
 }
 
+/// Records of a stream that never were in its ring: the daemon's own.
+fn marks(trace: &Trace, stream: &optape_trace::Stream) -> Result<u64, TraceError> {
+    trace.count_moments(stream.id(), |event| matches!(event, Event::Mark { .. }))
+}
+
 /// Appends what a ring has beyond the file. Nothing where it never held a record.
 fn append<W: Write>(
     path: &Path,
@@ -118,7 +123,8 @@ fn append<W: Write>(
         }
     };
     // Asked first: what it commits until it is found dead is read afterwards.
-    let gone = Process::of_ring(path, ring.process_id()).is_gone();
+    let process = Process::of_ring(ring.process_id(), ring.process_start_ticks());
+    let gone = process.is_gone() || ring.is_abandoned();
     let mut state = RingState {
         process_id: ring.process_id(),
         appended: 0,
@@ -139,8 +145,9 @@ fn append<W: Write>(
     if let Some(known) = in_file {
         stream.state = State::Open(known.id());
         let freed = ring.mark().records;
-        skip = known.records().saturating_sub(freed);
-        freed_unwritten = freed.saturating_sub(known.records());
+        let in_file = known.records().saturating_sub(marks(trace, known)?);
+        skip = in_file.saturating_sub(freed);
+        freed_unwritten = freed.saturating_sub(in_file);
     }
     let mut fault = None;
     let mut end = None;

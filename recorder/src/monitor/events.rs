@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn the_checksum_is_the_one_that_tensorflow_writes() {
         // The CRC-32C of 32 zero bytes is 0x8a9136aa (RFC 3720, B.4); masked as record_writer.h says.
-        let masked = (0x8a91_36aau32 >> 15 | 0x8a91_36aau32 << 17).wrapping_add(0xa282_ead8);
+        let masked = 0x8a91_36aau32.rotate_right(15).wrapping_add(0xa282_ead8);
         assert_eq!(masked_checksum(&[0; 32]), masked);
     }
 

@@ -275,7 +275,7 @@ mod tests {
         std::fs::write(directory.path().join("intel-rapl:0/energy_uj"), "nonsense").unwrap();
         assert!(absent(directory.path()).what.contains("energy_uj"));
         let counter = directory.path().join("intel-rapl:0/energy_uj");
-        std::fs::set_permissions(&counter, std::os::unix::fs::PermissionsExt::from_mode(0))
+        std::fs::set_permissions(&counter, std::os::unix::fs::PermissionsExt::from_mode(0o0))
             .unwrap();
         // Root may read everything.
         if File::open(&counter).is_err() {
