@@ -389,7 +389,11 @@ fn run(
         },
         _ if stopping => {
             recording.stop();
-            Finish::default()
+            // Its processes end their streams with their next op.
+            Finish {
+                grace: GRACE,
+                ..Finish::default()
+            }
         }
         _ => {
             notice(&format!(
