@@ -654,7 +654,7 @@ impl Capture {
             match (&mut state.lifetimes, &mut state.stream, storage) {
                 (Some(lifetimes), Some(stream), Some(storage)) => {
                     // Memory may be freed on a thread that runs no ops, and on one that is going away.
-                    let thread = THREAD.with(Cell::get).saturating_sub(1);
+                    let thread = (THREAD.with(Cell::get) & !UNNAMED).saturating_sub(1);
                     let time_ns = monotonic_ns().saturating_sub(stream.epoch_ns);
                     let mut result = Ok(());
                     lifetimes.freed(base, storage, |event| {
