@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum, ValueHint};
 use optape_recorder::capture::Preset;
 use optape_recorder::daemon::{
-    self, Outcome, ParentRequest, Ready, RecordError, Report, Request, SMALLEST_RING_BYTES,
-    Settings, StreamReport,
+    self, Detail, Outcome, ParentRequest, Ready, RecordError, Report, Request, SMALLEST_RING_BYTES,
+    Selection, Settings, StreamReport,
 };
 use optape_recorder::ring::{DEFAULT_CAPACITY, OnFull};
 
@@ -42,6 +42,18 @@ pub struct Options {
     /// How much to record beside ops, modules and stages; in the place of --stats
     #[arg(long, value_name = "LEVEL")]
     pub level: Option<Level>,
+    /// Follow state attributes: of a class or module (a name or a glob), as in 'LIF:mem,syn'. Known without it: those of SpikingJelly,
+    /// snnTorch, sinabs and Norse, at level full
+    #[arg(long, value_name = "MODULES:NAMES")]
+    pub state: Vec<Selection>,
+    /// Record statistics of a tensor of a class or module (a name or a glob), as in 'IFNode:output,v' or 'fc1:input,grad_output'. Known: input,
+    /// output, grad_output, grad_input (through that call alone, from its autograd nodes), or an attribute after each call, ATTRIBUTE.before
+    /// for before it
+    #[arg(long, value_name = "MODULES:WHAT")]
+    pub watch: Vec<Selection>,
+    /// Keep the values of what is watched (--watch, and outputs of spiking neurons) themselves, not only their statistics
+    #[arg(long, value_name = "WHAT")]
+    pub keep: Option<Keep>,
     /// What the program does when a ring is full: wait for the recorder (at most 1 s, then drop), or drop records
     #[arg(
         long,
@@ -100,8 +112,18 @@ pub enum Stats {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Level {
     /// What the energy models need: also what layers and neurons read and write, what of products and convolutions is not
-    /// empty, and when storages come and go
+    /// empty, and when storages come and go, the tensors of module calls, and
+    /// the states of neurons
     Full,
+}
+
+/// Values of `--keep`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Keep {
+    /// Where all elements are 0 or 1: a bit each
+    Spikes,
+    /// All: a bit each where all are 0 or 1, else as they are
+    Values,
 }
 
 /// Values of `--on-full`.
@@ -174,6 +196,20 @@ impl Options {
             },
             ring_bytes: self.ring_size.0,
             force_torch: self.force_torch,
+            detail: Detail {
+                level: if self.level.is_some() || self.stats == Stats::Full {
+                    daemon::Level::Full
+                } else {
+                    daemon::Level::Usual
+                },
+                states: self.state.clone(),
+                watches: self.watch.clone(),
+                keep: match self.keep {
+                    None => daemon::Keep::Nothing,
+                    Some(Keep::Spikes) => daemon::Keep::Spikes,
+                    Some(Keep::Values) => daemon::Keep::Values,
+                },
+            },
             run: self.run.clone(),
             monitors: self.monitors.settings(),
             functions: self.functions,

@@ -4,7 +4,7 @@
 use std::ffi::{c_char, c_void};
 
 /// `OPTAPE_ABI_VERSION`.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Bits of [`Tensor::flags`] that are not structure.
 pub mod tensor_state {
@@ -203,9 +203,13 @@ pub struct CaptureTable {
     /// A storage dies.
     pub storage_freed: unsafe extern "C" fn(*const c_void),
     /// A module's forward begins.
-    pub module_enter: unsafe extern "C" fn(u64, u32, u32, u32, u32),
+    pub module_enter: unsafe extern "C" fn(u64, u32, u32, u32, u32, *const Tensor, u32),
     /// A module's forward ends.
-    pub module_exit: unsafe extern "C" fn(u64, u32),
+    pub module_exit: unsafe extern "C" fn(u64, u32, *const Tensor, u32),
+    /// A state attribute holds a tensor, or none.
+    pub state: unsafe extern "C" fn(u64, u32, u32, *const Tensor),
+    /// The ids of a tensor's storage and of the tensor.
+    pub identify: unsafe extern "C" fn(*const Tensor, *mut u64),
     /// A watched value.
     pub watch: unsafe extern "C" fn(*mut Call),
     /// The hook gives up.

@@ -46,6 +46,8 @@ pub enum MessageKind {
     Moment = 4,
     /// A `StreamEnd`, encoded: the process said goodbye.
     StreamEnd = 5,
+    /// A piece of the value of the op call before it: see [`ValueMessage`].
+    Value = 6,
 }
 
 impl MessageKind {
@@ -62,6 +64,7 @@ impl MessageKind {
             3 => Self::OpCall,
             4 => Self::Moment,
             5 => Self::StreamEnd,
+            6 => Self::Value,
             _ => return None,
         })
     }
@@ -308,6 +311,12 @@ impl Producer {
                 *word = u64::from_le_bytes(padded);
             }
         })
+    }
+
+    /// Bytes that it holds.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.mapping.capacity
     }
 
     /// Whether a message of that many payload words could ever fit.
@@ -662,6 +671,76 @@ impl Consumer {
     }
 }
 
+/// A piece of a kept value as it travels. Values are larger than rings may be; the pieces of one follow each other without anything between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ValueMessage<'a> {
+    /// Watch id.
+    pub watch: u32,
+    /// `c10::ScalarType` of the tensor.
+    pub dtype: i8,
+    /// Whether the elements are bits.
+    pub bits: bool,
+    /// All bytes of the value.
+    pub total: u64,
+    /// Where in them this piece begins; 0: a value begins.
+    pub offset: u64,
+    /// How many bytes the piece has.
+    pub length: u64,
+    /// The tensor's shape, as words.
+    pub shape: &'a [u64],
+    /// The piece's bytes, in words; the last one is filled up with zeros.
+    pub words: &'a [u64],
+}
+
+const FIXED_VALUE_WORDS: usize = 5;
+
+impl<'a> ValueMessage<'a> {
+    /// Puts a piece with these bytes into the ring. False: it did not fit.
+    pub fn push(&self, bytes: &[u8], ring: &mut Producer) -> bool {
+        let words = FIXED_VALUE_WORDS + self.shape.len() + bytes.len().div_ceil(8);
+        ring.push(MessageKind::Value, words, |out| {
+            let (fixed, rest) = out.split_at_mut(FIXED_VALUE_WORDS);
+            fixed.copy_from_slice(&[
+                u64::from(self.watch)
+                    | u64::from(self.dtype.cast_unsigned()) << 32
+                    | u64::from(self.bits) << 40,
+                self.shape.len() as u64,
+                self.total,
+                self.offset,
+                bytes.len() as u64,
+            ]);
+            let (shape, rest) = rest.split_at_mut(self.shape.len());
+            shape.copy_from_slice(self.shape);
+            for (word, chunk) in rest.iter_mut().zip(bytes.chunks(8)) {
+                let mut padded = [0u8; 8];
+                padded[..chunk.len()].copy_from_slice(chunk);
+                *word = u64::from_le_bytes(padded);
+            }
+        })
+    }
+
+    /// Reads one; `None` where its lengths do not fit together.
+    #[must_use]
+    pub fn parse(words: &'a [u64]) -> Option<Self> {
+        let (fixed, rest) = words.split_at_checked(FIXED_VALUE_WORDS)?;
+        let &[first, dimensions, total, offset, length] = fixed else {
+            return None;
+        };
+        let (shape, words) = rest.split_at_checked(usize::try_from(dimensions).ok()?)?;
+        let fits = length.div_ceil(8) == words.len() as u64 && offset.checked_add(length)? <= total;
+        fits.then_some(Self {
+            watch: first as u32,
+            dtype: ((first >> 32) as u8).cast_signed(),
+            bits: first >> 40 & 1 == 1,
+            total,
+            offset,
+            length,
+            shape,
+            words,
+        })
+    }
+}
+
 /// An op call as it travels: fixed words, then payload, storages, tensors, statistics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpCallMessage<'a> {
@@ -847,6 +926,35 @@ mod tests {
             })
             .unwrap();
         assert_eq!(seen, 1);
+    }
+
+    #[test]
+    fn values_survive_the_trip() {
+        let (_directory, mut producer, mut consumer) = pair(1 << 16, OnFull::Drop);
+        let bytes: Vec<u8> = (0..1003u32).map(|i| i as u8).collect();
+        let piece = ValueMessage {
+            watch: 9,
+            dtype: -3,
+            bits: true,
+            total: 2000,
+            offset: 10,
+            length: 1003,
+            shape: &[4, 5, 6],
+            words: &[],
+        };
+        assert!(piece.push(&bytes, &mut producer));
+        consumer
+            .drain(|m| {
+                assert_eq!(m.kind, MessageKind::Value);
+                let read = ValueMessage::parse(m.words).unwrap();
+                let back: Vec<u8> = read.words.iter().flat_map(|w| w.to_le_bytes()).collect();
+                assert_eq!(&back[..1003], bytes);
+                assert_eq!(ValueMessage { words: &[], ..read }, piece);
+                assert_eq!(ValueMessage::parse(&m.words[..m.words.len() - 1]), None);
+            })
+            .unwrap();
+        assert_eq!(ValueMessage::parse(&[0, u64::MAX, 0, 0, 0]), None);
+        assert_eq!(ValueMessage::parse(&[0, 0, 4, u64::MAX, 4, 0]), None);
     }
 
     #[test]

@@ -89,6 +89,7 @@ mod source;
 mod statistics;
 mod summary;
 mod table;
+mod values;
 mod verification;
 mod writer;
 
@@ -114,5 +115,6 @@ pub use statistics::{
 };
 pub use summary::SummaryRow;
 pub use table::Dictionary;
+pub use values::{Elements, VALUE_LIMIT, Value, ValuesIndex, pack_bits};
 pub use verification::{Verification, verify, verify_bytes};
 pub use writer::TraceWriter;

@@ -130,6 +130,11 @@ impl Identities {
         }
     }
 
+    /// The newest ids of a storage and of a tensor object.
+    pub(super) fn given(&self) -> [u64; 2] {
+        [self.next_storage - 1, self.next_tensor - 1]
+    }
+
     /// The id of a tensor's storage; 0 where it has none.
     pub(super) fn storage(&mut self, tensor: &Tensor) -> u64 {
         let base = tensor.storage_base as usize;

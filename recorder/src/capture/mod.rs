@@ -8,6 +8,7 @@
 //! the recorder off, once and with its reason in the trace.
 
 pub mod exports;
+mod facts;
 mod full;
 mod identities;
 mod inference;
@@ -16,6 +17,7 @@ mod measuring;
 mod outlet;
 mod scopes;
 mod signatures;
+pub mod watching;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
@@ -24,8 +26,8 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use optape_trace::{
     CallId, Definition, Event, ModuleDef, ModuleId, Moment, OpDef, OpId, PatternId, Role, ScopeDef,
-    ScopeId, SignatureDef, StepSource, StreamEnd, StreamInfo, TextId, ThreadDef, ThreadId,
-    WatchDef, WatchId, call_flags, codec,
+    ScopeId, SignatureDef, StepSource, StreamEnd, StreamInfo, TensorId, TextId, ThreadDef,
+    ThreadId, WatchDef, WatchId, call_flags, codec,
 };
 use parking_lot::{Mutex, MutexGuard};
 
@@ -35,13 +37,15 @@ pub use measuring::Preset;
 use crate::abi::{Call, Plan, plan};
 use crate::clock::{monotonic_ns, unix_ns};
 use crate::ring::{MessageKind, OnFull, OpCallMessage, Producer};
+use facts::Facts;
 use identities::Identities;
 use inference::Inference;
 use lifetimes::Lifetimes;
 use measuring::{OpPlan, Slot};
-use outlet::Outlet;
+use outlet::{KeptValue, Outlet};
 use scopes::{Entry, Scopes, ThreadState};
 use signatures::{Found, Signatures, Surroundings, Wildness};
+use watching::Watching;
 
 /// Distinct texts that a stream may hold; what comes after them is [`Texts::OVERFLOW`].
 const MOST_TEXTS: usize = 1 << 16;
@@ -194,6 +198,11 @@ struct State {
     threads: Vec<ThreadDef>,
     scopes: Scopes,
     identities: Identities,
+    facts: Facts,
+    /// By watch; those behind the end are as they are by default.
+    watching: Vec<Watching>,
+    kept_values: u64,
+    dropped_values: u64,
     /// At `--level full`.
     lifetimes: Option<Box<Lifetimes>>,
     steps: [u64; 3],
@@ -459,17 +468,43 @@ impl Capture {
         });
     }
 
-    /// States a fact about a module, or about the program. `value` is JSON text.
+    /// States a fact about a module, or about the program, to the recording that runs. `value` is JSON text. What is known already is not told
+    /// again; what is told before the stream begins stands at its beginning.
     pub fn fact(&'static self, module: Option<ModuleId>, key: &str, value: &str) {
         self.with(|state| {
-            let thread = state.thread(None)?;
             let key = state.text(key)?;
+            state.fact(module, key, value)
+        });
+    }
+
+    /// The ids of a tensor's storage and of the tensor object; zeros where identities are not recorded.
+    fn identities(&'static self, tensor: &crate::abi::Tensor) -> [u64; 2] {
+        self.with(|state| state.identity(tensor))
+    }
+
+    /// A state attribute of a module holds this tensor, or nothing that is a tensor.
+    fn state_assigned(
+        &'static self,
+        torch_thread: u64,
+        module: ModuleId,
+        attribute: TextId,
+        tensor: Option<&crate::abi::Tensor>,
+    ) {
+        self.with(|state| {
+            let id = match tensor {
+                Some(tensor) => state.identity(tensor)?[1],
+                None => 0,
+            };
+            if !state.facts.assign(module, attribute, id) {
+                return Ok(());
+            }
+            let thread = state.thread(Some(torch_thread))?;
             state.moment(
                 thread,
-                Event::Fact {
+                Event::StateAssign {
                     module,
-                    key,
-                    value: value.to_owned(),
+                    attribute,
+                    tensor: TensorId(id),
                 },
             )
         });
@@ -563,16 +598,21 @@ impl Capture {
             .and_then(|p| p.get(call.op as usize))
             .filter(|plan| executed && plan.looks_after);
         if call.capture[0] == 0 && plan.is_none() {
-            self.with(|state| state.op_call(call, &[]));
+            self.with(|state| state.op_call(call, &[], None));
         } else {
-            self.end_with_statistics(call, plan);
+            self.end_with_statistics(call, plan, None);
         }
         if sampled {
             OWN_TIME_NS.fetch_add((monotonic_ns() - began) * OWN_TIME_EVERY, Ordering::Relaxed);
         }
     }
 
-    fn end_with_statistics(&'static self, call: &Call, plan: Option<&OpPlan>) {
+    fn end_with_statistics(
+        &'static self,
+        call: &Call,
+        plan: Option<&OpPlan>,
+        kept: Option<&KeptValue>,
+    ) {
         // A thread that is going away has no slots left, and is past recording.
         let _ = SLOTS.try_with(|slots| {
             let mut slots = slots.borrow_mut();
@@ -587,7 +627,7 @@ impl Capture {
             if slots.len() > first + 1 {
                 measuring::sort(&mut slots[first..]);
             }
-            self.with(|state| state.op_call(call, &slots[first..]));
+            self.with(|state| state.op_call(call, &slots[first..], kept));
             slots.truncate(first);
         });
     }
@@ -595,50 +635,47 @@ impl Capture {
     fn module_enter(
         &'static self,
         torch_thread: u64,
-        module: u32,
-        graph_task: bool,
-        training: bool,
-        grad_mode: bool,
+        entry: Entry,
+        arguments: &[crate::abi::Tensor],
     ) {
         self.with(|state| {
             let thread = state.thread(Some(torch_thread))?;
-            let (call, fresh) = state.scopes.enter(
-                thread,
-                Entry {
-                    module,
-                    graph_task,
-                    training,
-                    grad_mode,
-                },
-            );
+            let (module, training) = (ModuleId(entry.module), entry.training);
+            let (call, fresh) = state.scopes.enter(thread, entry);
             if let Some(scope) = fresh {
                 state.define_scope(scope)?;
             }
+            if state.started && state.facts.trains(module, training) {
+                let key = state.text("training")?;
+                state.fact(Some(module), key, if training { "true" } else { "false" })?;
+            }
+            let arguments = state.tensor_ids(arguments)?;
             state.look_for_neurons(thread);
             state.moment(
                 thread,
                 Event::ModuleEnter {
                     call: CallId(call),
-                    module: ModuleId(module),
-                    arguments: Vec::new(),
+                    module,
+                    arguments,
                 },
             )
         });
     }
 
-    fn module_exit(&'static self, torch_thread: u64, module: u32) {
+    fn module_exit(&'static self, torch_thread: u64, module: u32, results: &[crate::abi::Tensor]) {
         self.with(|state| {
             let thread = state.thread(Some(torch_thread))?;
             let Some((call, root)) = state.scopes.exit(thread, module) else {
                 return Ok(());
             };
+            let results = state.tensor_ids(results)?;
             state.look_for_neurons(thread);
             state.moment(
                 thread,
                 Event::ModuleExit {
                     call: CallId(call),
                     module: ModuleId(module),
-                    results: Vec::new(),
+                    results,
                 },
             )?;
             if root {
@@ -654,13 +691,13 @@ impl Capture {
             match (&mut state.lifetimes, &mut state.stream, storage) {
                 (Some(lifetimes), Some(stream), Some(storage)) => {
                     // Memory may be freed on a thread that runs no ops, and on one that is going away.
-                    let thread = THREAD.with(Cell::get).saturating_sub(1);
+                    let thread = this_thread();
                     let time_ns = monotonic_ns().saturating_sub(stream.epoch_ns);
                     let mut result = Ok(());
                     lifetimes.freed(base, storage, |event| {
                         result = stream.outlet.moment(&Moment {
                             time_ns,
-                            thread: ThreadId(thread),
+                            thread,
                             event,
                         });
                     });
@@ -670,6 +707,11 @@ impl Capture {
             }
         });
     }
+}
+
+/// This thread; the first one, where it has run no op and said nothing yet: then it is none of the stream's.
+fn this_thread() -> ThreadId {
+    ThreadId((THREAD.with(Cell::get) & !UNNAMED).saturating_sub(1))
 }
 
 /// Opens a range whose name is its argument.
@@ -807,6 +849,10 @@ impl Default for State {
             threads: Vec::new(),
             scopes: Scopes::new(),
             identities: Identities::new(),
+            facts: Facts::default(),
+            watching: Vec::new(),
+            kept_values: 0,
+            dropped_values: 0,
             lifetimes: None,
             steps: [0; 3],
             calls: 0,
@@ -889,6 +935,76 @@ impl State {
                 .define(&Definition::Text(id, self.texts.all[id.index()].clone()))?;
         }
         Ok(id)
+    }
+
+    fn fact(&mut self, module: Option<ModuleId>, key: TextId, value: &str) -> Result<(), Failure> {
+        if !self.started {
+            return Ok(());
+        }
+        let longest = self
+            .stream
+            .as_ref()
+            .map_or(self.settings.ring_bytes / 4, |s| s.outlet.longest())
+            .min(facts::LONGEST_VALUE);
+        let shorter;
+        let value = if value.len() > longest {
+            shorter = facts::left_out(value.len());
+            &shorter
+        } else {
+            value
+        };
+        if !self.facts.learn((module, key), value) {
+            return Ok(());
+        }
+        let Some(stream) = self.stream.as_mut() else {
+            return Ok(()); // Told when it begins.
+        };
+        stream.outlet.fact(&Moment {
+            time_ns: monotonic_ns().saturating_sub(stream.epoch_ns),
+            thread: this_thread(),
+            event: Event::Fact {
+                module,
+                key,
+                value: value.to_owned(),
+            },
+        })?;
+        Ok(())
+    }
+
+    /// The ids of a tensor's storage and of the tensor object; zeros where identities are not recorded.
+    fn identity(&mut self, tensor: &crate::abi::Tensor) -> Result<[u64; 2], Failure> {
+        if self.settings.statistics == Preset::None {
+            return Ok([0; 2]);
+        }
+        let storage = self.identities.storage(tensor);
+        let id = self.identities.tensor(tensor, storage, false);
+        match (self.lifetimes.as_deref_mut(), self.stream.as_mut()) {
+            (Some(lifetimes), Some(stream)) => {
+                let thread = this_thread();
+                let mut result = Ok(());
+                lifetimes.seen(tensor, storage, id, |event| {
+                    let told = stream.outlet.moment(&Moment {
+                        time_ns: monotonic_ns().saturating_sub(stream.epoch_ns),
+                        thread,
+                        event,
+                    });
+                    if told.is_err() {
+                        result = told;
+                    }
+                });
+                result?;
+            }
+            (Some(lifetimes), None) => lifetimes.known_before(self.identities.given()),
+            (None, _) => {}
+        }
+        Ok([storage, id])
+    }
+
+    fn tensor_ids(&mut self, tensors: &[crate::abi::Tensor]) -> Result<Vec<TensorId>, Failure> {
+        let ids = tensors
+            .iter()
+            .map(|tensor| Ok(TensorId(self.identity(tensor)?[1])));
+        ids.collect()
     }
 
     fn define_scope(&mut self, scope: ScopeId) -> Result<(), Failure> {
@@ -984,6 +1100,41 @@ impl State {
             PatternId(0),
             optape_trace::Pattern::default(),
         ))?;
+        let thread = this_thread();
+        for ((module, key), value) in &self.facts.values {
+            outlet.fact(&Moment {
+                time_ns: 0,
+                thread,
+                event: Event::Fact {
+                    module: *module,
+                    key: *key,
+                    value: value.clone(),
+                },
+            })?;
+        }
+        for (module, attribute, tensor) in self.facts.states() {
+            outlet.moment(&Moment {
+                time_ns: 0,
+                thread,
+                event: Event::StateAssign {
+                    module,
+                    attribute,
+                    tensor: TensorId(tensor),
+                },
+            })?;
+        }
+        // Modules that run already: the stream begins with the first op inside of them.
+        for (call, module) in self.scopes.running(thread.index()) {
+            outlet.moment(&Moment {
+                time_ns: 0,
+                thread,
+                event: Event::ModuleEnter {
+                    call,
+                    module,
+                    arguments: Vec::new(),
+                },
+            })?;
+        }
         self.stream = Some(Stream {
             outlet,
             epoch_ns: since_ns,
@@ -1033,8 +1184,13 @@ impl State {
         }
     }
 
-    /// Writes the record of a call.
-    fn op_call(&mut self, call: &Call, slots: &[Slot]) -> Result<(), Failure> {
+    /// Writes the record of a call, and right behind it the value that is kept of it.
+    fn op_call(
+        &mut self,
+        call: &Call,
+        slots: &[Slot],
+        kept: Option<&KeptValue>,
+    ) -> Result<(), Failure> {
         let thread = self.thread(Some(call.thread))?;
         if !self.has_stream(call.start_ns)? {
             return Ok(());
@@ -1132,7 +1288,7 @@ impl State {
         };
         // A function call may have begun before the first op in it, which began the stream.
         let start_ns = call.start_ns.max(stream.epoch_ns);
-        stream.outlet.op_call(&OpCallMessage {
+        let sent = stream.outlet.op_call(&OpCallMessage {
             signature: signature.0,
             pattern: pattern.0,
             thread: thread as u32,
@@ -1148,6 +1304,11 @@ impl State {
             tensors: identities.1,
             statistics: &stream.numbers,
         });
+        if let Some(kept) = kept {
+            let whole = sent && stream.outlet.value(kept);
+            self.kept_values += u64::from(whole);
+            self.dropped_values += u64::from(!whole);
+        }
         // The call may name what ended with it.
         for event in stream.ended.drain(..) {
             stream.outlet.moment(&Moment {
@@ -1188,6 +1349,9 @@ impl State {
                 stream.signatures.overflowed,
             ),
             ("capture.unattributed".to_owned(), self.scopes.unattributed),
+            ("capture.kept_values".to_owned(), self.kept_values),
+            ("capture.dropped_values".to_owned(), self.dropped_values),
+            ("capture.left_out_facts".to_owned(), self.facts.left_out),
         ]);
         let end = StreamEnd {
             records: 0,
@@ -1211,8 +1375,7 @@ impl State {
         self.scopes.forked();
         if let Some(lifetimes) = &mut self.lifetimes {
             // What the parent told, the child's stream does not know.
-            self.identities = Identities::new();
-            **lifetimes = Lifetimes::new();
+            **lifetimes = Lifetimes::new(self.identities.given());
         }
         // The thread that goes on is to name itself again.
         THREAD.with(|t| match t.get() {
@@ -1225,6 +1388,8 @@ impl State {
     fn count_from_zero(&mut self) {
         self.calls = 0;
         self.recalled = 0;
+        self.kept_values = 0;
+        self.dropped_values = 0;
         self.steps = [0; 3];
         OWN_TIME_NS.store(0, Ordering::Relaxed);
         STATISTICS_TIME_NS.store(0, Ordering::Relaxed);
@@ -1245,11 +1410,12 @@ impl State {
             }
             replace_plans(plans);
         }
-        self.lifetimes = (settings.statistics == Preset::Full).then(|| Box::new(Lifetimes::new()));
-        if self.lifetimes.is_some() {
-            // A new stream knows of no births.
-            self.identities = Identities::new();
-        }
+        // A new stream knows of no births, and of no facts: these are told anew.
+        let known = self.identities.given();
+        self.lifetimes =
+            (settings.statistics == Preset::Full).then(|| Box::new(Lifetimes::new(known)));
+        self.facts = Facts::default();
+        self.watching.clear();
         self.settings = settings;
         self.given_up = false;
         self.started = true;

@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use optape_trace::{ModuleId, ScopeId, Stage, TextId};
+use optape_trace::{CallId, ModuleId, ScopeId, Stage, TextId};
 
 use super::identities::AddressMap;
 use crate::abi::{Call, NO_NODE};
@@ -135,6 +135,12 @@ impl Scopes {
             grad_mode,
         });
         (call, fresh)
+    }
+
+    /// The calls that run on a thread, outermost first.
+    pub(super) fn running(&self, thread: usize) -> impl Iterator<Item = (CallId, ModuleId)> + '_ {
+        let active = self.threads.get(thread).map_or(&[][..], |t| &t.active);
+        active.iter().map(|a| (CallId(a.call), ModuleId(a.module)))
     }
 
     /// A module ends. Gives the call's id, and whether it was a root module; `None` where it was not entered.

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 use optape_trace::{
-    Definition, DropReason, Event, Moment, OpCallRef, PatternId, RunEnd, SignatureId, StreamEnd,
-    StreamId, StreamInfo, ThreadDef, ThreadId, TraceError, TraceWriter, call_flags, codec,
+    DType, Definition, DropReason, Elements, Event, Moment, OpCallRef, Ordinal, PatternId, RunEnd,
+    SignatureId, StreamEnd, StreamId, StreamInfo, ThreadDef, ThreadId, TraceError, TraceWriter,
+    VALUE_LIMIT, Value, WatchId, call_flags, codec,
 };
 
 use super::cost::{peak_resident_bytes, process_cpu_ns, thread_cpu_ns};
@@ -22,7 +23,7 @@ use super::report::{Report, StreamReport};
 use super::sink::{BackgroundSink, SinkState};
 use super::{Notice, Setting};
 use crate::clock::{monotonic_ns, unix_ns};
-use crate::ring::{Consumer, Mark, Message, MessageKind, OpCallMessage};
+use crate::ring::{Consumer, Mark, Message, MessageKind, OpCallMessage, ValueMessage};
 
 /// Between two looks at the rings, unless one of them fills up fast.
 const INTERVAL: Duration = Duration::from_millis(10);
@@ -109,6 +110,10 @@ pub(super) struct Stream {
     last_ns: u64,
     scratch: Vec<u8>,
     has_threads: bool,
+    /// Ordinal of the last op call: what the value that follows belongs to.
+    last_call: Option<Ordinal>,
+    /// A value of which pieces are missing, and how many bytes it will have.
+    value: Option<(Value, u64)>,
 }
 
 #[derive(Clone, Copy, Default, PartialEq)]
@@ -682,6 +687,9 @@ impl Stream {
         let State::Open(id) = self.state else {
             return Err(malformed("a record before the beginning"));
         };
+        if message.kind != MessageKind::Value {
+            self.give_up_value(id, &mut writer)?;
+        }
         match message.kind {
             MessageKind::StreamBegin => {}
             MessageKind::Definition => {
@@ -713,7 +721,7 @@ impl Stream {
                         tensors: call.tensors,
                         statistics: call.statistics,
                     };
-                    writer.op_call(id, call)?;
+                    self.last_call = Some(writer.op_call(id, call)?);
                 }
                 self.report.records += 1;
                 self.report.op_calls += 1;
@@ -737,6 +745,11 @@ impl Stream {
                     _ => {}
                 }
             }
+            MessageKind::Value => {
+                let piece = ValueMessage::parse(message.words)
+                    .ok_or_else(|| malformed("a value whose lengths are wrong"))?;
+                self.value_piece(id, &piece, &mut writer)?;
+            }
             MessageKind::StreamEnd => {
                 let end: StreamEnd = codec::decode(encoded(message, &mut self.scratch)?)?.0;
                 if let Some(writer) = &mut writer {
@@ -748,6 +761,84 @@ impl Stream {
                 self.saw(end.ended_ns, end.ended_ns);
                 self.state = State::Ended;
             }
+        }
+        Ok(())
+    }
+
+    /// Values that follow are of this record, which is in the file already.
+    pub(super) fn skipped(&mut self, call: Ordinal) {
+        self.last_call = Some(call);
+    }
+
+    /// Puts a value together; writes it when it is whole.
+    fn value_piece<W: Write>(
+        &mut self,
+        id: StreamId,
+        piece: &ValueMessage<'_>,
+        writer: &mut Option<&mut TraceWriter<W>>,
+    ) -> Result<(), Fault> {
+        let malformed = |what: &str| Fault::Stream(what.to_owned());
+        if piece.total > VALUE_LIMIT as u64 {
+            return Err(malformed("a value that is too large"));
+        }
+        if piece.offset == 0 {
+            self.give_up_value(id, writer)?;
+            if writer.is_none() {
+                return Ok(());
+            }
+            let ordinal = self
+                .last_call
+                .ok_or_else(|| malformed("a value before any op call"))?;
+            let elements = if piece.bits {
+                Elements::Bits(Vec::new())
+            } else {
+                Elements::Raw(Vec::new())
+            };
+            let value = Value {
+                ordinal,
+                watch: WatchId(piece.watch),
+                dtype: DType(piece.dtype),
+                shape: piece.shape.to_vec(),
+                elements,
+            };
+            self.value = Some((value, piece.total));
+        }
+        let Some((value, total)) = &mut self.value else {
+            // Its beginning was written when nothing could be written any more.
+            return Ok(());
+        };
+        let (Elements::Raw(bytes) | Elements::Bits(bytes)) = &mut value.elements else {
+            return Err(malformed("a piece of a value that has none"));
+        };
+        if bytes.len() as u64 != piece.offset || *total != piece.total {
+            return Err(malformed("a piece of another value"));
+        }
+        bytes.extend(piece.words.iter().flat_map(|w| w.to_le_bytes()));
+        bytes.truncate((piece.offset + piece.length) as usize);
+        if bytes.len() as u64 == *total
+            && let Some((value, _)) = self.value.take()
+            && let Some(writer) = writer
+        {
+            writer.value(id, &value)?;
+        }
+        Ok(())
+    }
+
+    /// The pieces that are missing will not come: the value is lost.
+    pub(super) fn give_up_value<W: Write>(
+        &mut self,
+        id: StreamId,
+        writer: &mut Option<&mut TraceWriter<W>>,
+    ) -> Result<(), Fault> {
+        let Some((value, _)) = self.value.take() else {
+            return Ok(());
+        };
+        if let Some(writer) = writer {
+            let lost = Value {
+                elements: Elements::Lost,
+                ..value
+            };
+            writer.value(id, &lost)?;
         }
         Ok(())
     }
@@ -830,6 +921,8 @@ impl Stream {
                 },
             )
         });
+        let mut writer = writer;
+        self.give_up_value(id, &mut writer)?;
         let Some(writer) = writer else { return Ok(()) };
         if let Some((time_ns, event)) = drop {
             self.note(id, time_ns, event, writer)?;

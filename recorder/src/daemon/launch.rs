@@ -148,6 +148,7 @@ pub(super) fn environment(
             .into(),
         ),
         ("OPTAPE_RING_BYTES", settings.ring_bytes.to_string().into()),
+        ("OPTAPE_DETAIL", settings.detail.to_json().into()),
         ("OPTAPE_TORCH_VERSIONS", SUPPORTED_TORCH.join(",").into()),
     ]);
     if settings.force_torch {

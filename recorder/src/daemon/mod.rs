@@ -8,6 +8,7 @@
 //! stands in the [`Report`], and leaves the recorded program alone.
 
 mod cost;
+mod detail;
 mod error;
 mod explain;
 mod intake;
@@ -36,6 +37,7 @@ use std::time::Duration;
 use crossbeam::channel::{Sender, bounded};
 use optape_trace::{RunInfo, TraceWriter};
 
+pub use detail::{Detail, Keep, Level, Selection};
 pub use error::RecordError;
 pub use launch::Exit;
 pub use parent::{ParentRequest, Ready, record_parent};
@@ -74,6 +76,8 @@ pub struct Settings {
     pub ring_bytes: usize,
     /// Try versions of torch that are not among [`SUPPORTED_TORCH`].
     pub force_torch: bool,
+    /// What is recorded of modules beside their ops.
+    pub detail: Detail,
     /// The run that this recording is a part of: a UUID, or any name that all parts (nodes) use. A run of its own where it is
     /// not given.
     pub run: Option<String>,
@@ -91,6 +95,7 @@ impl Default for Settings {
             on_full: OnFull::Wait,
             ring_bytes: DEFAULT_CAPACITY,
             force_torch: false,
+            detail: Detail::default(),
             run: None,
             monitors: None,
             functions: false,

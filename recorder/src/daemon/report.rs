@@ -235,6 +235,17 @@ impl Report {
                 ));
             }
         }
+        let lost_values: u64 = self
+            .streams
+            .iter()
+            .filter_map(|s| s.costs.get("capture.dropped_values"))
+            .sum();
+        if lost_values > 0 {
+            lines.push(format!(
+                "{} values that --keep asked for are lost: the ring was full, or they are longer than 32 MiB (a larger ring: --ring-size)",
+                grouped(lost_values)
+            ));
+        }
         if let Some(failure) = &self.failure {
             lines.push(format!(
                 "writing ended early: {failure}; {} records are lost, what was written before is whole",

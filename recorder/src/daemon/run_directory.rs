@@ -16,7 +16,7 @@ use super::error::RecordError;
 use crate::ring::{OnFull, Producer};
 
 /// What a recorded process reads: name within the run directory, content.
-const ATTACH_FILES: [(&str, &str); 7] = [
+const ATTACH_FILES: [(&str, &str); 9] = [
     (
         "attach/_optape_attach.py",
         include_str!("../../python/_optape_attach.py"),
@@ -24,6 +24,14 @@ const ATTACH_FILES: [(&str, &str); 7] = [
     (
         "attach/_optape_functions.py",
         include_str!("../../python/_optape_functions.py"),
+    ),
+    (
+        "attach/_optape_facts.py",
+        include_str!("../../python/_optape_facts.py"),
+    ),
+    (
+        "attach/_optape_watch.py",
+        include_str!("../../python/_optape_watch.py"),
     ),
     (
         "attach/optape_attach-0.1.0.dist-info/entry_points.txt",
