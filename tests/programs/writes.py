@@ -257,10 +257,11 @@ def conclusions():
     product(torch.cat([both[:4], both[:4].double()]), "two types put together")
     product(torch.cat([known, torch.full((8, 8), 2.0)]), "a part that is not binary")
     # The memory holds zeros and ones, the tensor minus ones.
-    imaginary = torch.complex(torch.zeros(8, 8), others).conj().imag
-    plain = torch.view_as_real(torch.complex(torch.zeros(8, 8), others))[..., 1]
-    product(plain, "the same memory")
-    product(torch.cat([imaginary[:4], imaginary[4:]]), "lazily negative parts")
+    numbers = torch.complex(torch.zeros(8, 8), others)
+    imaginary = numbers.conj().imag
+    assert imaginary.is_neg()
+    product(torch.view_as_real(numbers)[..., 1], "the same memory")
+    product(torch.cat([imaginary, imaginary]), "lazily negative parts")
     product(imaginary * 0.0, "lazily negative, times zero")
     for name, x in (("spikes", known), ("spikes again", others), ("numbers", torch.randn(8, 8)), ("infinities", torch.full((8, 8), float("inf")))):
         product(x, f"{name} before")

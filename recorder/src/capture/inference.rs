@@ -66,6 +66,8 @@ impl Inference {
             Self::Joined => {
                 let mut sum = 0u64;
                 for operand in operands {
+                    // Lazy bits: the memory holds other values than the tensor.
+                    measuring::view(operand).ok()?;
                     let known = identities
                         .recall(operand)
                         .filter(|a| a.binary == Some(true))?;
