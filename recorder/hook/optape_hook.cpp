@@ -94,8 +94,11 @@ COLD void give_up_with_current_exception() noexcept {
   }
 }
 
+constexpr uint32_t recorded_bits = 3;
+constexpr uint32_t paused_bit = 4;
+
 bool recording() {
-  return __atomic_load_n(capture->recording, __ATOMIC_RELAXED) != 0 && LIKELY(!failed.load(std::memory_order_relaxed));
+  return (__atomic_load_n(capture->recording, __ATOMIC_RELAXED) & recorded_bits) != 0 && LIKELY(!failed.load(std::memory_order_relaxed));
 }
 
 uint64_t now_ns() {
@@ -1509,9 +1512,32 @@ struct Hidden {
   Hidden& operator=(const Hidden&) = delete;
 };
 
+// The ops that open and close profiler ranges: they tell the optimizer's steps, also while nothing else is recorded.
+std::array<const void*, 3> range_keys{};
+
+bool paused() {
+  return (__atomic_load_n(capture->recording, __ATOMIC_RELAXED) & paused_bit) != 0 && !failed.load(std::memory_order_relaxed);
+}
+
+COLD bool passes(const c10::OperatorHandle& handle) noexcept {
+  if (!paused()) {
+    return true;
+  }
+  const void* key = key_of(handle);
+  if (std::find(range_keys.begin(), range_keys.end(), key) != range_keys.end()) {
+    return false;
+  }
+  try {
+    capture->idle(thread().id);
+  } catch (...) {
+    give_up_with_current_exception();
+  }
+  return true;
+}
+
 void fallback(const c10::OperatorHandle& handle, DispatchKeySet keys, Stack* stack) {
   const DispatchKeySet below = keys & below_hook;
-  if (UNLIKELY(!recording())) {
+  if (UNLIKELY(!recording()) && passes(handle)) {
     const Hidden hidden;
     handle.redispatchBoxed(below, stack);
     return;
@@ -1575,7 +1601,7 @@ class Unboxed<Result(Arguments...)> {
 
   Result call(DispatchKeySet keys, Arguments... arguments) {
     const DispatchKeySet below = keys & below_hook;
-    if (UNLIKELY(!recording())) {
+    if (UNLIKELY(!recording()) && passes(handle)) {
       const Hidden hidden;
       return handle.redispatch(below, std::forward<Arguments>(arguments)...);
     }
@@ -2069,6 +2095,15 @@ int32_t install(const optape_capture* table, std::string& why) {
   static_cast<void>(new c10::RegistrationHandleRAII(
       c10::Dispatcher::singleton().addRegistrationListener(std::make_unique<Deregistration>())));
   define_watch();
+  const c10::OperatorName ranges[] = {
+      {"profiler::_record_function_enter_new", ""},
+      {"profiler::_record_function_exit", "_RecordFunction"},
+      {"profiler::_record_function_exit", ""}};
+  for (size_t i = 0; i < range_keys.size(); ++i) {
+    if (const auto found = c10::Dispatcher::singleton().findSchema(ranges[i])) {
+      range_keys[i] = key_of(*found);
+    }
+  }
   return 0;
 }
 
@@ -2667,7 +2702,7 @@ void assigned(void* module, void* name, void* value) {
   if (known.detail != nullptr) {
     for (const Detail::State& state : known.detail->states) {
       if (state.name == name) {  // Names in code are interned.
-        if (recording()) {
+        if (recording() || paused()) {  // A pause forgets what the state was.
           tell_state(known.number, state.text, value);
         }
         return;

@@ -157,7 +157,9 @@ typedef struct optape_plan {
 typedef struct optape_capture {
   uint32_t abi_version;
   uint32_t reserved;
-  const uint32_t* recording;  /* read (relaxed) at every call: 0 passes ops through untouched (paused, switched off) */
+  /* Read (relaxed) at every call. Bits 0 and 1: ops are recorded. Bit 2: paused: ops pass through, `idle` is called for each that is not inside
+   * another, and the ops of profiler ranges are reported as if they were recorded. 0: ops pass through untouched. */
+  const uint32_t* recording;
   /* 0 on success. Called once per operator and thread-safe. */
   int32_t (*define_op)(const optape_operator* op, optape_plan* plan);
   uint32_t (*text)(const char* text, size_t length);
@@ -180,6 +182,8 @@ typedef struct optape_capture {
   void (*watch)(optape_call* call);
   /* The hook met something that it cannot go on with: recording is switched off and the text goes into the trace. */
   void (*failed)(const char* why);
+  /* While paused: an op passes on this thread (torch's id, as in optape_call). */
+  void (*idle)(uint64_t thread);
 } optape_capture;
 
 /* ---- what the hook library exports ---------------------------------------------------------------------------- */

@@ -188,7 +188,7 @@ pub struct CaptureTable {
     pub abi_version: u32,
     /// Zero.
     pub reserved: u32,
-    /// 0 passes ops through untouched.
+    /// Bits 0 and 1: ops are recorded; bit 2: paused (see [`CaptureTable::idle`]); 0: they pass through untouched.
     pub recording: *const u32,
     /// Tells an operator.
     pub define_op: unsafe extern "C" fn(*const Operator, *mut Plan) -> i32,
@@ -214,6 +214,8 @@ pub struct CaptureTable {
     pub watch: unsafe extern "C" fn(*mut Call),
     /// The hook gives up.
     pub failed: unsafe extern "C" fn(*const c_char),
+    /// While paused: an op passes on this thread (torch's id).
+    pub idle: unsafe extern "C" fn(u64),
 }
 
 // SAFETY: the table is immutable; its pointers lead to functions and to a process-lifetime atomic.

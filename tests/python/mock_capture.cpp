@@ -262,8 +262,10 @@ void failed(const char* why) {
   line(std::string("FAILED ") + why);
 }
 
+void idle(uint64_t) {}
+
 const optape_capture table = {
-    OPTAPE_ABI_VERSION, 0, &is_recording, define_op, text, begin, end, aborted, storage_freed, module_enter, module_exit, state, identify, watch, failed};
+    OPTAPE_ABI_VERSION, 0, &is_recording, define_op, text, begin, end, aborted, storage_freed, module_enter, module_exit, state, identify, watch, failed, idle};
 
 }  // namespace
 

@@ -616,5 +616,8 @@ fn event_text(out: &mut String, dictionary: &Dictionary, event: &Event) -> fmt::
         }
         Event::Samples { count } => write!(out, "samples {count}"),
         Event::Disabled { reason } => write!(out, "disabled {reason:?}"),
+        Event::Paused { reason } => write!(out, "paused reason={}", reason.name()),
+        Event::Resumed => write!(out, "resumed"),
+        Event::Mark { text } => write!(out, "mark {text:?}"),
     }
 }

@@ -108,7 +108,9 @@ pub use ids::{
 pub use index::{BlockIndex, SummaryIndex};
 pub use info::{Role, RunEnd, RunInfo, StreamEnd, StreamInfo};
 pub use reader::{Stream, Trace, TraceEnd};
-pub use record::{DropReason, Event, LateStatistic, Moment, OpCall, Record, StepSource};
+pub use record::{
+    DropReason, Event, LateStatistic, Moment, OpCall, PauseReason, Record, StepSource,
+};
 pub use recovery::{Continuation, Finding, Loss, Recovery, recover, recover_bytes, recover_with};
 pub use statistics::{
     CHANNELS_PER_BLOCK, CROSSBARS, NotTaken, Operand, Pattern, PatternEntry, State, When, fields,

@@ -960,6 +960,25 @@ impl Trace {
         Ok(all)
     }
 
+    /// How many records of a stream that are no op calls are such, without holding them all.
+    ///
+    /// # Errors
+    /// As [`Self::moments`].
+    pub fn count_moments(
+        &self,
+        stream: StreamId,
+        such: impl Fn(&Event) -> bool,
+    ) -> Result<u64, TraceError> {
+        let state = self.stream(stream)?;
+        let mut count = 0;
+        for entry in state.blocks.iter().filter(|b| b.op_calls < b.records) {
+            let block = self.raw_block(state, entry, Columns::MOMENTS)?;
+            let found = block.moments.iter().filter(|moment| such(&moment.event));
+            count += found.count() as u64;
+        }
+        Ok(count)
+    }
+
     /// All records of a stream, in order. After an error nothing more comes.
     pub fn records(
         &self,

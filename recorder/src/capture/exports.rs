@@ -34,6 +34,7 @@ static TABLE: CaptureTable = CaptureTable {
     identify,
     watch,
     failed,
+    idle,
 };
 
 /// Capture as the hook sees it.
@@ -209,6 +210,10 @@ unsafe extern "C" fn identify(tensor: *const Tensor, ids: *mut u64) {
         let (tensor, ids) = unsafe { (&*tensor, std::slice::from_raw_parts_mut(ids, 2)) };
         ids.copy_from_slice(&Capture::get().identities(tensor));
     });
+}
+
+unsafe extern "C" fn idle(thread: u64) {
+    guarded(|| Capture::get().idle(thread));
 }
 
 unsafe extern "C" fn failed(why: *const c_char) {
@@ -514,5 +519,7 @@ pub unsafe extern "C" fn optape_fact(module: i64, key: *const c_char, value: *co
 /// Whether recording goes on. For tests and the glue's own decisions.
 #[unsafe(no_mangle)]
 pub extern "C" fn optape_recording() -> i32 {
-    i32::from(CAPTURE.recording.load(Ordering::Relaxed) != 0)
+    i32::from(
+        CAPTURE.recording.load(Ordering::Relaxed) & (super::RECORDING | super::HOOK_ONLY) != 0,
+    )
 }

@@ -12,6 +12,9 @@ pub(super) const LONGEST_VALUE: usize = 256 << 10;
 /// Facts of a process may take this much; what comes after them is left out, and counted.
 const MOST_BYTES: usize = 8 << 20;
 
+/// A state was assigned while nobody looked.
+const UNSEEN: u64 = u64::MAX;
+
 /// Who a fact is about, and its key.
 pub(super) type Subject = (Option<ModuleId>, TextId);
 
@@ -23,7 +26,7 @@ pub(super) struct Facts {
     bytes: usize,
     /// How many were left out.
     pub(super) left_out: u64,
-    /// Tensor id that a state attribute holds; 0: what it holds is no tensor.
+    /// Tensor id that a state attribute holds; 0: what it holds is no tensor; [`UNSEEN`].
     states: HashMap<(ModuleId, TextId), u64>,
     /// By module: its training flag, once it was called.
     training: Vec<Option<bool>>,
@@ -52,9 +55,17 @@ impl Facts {
         std::mem::replace(known, tensor) != tensor
     }
 
+    /// A state attribute was assigned something that nobody looked at: the next assignment is told, whatever it is.
+    pub(super) fn forget_state(&mut self, module: ModuleId, attribute: TextId) {
+        self.states.insert((module, attribute), UNSEEN);
+    }
+
     /// The state attributes that hold tensors now, in order.
     pub(super) fn states(&self) -> Vec<(ModuleId, TextId, u64)> {
-        let held = self.states.iter().filter(|(_, tensor)| **tensor != 0);
+        let held = self
+            .states
+            .iter()
+            .filter(|(_, tensor)| ![0, UNSEEN].contains(tensor));
         let mut states: Vec<_> = held.map(|((m, a), tensor)| (*m, *a, *tensor)).collect();
         states.sort_unstable();
         states
@@ -115,6 +126,9 @@ mod tests {
         assert!(!facts.assign(m, v, 5));
         assert!(facts.assign(m, v, 6));
         assert!(facts.assign(m, v, 0));
+        facts.forget_state(m, v);
+        assert_eq!(facts.states(), []);
+        assert!(facts.assign(m, v, 0), "it may have been a tensor");
     }
 
     #[test]

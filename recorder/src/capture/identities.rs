@@ -194,6 +194,14 @@ impl Identities {
         id
     }
 
+    /// Ops ran unseen: nobody knows what they wrote, and which objects came and went at the addresses of others. Storages whose
+    /// deaths are told keep their ids.
+    pub(super) fn missed_ops(&mut self) {
+        self.forget_values();
+        self.foreign = Generations::new();
+        self.tensors = Generations::new();
+    }
+
     /// Memory is freed. Gives the storage that it was.
     pub(super) fn freed(&mut self, base: usize) -> Option<u64> {
         self.owned.remove(&base).map(|storage| storage.id)

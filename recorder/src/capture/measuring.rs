@@ -18,7 +18,7 @@ use crate::statistics::{
 };
 
 /// `--stats`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Preset {
     /// T0, scopes, stages.
     None,

@@ -15,6 +15,7 @@ mod inference;
 mod lifetimes;
 mod measuring;
 mod outlet;
+mod schedule;
 mod scopes;
 mod signatures;
 pub mod watching;
@@ -25,25 +26,28 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use optape_trace::{
-    CallId, Definition, Event, ModuleDef, ModuleId, Moment, OpDef, OpId, PatternId, Role, ScopeDef,
-    ScopeId, SignatureDef, StepSource, StreamEnd, StreamInfo, TensorId, TextId, ThreadDef,
-    ThreadId, WatchDef, WatchId, call_flags, codec,
+    CallId, Definition, Event, ModuleDef, ModuleId, Moment, OpDef, OpId, PatternId, PauseReason,
+    Role, ScopeDef, ScopeId, SignatureDef, StepSource, StreamEnd, StreamInfo, TensorId, TextId,
+    ThreadDef, ThreadId, WatchDef, WatchId, call_flags, codec,
 };
 use parking_lot::{Mutex, MutexGuard};
 
 pub use exports::table;
 pub use measuring::Preset;
+pub use schedule::{Schedule, StepCounts, StepsBy};
 
 use crate::abi::{Call, Plan, plan};
 use crate::clock::{monotonic_ns, unix_ns};
-use crate::ring::{MessageKind, OnFull, OpCallMessage, Producer};
+use crate::ring::{
+    MessageKind, OnFull, OpCallMessage, PAUSED_BY_COMMAND, PAUSED_BY_SCHEDULE, Producer, command,
+};
 use facts::Facts;
 use identities::Identities;
 use inference::Inference;
 use lifetimes::Lifetimes;
 use measuring::{OpPlan, Slot};
 use outlet::{KeptValue, Outlet};
-use scopes::{Entry, Scopes, ThreadState};
+use scopes::{Entry, OpenRange, Scopes, ThreadState};
 use signatures::{Found, Signatures, Surroundings, Wildness};
 use watching::Watching;
 
@@ -76,7 +80,14 @@ pub struct Settings {
     pub command: Vec<String>,
     /// Rank, where there is one.
     pub rank: Option<u32>,
+    /// Which steps are recorded; `None`: all.
+    pub schedule: Option<Schedule>,
 }
+
+/// In the run directory: processes that begin to record do so paused.
+pub const PAUSED_MARKER: &str = "paused";
+/// In the run directory: the recording was stopped; no process begins any more.
+pub const STOPPED_MARKER: &str = "stopped";
 
 /// Capture could not begin, or cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -113,6 +124,8 @@ pub struct Capture {
 const RECORDING: u32 = 1;
 /// The hook runs and nothing is captured.
 const HOOK_ONLY: u32 = 2;
+/// Ops pass through; the hook reports that they do ([`Capture::idle`]), module calls and profiler ranges.
+const PAUSED: u32 = 4;
 
 static CAPTURE: Capture = Capture {
     recording: AtomicU32::new(0),
@@ -130,6 +143,11 @@ thread_local! {
     static THREAD: Cell<u32> = const { Cell::new(0) };
     /// Slots of the calls that run on this thread, innermost last.
     static SLOTS: RefCell<Vec<Slot>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The calling thread's index in `Scopes::threads`, plus one; 0: not known yet.
+fn here() -> usize {
+    (THREAD.with(Cell::get) & !UNNAMED) as usize
 }
 
 #[inline]
@@ -209,6 +227,14 @@ struct State {
     calls: u64,
     recalled: u64,
     range_ops: RangeOps,
+    /// Why nothing is recorded now: bits of [`PAUSED_BY_COMMAND`] and [`PAUSED_BY_SCHEDULE`].
+    paused: u64,
+    /// The last command of the daemon's that was followed.
+    obeyed: u32,
+    /// The daemon ended the recording.
+    stopped: bool,
+    /// Root-module calls that did not train.
+    inferences: u64,
 }
 
 /// The ops that `record_function` runs, once the hook has told them.
@@ -261,8 +287,7 @@ impl Capture {
         }
         exports::install_fork_handlers();
         state.begin_anew(settings);
-        self.recording
-            .store(state.settings.mode(), Ordering::Release);
+        self.recording.store(state.mode(), Ordering::Release);
         Ok(())
     }
 
@@ -309,6 +334,9 @@ impl Capture {
         if self.recording.swap(0, Ordering::AcqRel) == 0 {
             return;
         }
+        if why.is_empty() {
+            return;
+        }
         eprintln!("optape: recording stopped, the program goes on: {why}");
         if let Some(state) = guard.as_mut() {
             state.given_up = true;
@@ -327,33 +355,27 @@ impl Capture {
         }
     }
 
-    /// Pauses (`false`) or resumes recording. Ops pass through untouched meanwhile.
+    /// Pauses (`false`) or resumes recording, as the daemon may, too: the last one who says something is obeyed. Ops pass
+    /// through untouched meanwhile. A schedule that leaves the present step out is not overruled.
     pub fn set_recording(&'static self, on: bool) {
-        self.with(|state| {
-            if !state.started || state.given_up {
-                return Ok(());
-            }
-            let mode = if on { state.settings.mode() } else { 0 };
-            let before = self.recording.swap(mode, Ordering::AcqRel);
-            if on && before == 0 {
-                // Nobody saw what wrote to memory meanwhile.
-                state.identities.forget_values();
-            }
-            if (before == 0) == on && state.stream.is_some() {
-                let thread = state.thread(None)?;
-                let key = state.text("recording")?;
-                let value = if on { "\"resumed\"" } else { "\"paused\"" }.to_owned();
-                state.moment(
-                    thread,
-                    Event::Fact {
-                        module: None,
-                        key,
-                        value,
-                    },
-                )?;
-            }
-            Ok(())
+        self.with(|state| match state.started && !state.given_up {
+            true => state.set_paused(PAUSED_BY_COMMAND, !on),
+            false => Ok(()),
         });
+    }
+
+    /// While paused, at every op that passes: begins the stream, so that the daemon can be heard, and listens.
+    fn idle(&'static self, torch_thread: u64) {
+        // Whoever holds the lock listens, too.
+        let Some(mut guard) = self.state.try_lock() else {
+            return;
+        };
+        let Some(state) = guard.as_mut().filter(|state| state.started) else {
+            return;
+        };
+        if let Err(failure) = state.listen(torch_thread) {
+            self.give_up(&mut guard, &failure.0);
+        }
     }
 
     /// Whether recording was begun, paused or not.
@@ -444,7 +466,7 @@ impl Capture {
     pub fn step(&'static self, samples: u64) {
         self.with(|state| {
             let thread = state.thread(None)?;
-            if samples > 0 {
+            if samples > 0 && state.paused == 0 {
                 state.moment(thread, Event::Samples { count: samples })?;
             }
             state.step(thread, StepSource::Program)
@@ -454,6 +476,9 @@ impl Capture {
     /// Begins a named range on this thread.
     pub fn range_enter(&'static self, name: &str) {
         self.with(|state| {
+            if state.stopped {
+                return Ok(());
+            }
             let thread = state.thread(None)?;
             let name = state.text(name)?;
             state.range_enter(thread, name)
@@ -491,6 +516,10 @@ impl Capture {
         tensor: Option<&crate::abi::Tensor>,
     ) {
         self.with(|state| {
+            if state.paused != 0 {
+                state.facts.forget_state(module, attribute);
+                return Ok(());
+            }
             let id = match tensor {
                 Some(tensor) => state.identity(tensor)?[1],
                 None => 0,
@@ -640,8 +669,15 @@ impl Capture {
     ) {
         self.with(|state| {
             let thread = state.thread(Some(torch_thread))?;
+            if state.settings.schedule.is_some()
+                && !entry.graph_task
+                && state.scopes.is_outside(thread)
+            {
+                state.follow_schedule()?;
+            }
+            let told = state.paused == 0 && state.stream.is_some();
             let (module, training) = (ModuleId(entry.module), entry.training);
-            let (call, fresh) = state.scopes.enter(thread, entry);
+            let (call, fresh) = state.scopes.enter(thread, entry, told);
             if let Some(scope) = fresh {
                 state.define_scope(scope)?;
             }
@@ -649,8 +685,11 @@ impl Capture {
                 let key = state.text("training")?;
                 state.fact(Some(module), key, if training { "true" } else { "false" })?;
             }
-            let arguments = state.tensor_ids(arguments)?;
             state.look_for_neurons(thread);
+            if !told {
+                return Ok(());
+            }
+            let arguments = state.tensor_ids(arguments)?;
             state.moment(
                 thread,
                 Event::ModuleEnter {
@@ -665,20 +704,23 @@ impl Capture {
     fn module_exit(&'static self, torch_thread: u64, module: u32, results: &[crate::abi::Tensor]) {
         self.with(|state| {
             let thread = state.thread(Some(torch_thread))?;
-            let Some((call, root)) = state.scopes.exit(thread, module) else {
+            let Some(ended) = state.scopes.exit(thread, module) else {
                 return Ok(());
             };
-            let results = state.tensor_ids(results)?;
             state.look_for_neurons(thread);
-            state.moment(
-                thread,
-                Event::ModuleExit {
-                    call: CallId(call),
-                    module: ModuleId(module),
-                    results,
-                },
-            )?;
-            if root {
+            if ended.told {
+                let results = state.tensor_ids(results)?;
+                state.moment(
+                    thread,
+                    Event::ModuleExit {
+                        call: CallId(ended.call),
+                        module: ModuleId(module),
+                        results,
+                    },
+                )?;
+            }
+            if ended.root {
+                state.inferences += u64::from(!ended.trained);
                 state.step(thread, StepSource::RootCall)?;
             }
             Ok(())
@@ -794,12 +836,10 @@ impl Settings {
             Some("drop") => settings.on_full = OnFull::Drop,
             Some(other) => return bad(format!("OPTAPE_ON_FULL={other}: wait and drop are known")),
         }
+        settings.schedule = variable("OPTAPE_SCHEDULE")
+            .map(|text| text.parse())
+            .transpose()?;
         Ok(settings)
-    }
-
-    /// The value of [`Capture::recording`] while it records.
-    const fn mode(&self) -> u32 {
-        if self.hook_only { HOOK_ONLY } else { RECORDING }
     }
 
     /// What a recording within this process wants.
@@ -814,6 +854,7 @@ impl Settings {
             hook_only: recording.hook_only,
             ring_bytes: recording.ring_bytes,
             on_full: recording.on_full,
+            schedule: recording.schedule,
             ..Self::default()
         }
     }
@@ -830,6 +871,7 @@ impl Default for Settings {
             versions: BTreeMap::new(),
             command: Vec::new(),
             rank: None,
+            schedule: None,
         }
     }
 }
@@ -858,6 +900,10 @@ impl Default for State {
             calls: 0,
             recalled: 0,
             range_ops: RangeOps::default(),
+            paused: 0,
+            obeyed: 0,
+            stopped: false,
+            inferences: 0,
         }
     }
 }
@@ -1039,7 +1085,7 @@ impl State {
     #[inline]
     fn has_stream(&mut self, since_ns: u64) -> Result<bool, Failure> {
         if self.stream.is_none() {
-            if !self.started {
+            if !self.started || self.stopped {
                 return Ok(false);
             }
             self.begin_stream(since_ns)?;
@@ -1050,6 +1096,11 @@ impl State {
     #[cold]
     fn begin_stream(&mut self, since_ns: u64) -> Result<(), Failure> {
         let settings = &self.settings;
+        if settings.run_directory.join(STOPPED_MARKER).exists() {
+            self.stopped = true;
+            // Nothing went wrong, so nothing is said.
+            return Err(Failure(String::new()));
+        }
         let ring = Producer::create(
             &settings.run_directory,
             settings.ring_bytes,
@@ -1060,6 +1111,7 @@ impl State {
             directory: settings.run_directory.clone(),
             source,
         })?;
+        ring.set_epoch_ns(since_ns);
         let mut outlet = Outlet::new(ring);
         let info = StreamInfo {
             process_id: std::process::id(),
@@ -1123,18 +1175,6 @@ impl State {
                 },
             })?;
         }
-        // Modules that run already: the stream begins with the first op inside of them.
-        for (call, module) in self.scopes.running(thread.index()) {
-            outlet.moment(&Moment {
-                time_ns: 0,
-                thread,
-                event: Event::ModuleEnter {
-                    call,
-                    module,
-                    arguments: Vec::new(),
-                },
-            })?;
-        }
         self.stream = Some(Stream {
             outlet,
             epoch_ns: since_ns,
@@ -1146,17 +1186,172 @@ impl State {
             numbers: Vec::new(),
             ended: Vec::new(),
         });
+        self.obeyed = 0;
+        self.publish_steps();
+        self.scopes.nothing_told();
+        match self.pause_reason() {
+            Some(reason) => {
+                self.publish_pause();
+                self.aside(Event::Paused { reason })
+            }
+            None => self.tell_what_is_open(since_ns),
+        }
+    }
+
+    /// A record of no thread in particular.
+    fn aside(&mut self, event: Event) -> Result<(), Failure> {
+        let known = here();
+        let thread = match self.threads.len() {
+            0 => self.thread(None)?,
+            threads if known == 0 || known > threads => 0,
+            _ => known - 1,
+        };
+        self.moment(thread, event)
+    }
+
+    fn pause_reason(&self) -> Option<PauseReason> {
+        match self.paused {
+            0 => None,
+            bits if bits & PAUSED_BY_COMMAND != 0 => Some(PauseReason::Asked),
+            _ => Some(PauseReason::Schedule),
+        }
+    }
+
+    /// Sets or clears one reason for recording nothing.
+    fn set_paused(&mut self, reason: u64, on: bool) -> Result<(), Failure> {
+        let before = self.paused;
+        self.paused = if on {
+            before | reason
+        } else {
+            before & !reason
+        };
+        if self.paused == before || self.stopped {
+            return Ok(());
+        }
+        self.publish_pause();
+        // Nothing but these two changes here: a recorder that is switched off stays so.
+        let (from, to) = match self.paused {
+            0 => (PAUSED, RECORDING),
+            _ => (RECORDING, PAUSED),
+        };
+        let _ = CAPTURE
+            .recording
+            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed);
+        match (before, self.pause_reason()) {
+            (0, Some(reason)) => self.aside(Event::Paused { reason }),
+            (_, None) => {
+                self.identities.missed_ops();
+                self.scopes.missed_ops();
+                self.aside(Event::Resumed)?;
+                self.tell_what_is_open(monotonic_ns())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Module calls and ranges that run, and whose beginning is not in the trace: as if they began at `at_ns` (CLOCK_MONOTONIC).
+    fn tell_what_is_open(&mut self, at_ns: u64) -> Result<(), Failure> {
+        for (thread, call, module) in self.scopes.tell_open_calls() {
+            self.moment_at(
+                at_ns,
+                thread,
+                Event::ModuleEnter {
+                    call: CallId(call),
+                    module: ModuleId(module),
+                    arguments: Vec::new(),
+                },
+            )?;
+        }
+        for (thread, name) in self.scopes.tell_open_ranges() {
+            self.moment_at(at_ns, thread, Event::RangeEnter { name })?;
+        }
+        Ok(())
+    }
+
+    fn publish_pause(&self) {
+        if let Some(stream) = &self.stream {
+            stream.outlet.ring().obeyed(self.obeyed, self.paused);
+        }
+    }
+
+    fn publish_steps(&self) {
+        if let Some(stream) = &self.stream {
+            let [optimizer, root_calls, program] = self.steps;
+            stream
+                .outlet
+                .ring()
+                .set_steps([optimizer, root_calls, program, self.inferences]);
+        }
+    }
+
+    fn step_counts(&self) -> StepCounts {
+        StepCounts {
+            by_source: self.steps,
+            inferences: self.inferences,
+        }
+    }
+
+    /// A step may have begun: whether it is recorded.
+    fn follow_schedule(&mut self) -> Result<(), Failure> {
+        match self.settings.schedule {
+            None => Ok(()),
+            Some(schedule) => {
+                let records = schedule.records(&self.step_counts());
+                self.set_paused(PAUSED_BY_SCHEDULE, !records)
+            }
+        }
+    }
+
+    /// Hears the daemon while nothing is recorded.
+    fn listen(&mut self, torch_thread: u64) -> Result<(), Failure> {
+        if self.stopped {
+            return Ok(());
+        }
+        self.thread(Some(torch_thread))?;
+        if !self.has_stream(monotonic_ns())? {
+            return Ok(());
+        }
+        match self.command() {
+            command if command == self.obeyed => Ok(()),
+            command => self.obey(command),
+        }
+    }
+
+    /// What the daemon said last.
+    #[inline]
+    fn command(&self) -> u32 {
+        self.stream
+            .as_ref()
+            .map_or(self.obeyed, |stream| stream.outlet.ring().command())
+    }
+
+    /// Does what the daemon says.
+    #[cold]
+    fn obey(&mut self, command: u32) -> Result<(), Failure> {
+        self.obeyed = command;
+        if command & command::STOP != 0 {
+            CAPTURE.recording.store(0, Ordering::Release);
+            self.stopped = true;
+            self.publish_pause();
+            self.end_stream();
+            return Ok(());
+        }
+        self.set_paused(PAUSED_BY_COMMAND, command & command::PAUSE != 0)?;
+        self.publish_pause();
         Ok(())
     }
 
     /// A record that is no op call. Before the first op there is no stream, and nothing to say.
     fn moment(&mut self, thread: usize, event: Event) -> Result<(), Failure> {
+        self.moment_at(monotonic_ns(), thread, event)
+    }
+
+    fn moment_at(&mut self, at_ns: u64, thread: usize, event: Event) -> Result<(), Failure> {
         let Some(stream) = self.stream.as_mut() else {
             return Ok(());
         };
-        let time_ns = monotonic_ns().saturating_sub(stream.epoch_ns);
         stream.outlet.moment(&Moment {
-            time_ns,
+            time_ns: at_ns.saturating_sub(stream.epoch_ns),
             thread: ThreadId(thread as u32),
             event,
         })?;
@@ -1166,22 +1361,51 @@ impl State {
     fn step(&mut self, thread: usize, source: StepSource) -> Result<(), Failure> {
         let step = self.steps[source as usize];
         self.steps[source as usize] += 1;
-        self.moment(thread, Event::StepMark { step, source })
+        self.publish_steps();
+        if self.paused == 0 {
+            self.moment(thread, Event::StepMark { step, source })?;
+        }
+        // A step that is told by its root module's end may go on with its backward pass: the next call begins the next step.
+        if source == StepSource::RootCall {
+            Ok(())
+        } else {
+            self.follow_schedule()
+        }
     }
 
     fn range_enter(&mut self, thread: usize, name: TextId) -> Result<(), Failure> {
         if !self.has_stream(monotonic_ns())? {
             return Ok(());
         }
-        self.scopes.threads[thread].ranges.push(name);
-        self.moment(thread, Event::RangeEnter { name })
+        let told = self.paused == 0;
+        self.scopes.threads[thread]
+            .ranges
+            .push(OpenRange { name, told });
+        if told {
+            self.moment(thread, Event::RangeEnter { name })
+        } else {
+            Ok(())
+        }
     }
 
     fn range_exit(&mut self, thread: usize) -> Result<(), Failure> {
         match self.scopes.threads[thread].ranges.pop() {
-            Some(name) => self.moment(thread, Event::RangeExit { name }),
-            None => Ok(()),
+            Some(OpenRange { name, told: true }) => self.moment(thread, Event::RangeExit { name }),
+            _ => Ok(()),
         }
+    }
+
+    /// A call while nothing is recorded: only ranges are followed.
+    #[cold]
+    fn unrecorded_call(&mut self, thread: usize, call: &Call) -> Result<(), Failure> {
+        if self.range_ops.exits.contains(&call.op) {
+            self.range_exit(thread)?;
+        }
+        if self.range_ops.enters.contains(&call.op) {
+            let name = measuring::payload(call).first().copied().unwrap_or(0);
+            self.range_enter(thread, TextId(name as u32))?;
+        }
+        Ok(())
     }
 
     /// Writes the record of a call, and right behind it the value that is kept of it.
@@ -1191,9 +1415,20 @@ impl State {
         slots: &[Slot],
         kept: Option<&KeptValue>,
     ) -> Result<(), Failure> {
+        if self.stopped {
+            return Ok(());
+        }
         let thread = self.thread(Some(call.thread))?;
         if !self.has_stream(call.start_ns)? {
             return Ok(());
+        }
+        // On a line of the ring that every record reads anyway.
+        let command = self.command();
+        if command != self.obeyed {
+            self.obey(command)?;
+        }
+        if self.paused != 0 || self.stopped {
+            return self.unrecorded_call(thread, call);
         }
         let range_exit = self.range_ops.exits.contains(&call.op);
         if range_exit {
@@ -1373,6 +1608,7 @@ impl State {
             drop(stream);
         }
         self.scopes.forked();
+        self.scopes.nothing_told();
         if let Some(lifetimes) = &mut self.lifetimes {
             // What the parent told, the child's stream does not know.
             **lifetimes = Lifetimes::new(self.identities.given());
@@ -1391,6 +1627,12 @@ impl State {
         self.kept_values = 0;
         self.dropped_values = 0;
         self.steps = [0; 3];
+        self.inferences = 0;
+        self.obeyed = 0;
+        if self.started && !self.stopped {
+            // Its steps are its own. An error could only come from a record, and there is no stream to write one to.
+            let _ = self.follow_schedule();
+        }
         OWN_TIME_NS.store(0, Ordering::Relaxed);
         STATISTICS_TIME_NS.store(0, Ordering::Relaxed);
     }
@@ -1401,8 +1643,8 @@ impl State {
         self.scopes.close_ranges();
         self.count_from_zero();
         self.scopes.unattributed = 0;
-        // Nobody saw what wrote to memory meanwhile.
-        self.identities.forget_values();
+        self.identities.missed_ops();
+        self.scopes.missed_ops();
         if settings.statistics != self.settings.statistics {
             let plans = boxcar::Vec::new();
             for op in &self.ops {
@@ -1416,9 +1658,30 @@ impl State {
             (settings.statistics == Preset::Full).then(|| Box::new(Lifetimes::new(known)));
         self.facts = Facts::default();
         self.watching.clear();
+        self.paused = 0;
+        if settings.run_directory.join(PAUSED_MARKER).exists() {
+            self.paused |= PAUSED_BY_COMMAND;
+        }
+        if settings
+            .schedule
+            .is_some_and(|schedule| !schedule.records(&self.step_counts()))
+        {
+            self.paused |= PAUSED_BY_SCHEDULE;
+        }
         self.settings = settings;
+        self.obeyed = 0;
+        self.stopped = false;
         self.given_up = false;
         self.started = true;
+    }
+
+    /// The value of [`Capture::recording`] for a recording that is neither stopped nor given up.
+    const fn mode(&self) -> u32 {
+        match (self.settings.hook_only, self.paused) {
+            (true, _) => HOOK_ONLY,
+            (false, 0) => RECORDING,
+            _ => PAUSED,
+        }
     }
 }
 

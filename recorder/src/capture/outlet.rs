@@ -53,6 +53,12 @@ impl Outlet {
         }
     }
 
+    /// The ring's control words.
+    #[inline]
+    pub(super) fn ring(&self) -> &Producer {
+        &self.ring
+    }
+
     pub(super) fn define(&mut self, definition: &Definition) -> Result<(), OutletError> {
         self.scratch.clear();
         codec::encode_into(definition, &mut self.scratch)?;

@@ -1,9 +1,9 @@
 //! What is recorded of modules beside their ops: as flags give it, and as the attach glue reads it.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// How much of modules is recorded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     /// Facts, and when calls begin and end.
@@ -25,7 +25,7 @@ impl Level {
 }
 
 /// What is kept of watched values, beside their statistics.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Keep {
     /// Nothing.
@@ -50,7 +50,7 @@ impl Keep {
 }
 
 /// Something about some modules: `PATTERN:NAME,NAME...`. The pattern is a class, a module's name, or a glob over these.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Selection {
     /// Which modules.
     pub pattern: String,
@@ -91,7 +91,7 @@ fn is_name(text: &str) -> bool {
 }
 
 /// All of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Detail {
     /// Of all modules.
     pub level: Level,

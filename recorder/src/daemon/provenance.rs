@@ -87,6 +87,15 @@ pub(super) fn run_info(command: &[OsString], settings: &Settings) -> RunInfo {
         facts.insert("run.name".into(), name.clone());
     }
     facts.insert("capture.functions".into(), settings.functions.to_string());
+    if let Some(schedule) = settings.schedule {
+        facts.insert("capture.schedule".into(), schedule.to_string());
+    }
+    if let Some(length) = settings.window {
+        facts.insert("capture.window_s".into(), length.as_secs().to_string());
+    }
+    if settings.paused {
+        facts.insert("capture.paused".into(), "true".into());
+    }
     RunInfo {
         run_uuid: run_uuid(settings.run.as_deref()).into_bytes(),
         optape_version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -11,8 +11,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use optape_trace::{
-    Continuation, DType, DropReason, Elements, Loss, Ordinal, Recovery, StreamEnd, StreamId, Trace,
-    TraceError, TraceWriter, Value, WatchId, codec, recover_with,
+    Continuation, DType, DropReason, Elements, Event, Loss, Ordinal, Recovery, StreamEnd, StreamId,
+    Trace, TraceError, TraceWriter, Value, WatchId, codec, recover_with,
 };
 
 use super::intake::{Fault, State, Stream};
@@ -85,8 +85,10 @@ pub fn salvage<W: Write>(
 /// Of a ring whose stream is in the file: what the file has of the values at its beginning, which follow records that are not in the ring any
 /// more, or that both have.
 struct KeptBefore {
-    /// Ordinal in the file of the record that was passed last; `None` before the first.
-    record: Option<u64>,
+    /// How many of the ring's records were passed, those before its tail included.
+    passed: u64,
+    /// Ordinals in the file of the daemon's own records, rising: they are not among those of the ring.
+    own: Vec<u64>,
     /// Records of the file's stream, and how many the copy has of it, with drops in the place of what is damaged.
     in_file: u64,
     in_copy: u64,
@@ -100,33 +102,47 @@ struct KeptBefore {
 impl KeptBefore {
     fn new<W: Write>(
         known: &optape_trace::Stream,
+        own: Vec<u64>,
         freed: u64,
         trace: &Trace,
         writer: &TraceWriter<W>,
     ) -> Self {
         let values = trace.values(known.id()).map_while(Result::ok);
-        let from = freed.saturating_sub(1);
-        Self {
-            record: freed.checked_sub(1),
+        let mut before = Self {
+            passed: freed,
+            own,
             in_file: known.records(),
             in_copy: writer.records(known.id()),
-            have: values.map(|v| v.ordinal.0).filter(|o| *o >= from).collect(),
+            have: HashSet::new(),
             begun: None,
             given_up: None,
-        }
+        };
+        let from = before.record().unwrap_or(0);
+        before.have = values.map(|v| v.ordinal.0).filter(|o| *o >= from).collect();
+        before
     }
 
     /// A record is passed over: what follows may be its value.
     fn next_record(&mut self, stream: &mut Stream) {
-        self.record = Some(self.record.map_or(0, |record| record + 1));
+        self.passed += 1;
         if let Some(call) = self.place() {
-            stream.skipped(call);
+            stream.values.follow(call);
         }
+    }
+
+    /// Ordinal in the file of the record that was passed last; `None` before the first.
+    fn record(&self) -> Option<u64> {
+        let last = self.passed.checked_sub(1)?;
+        Some(
+            self.own
+                .iter()
+                .fold(last, |ordinal, own| ordinal + u64::from(*own <= ordinal)),
+        )
     }
 
     /// Where the record stands in the copy.
     fn place(&self) -> Option<Ordinal> {
-        let record = self.record.filter(|record| *record < self.in_file)?;
+        let record = self.record().filter(|record| *record < self.in_file)?;
         Some(Ordinal((record + self.in_copy).checked_sub(self.in_file)?))
     }
 
@@ -137,7 +153,7 @@ impl KeptBefore {
         id: Option<StreamId>,
         writer: &mut TraceWriter<W>,
     ) -> Result<bool, Fault> {
-        let (Some(record), Some(call), Some(id)) = (self.record, self.place(), id) else {
+        let (Some(record), Some(call), Some(id)) = (self.record(), self.place(), id) else {
             return Ok(false);
         };
         if self.have.contains(&record) || self.given_up == Some(record) {
@@ -189,6 +205,13 @@ fn files(directory: &Path) -> Result<Vec<PathBuf>, TraceError> {
     Ok(rings.into_iter().map(|(_, path)| path).collect())
 }
 
+/// Ordinals of a stream's records that never were in its ring: the daemon's own.
+fn own_records(trace: &Trace, stream: &optape_trace::Stream) -> Result<Vec<u64>, TraceError> {
+    let moments = trace.moments(stream.id())?.into_iter();
+    let marks = moments.filter(|(_, moment)| matches!(moment.event, Event::Mark { .. }));
+    Ok(marks.map(|(ordinal, _)| ordinal.0).collect())
+}
+
 /// Appends what a ring has beyond the file. Nothing where it never held a record.
 fn append<W: Write>(
     path: &Path,
@@ -209,7 +232,8 @@ fn append<W: Write>(
         }
     };
     // Asked first: what it commits until it is found dead is read afterwards.
-    let gone = Process::of_ring(path, ring.process_id()).is_gone();
+    let process = Process::of_ring(ring.process_id(), ring.process_start_ticks());
+    let gone = process.is_gone() || ring.is_abandoned();
     let mut state = RingState {
         process_id: ring.process_id(),
         appended: 0,
@@ -231,11 +255,13 @@ fn append<W: Write>(
     if let Some(known) = in_file {
         stream.state = State::Open(known.id());
         let freed = ring.mark().records;
-        skip = known.records().saturating_sub(freed);
-        freed_unwritten = freed.saturating_sub(known.records());
-        let before = KeptBefore::new(known, freed, trace, writer);
+        let own = own_records(trace, known)?;
+        let in_file = known.records().saturating_sub(own.len() as u64);
+        skip = in_file.saturating_sub(freed);
+        freed_unwritten = freed.saturating_sub(in_file);
+        let before = KeptBefore::new(known, own, freed, trace, writer);
         if let Some(call) = before.place() {
-            stream.skipped(call);
+            stream.values.follow(call);
         }
         kept = Some(before);
     }
@@ -303,7 +329,7 @@ fn append<W: Write>(
     let State::Open(id) = stream.state else {
         return Ok((state.fault.is_some()).then_some(state));
     };
-    if let Err(Fault::Sink(error)) = stream.give_up_value(id, &mut Some(&mut *writer)) {
+    if let Err(Fault::Sink(error)) = stream.values.give_up(id, &mut Some(&mut *writer)) {
         return Err(error);
     }
     state.appended = stream.report.records;
