@@ -27,6 +27,9 @@ pub struct Options {
     /// What the numbers in the records mean: ops, signatures, scopes, modules, statistics
     #[arg(long)]
     pub definitions: bool,
+    /// The values that --keep kept, after the records
+    #[arg(long)]
+    pub values: bool,
     /// Where to.
     #[command(flatten)]
     pub output: OutputOptions,
@@ -72,6 +75,16 @@ pub fn run(options: &Options, _global: &GlobalOptions) -> anyhow::Result<ExitCod
                     "{}",
                     line.with_context(|| options.trace.display().to_string())?
                 )?;
+            }
+            if options.values
+                && let Some(state) = trace.streams().get(stream.index())
+            {
+                for value in trace.values(stream) {
+                    let value = value.with_context(|| options.trace.display().to_string())?;
+                    if options.records.contains(&value.ordinal.0) {
+                        writeln!(out, "{}", dump::value_line(state, &value))?;
+                    }
+                }
             }
         }
         Ok(())

@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum, ValueHint};
 use optape_replay::report::{grouped, scaled, uuid_text};
 use optape_trace::series::facts;
-use optape_trace::{Stream, Trace, TraceEnd};
+use optape_trace::{Event, Stream, Trace, TraceEnd};
 use serde_json::{Value, json};
 
 use crate::options::GlobalOptions;
@@ -77,6 +77,36 @@ fn span_ns(stream: &Stream) -> u64 {
         .unwrap_or(0);
     let last = stream.blocks().iter().map(|b| b.last_ns).max().unwrap_or(0);
     last.saturating_sub(first)
+}
+
+/// That the stream is not the whole run.
+fn pauses(costs: &std::collections::BTreeMap<String, u64>) -> Option<String> {
+    let pauses = *costs.get("recording.pauses")?;
+    let times = match pauses {
+        1 => "once".to_owned(),
+        n => format!("{} times", grouped(i128::from(n))),
+    };
+    #[expect(clippy::cast_precision_loss, reason = "rounded for people")]
+    let seconds = costs.get("recording.paused_ns").copied().unwrap_or(0) as f64 / 1e9;
+    Some(format!(
+        "{times}, {} in all: totals are not those of the whole run",
+        scaled(seconds, "s")
+    ))
+}
+
+/// Of a stream without an end: whether its last word is that it is paused.
+fn paused_now(trace: &Trace, stream: &Stream) -> Option<String> {
+    let last = trace
+        .moments(stream.id())
+        .ok()?
+        .into_iter()
+        .rev()
+        .find_map(|(_, moment)| match moment.event {
+            Event::Paused { reason } => Some(Some(reason)),
+            Event::Resumed => Some(None),
+            _ => None,
+        })??;
+    Some(format!("at present ({})", last.name()))
 }
 
 fn ratio(bytes: u64, op_calls: u64) -> Option<f64> {
@@ -189,11 +219,19 @@ fn table(path: &str, trace: &Trace, bytes: u64, out: &mut Vec<u8>) -> anyhow::Re
                         "the process did not say goodbye".to_owned()
                     },
                 )?;
+                if let Some(text) = pauses(&end.costs) {
+                    line("paused", text)?;
+                }
                 for (key, value) in &end.costs {
                     line("cost", format!("{key} = {value}"))?;
                 }
             }
-            None => line("end", "open".to_owned())?,
+            None => {
+                line("end", "open".to_owned())?;
+                if let Some(reason) = paused_now(trace, stream) {
+                    line("paused", reason)?;
+                }
+            }
         }
     }
     for stream in trace.monitors() {

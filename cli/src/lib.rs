@@ -5,6 +5,8 @@
 
 pub mod completions;
 pub mod config;
+pub mod ctl;
+pub mod daemon;
 pub mod dump;
 pub mod exit;
 pub mod info;
@@ -107,6 +109,8 @@ fn run(options: &Options) -> anyhow::Result<ExitCode> {
     match &options.command {
         Command::Record(options) => record::run(options, global),
         Command::Monitor(options) => monitor::run(options, global),
+        Command::Daemon(options) => daemon::run(options, global),
+        Command::Ctl(options) => ctl::run(options, global),
         Command::Replay(options) => replay::run(options, global),
         Command::Info(options) => info::run(options, global),
         Command::Dump(options) => dump::run(options, global),

@@ -1,7 +1,7 @@
 //! `optape monitor`: GPUs, energy counters and the machine, without a recording. Also the flags for the monitors of a recording.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -212,7 +212,7 @@ fn log(
     monitors: Monitors,
     settings: &MonitorSettings,
     until: Until,
-    directory: &std::path::Path,
+    directory: &Path,
 ) -> anyhow::Result<()> {
     let context = || format!("cannot write event files into {}", directory.display());
     let mut file = None;

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use crate::{
-    completions, config, dump, info, man, monitor, presets, record, recover, replay, rules, verify,
+    completions, config, ctl, daemon, dump, info, man, monitor, presets, record, recover, replay,
+    rules, verify,
 };
 
 /// Records what PyTorch runs, op by op, and answers questions about it afterwards.
@@ -89,6 +90,10 @@ pub enum Command {
     Record(record::Options),
     /// Watch GPUs, energy counters and the machine without recording
     Monitor(monitor::Options),
+    /// Record the runs of others, as a service
+    Daemon(daemon::Options),
+    /// Show what is being recorded; pause, resume, mark, flush or stop it
+    Ctl(ctl::Options),
     /// Count over a trace: operations, bytes, energy, firing rates
     Replay(Box<replay::Options>),
     /// Say what a trace is: command, versions, processes, size, how it ended

@@ -4,12 +4,13 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum, ValueHint};
-use optape_recorder::capture::Preset;
+use optape_recorder::capture::{Preset, Schedule, StepsBy};
 use optape_recorder::daemon::{
-    self, Outcome, ParentRequest, Ready, RecordError, Report, Request, SMALLEST_RING_BYTES,
-    Settings, StreamReport,
+    self, Detail, Outcome, ParentRequest, Ready, RecordError, Report, Request, SMALLEST_RING_BYTES,
+    Selection, Settings, StreamReport,
 };
 use optape_recorder::ring::{DEFAULT_CAPACITY, OnFull};
 
@@ -42,6 +43,18 @@ pub struct Options {
     /// How much to record beside ops, modules and stages; in the place of --stats
     #[arg(long, value_name = "LEVEL")]
     pub level: Option<Level>,
+    /// Follow state attributes: of a class or module (a name or a glob), as in 'LIF:mem,syn'. Known without it: those of SpikingJelly,
+    /// snnTorch, sinabs and Norse, at level full
+    #[arg(long, value_name = "MODULES:NAMES")]
+    pub state: Vec<Selection>,
+    /// Record statistics of a tensor of a class or module (a name or a glob), as in 'IFNode:output,v' or 'fc1:input,grad_output'. Known: input,
+    /// output, grad_output, grad_input (through that call alone, from its autograd nodes), or an attribute after each call, ATTRIBUTE.before
+    /// for before it
+    #[arg(long, value_name = "MODULES:WHAT")]
+    pub watch: Vec<Selection>,
+    /// Keep the values of what is watched (--watch, and outputs of spiking neurons) themselves, not only their statistics
+    #[arg(long, value_name = "WHAT")]
+    pub keep: Option<Keep>,
     /// What the program does when a ring is full: wait for the recorder (at most 1 s, then drop), or drop records
     #[arg(
         long,
@@ -74,6 +87,32 @@ pub struct Options {
         requires = "output"
     )]
     pub parent: Option<u32>,
+    /// Record only these steps: 100..200, 100.., ..200, counted from 0 in each process; the second number is not among them
+    #[arg(long, value_name = "FIRST..END", value_parser = step_range, help_heading = "Which steps")]
+    pub steps: Option<StepRange>,
+    /// Record one step of every N
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Which steps")]
+    pub every: Option<u64>,
+    /// What a step of --steps and --every is
+    #[arg(
+        long,
+        value_name = "WHAT",
+        default_value = "auto",
+        help_heading = "Which steps"
+    )]
+    pub step_by: StepBy,
+    /// Begin paused, until the program calls optape.resume() or somebody `optape ctl resume`
+    #[arg(long, help_heading = "Which steps")]
+    pub paused: bool,
+    /// Keep only the last so long of each process (30s, 5min, 2h), and write it at the end; of a process that crashes, its last
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Which steps")]
+    pub ring: Option<Duration>,
+    /// Have `optape daemon` record it, which listens at --socket
+    #[arg(long)]
+    pub daemon: bool,
+    /// The daemon's socket [default: as `optape daemon` has it]
+    #[arg(long, value_name = "PATH", env = "OPTAPE_SOCKET", value_hint = ValueHint::AnyPath)]
+    pub socket: Option<PathBuf>,
     /// The command, and its arguments
     #[arg(trailing_var_arg = true, required_unless_present = "parent", value_name = "CMD", value_hint = ValueHint::CommandWithArguments)]
     pub command: Vec<OsString>,
@@ -100,8 +139,18 @@ pub enum Stats {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Level {
     /// What the energy models need: also what layers and neurons read and write, what of products and convolutions is not
-    /// empty, and when storages come and go
+    /// empty, and when storages come and go, the tensors of module calls, and
+    /// the states of neurons
     Full,
+}
+
+/// Values of `--keep`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Keep {
+    /// Where all elements are 0 or 1: a bit each
+    Spikes,
+    /// All: a bit each where all are 0 or 1, else as they are
+    Values,
 }
 
 /// Values of `--on-full`.
@@ -111,6 +160,62 @@ pub enum WhenFull {
     Wait,
     /// Drop records, and count them
     Drop,
+}
+
+/// Values of `--step-by`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StepBy {
+    /// Steps that the program marks; else optimizer steps; else, where there is neither, inferences of the root module
+    Auto,
+    /// Steps of the optimizer
+    Optimizer,
+    /// Calls of the root module
+    Call,
+    /// Steps that the program marks
+    Program,
+}
+
+/// Steps from the first up to the second, which is not among them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepRange {
+    first: u64,
+    end: Option<u64>,
+}
+
+fn step_range(text: &str) -> Result<StepRange, String> {
+    let bad = || "two numbers with .. between; for example 100..200, 100.. or ..200".to_owned();
+    let number = |text: &str| match text {
+        "" => Ok(None),
+        text => text.parse().map(Some).map_err(|_| bad()),
+    };
+    let (first, end) = text.split_once("..").ok_or_else(bad)?;
+    let (first, end): (Option<u64>, Option<u64>) = (number(first)?, number(end)?);
+    let first = first.unwrap_or(0);
+    match end {
+        Some(end) if end <= first => Err(format!(
+            "there is no step in it: {end} is not behind {first}"
+        )),
+        end => Ok(StepRange { first, end }),
+    }
+}
+
+/// `30s`, `5min`, `2h`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let seconds: u64 = match text.get(digits.len()..).unwrap_or_default() {
+        "s" => 1,
+        "m" | "min" => 60,
+        "h" => 3600,
+        "" => return Err("a unit is missing: s, min or h".to_owned()),
+        unit => return Err(format!("{unit} is no unit; s, min and h are known")),
+    };
+    digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(seconds))
+        .filter(|seconds| (1..=7 * 24 * 3600).contains(seconds))
+        .map(Duration::from_secs)
+        .ok_or_else(|| "a whole number, of 1 s to a week; for example 5min".to_owned())
 }
 
 /// A ring's size in bytes.
@@ -157,6 +262,27 @@ fn ring_size(text: &str) -> Result<RingSize, String> {
 }
 
 impl Options {
+    fn schedule(&self) -> Option<Schedule> {
+        if self.steps.is_none() && self.every.is_none() {
+            return None;
+        }
+        let StepRange { first, end } = self.steps.unwrap_or(StepRange {
+            first: 0,
+            end: None,
+        });
+        Some(Schedule {
+            first,
+            end,
+            every: self.every.unwrap_or(1),
+            by: match self.step_by {
+                StepBy::Auto => StepsBy::Auto,
+                StepBy::Optimizer => StepsBy::Optimizer,
+                StepBy::Call => StepsBy::Call,
+                StepBy::Program => StepsBy::Program,
+            },
+        })
+    }
+
     fn settings(&self) -> Settings {
         Settings {
             statistics: match self.stats {
@@ -174,9 +300,26 @@ impl Options {
             },
             ring_bytes: self.ring_size.0,
             force_torch: self.force_torch,
+            detail: Detail {
+                level: if self.level.is_some() || self.stats == Stats::Full {
+                    daemon::Level::Full
+                } else {
+                    daemon::Level::Usual
+                },
+                states: self.state.clone(),
+                watches: self.watch.clone(),
+                keep: match self.keep {
+                    None => daemon::Keep::Nothing,
+                    Some(Keep::Spikes) => daemon::Keep::Spikes,
+                    Some(Keep::Values) => daemon::Keep::Values,
+                },
+            },
             run: self.run.clone(),
             monitors: self.monitors.settings(),
             functions: self.functions,
+            schedule: self.schedule(),
+            paused: self.paused,
+            window: self.ring,
         }
     }
 }
@@ -273,6 +416,9 @@ pub fn run(options: &Options, global: &GlobalOptions) -> anyhow::Result<ExitCode
         settings: options.settings(),
         verbose: global.verbose > 0,
         notice: say,
+        daemon: options
+            .daemon
+            .then(|| options.socket.clone().unwrap_or_else(daemon::socket_path)),
     };
     let outcome = daemon::record(request).map_err(|error| Failure {
         code: error.exit_code(),
@@ -302,6 +448,27 @@ fn say(text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn step_ranges() {
+        let range = |first, end| Ok(StepRange { first, end });
+        assert_eq!(step_range("100..200"), range(100, Some(200)));
+        assert_eq!(step_range("100.."), range(100, None));
+        assert_eq!(step_range("..7"), range(0, Some(7)));
+        assert!(step_range("7..7").unwrap_err().contains("no step"));
+        for bad in ["7", "a..b", "1...2", "-1..2"] {
+            assert!(step_range(bad).unwrap_err().contains("100..200"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(duration("5min"), Ok(Duration::from_secs(300)));
+        assert_eq!(duration("2h"), Ok(Duration::from_secs(7200)));
+        for bad in ["5", "0s", "x", "9999h", "5 min"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn ring_sizes() {

@@ -49,6 +49,8 @@ fn help_of_every_subcommand_is_what_it_was() {
     // `record` is documented by its own tests.
     let pages = [
         "monitor",
+        "daemon",
+        "ctl",
         "replay",
         "info",
         "dump",

@@ -40,10 +40,10 @@ impl Bench {
 
     /// `optape record` with these words behind it, in the directory of the test.
     fn record<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Command {
-        // Through env(1): a shell without job control starts what runs behind it with SIGINT and SIGQUIT ignored.
+        // Through env(1): a shell without job control starts what runs behind it with SIGINT and SIGQUIT ignored, and nohup does the same with SIGHUP.
         let mut command = Command::new("env");
         command
-            .arg("--default-signal=INT,QUIT")
+            .arg("--default-signal=HUP,INT,QUIT")
             .arg(env!("CARGO_BIN_EXE_optape"));
         // No process here loads capture: any file will do.
         command

@@ -36,6 +36,7 @@
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/UndefinedTensorImpl.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
@@ -93,8 +94,11 @@ COLD void give_up_with_current_exception() noexcept {
   }
 }
 
+constexpr uint32_t recorded_bits = 3;
+constexpr uint32_t paused_bit = 4;
+
 bool recording() {
-  return __atomic_load_n(capture->recording, __ATOMIC_RELAXED) != 0 && LIKELY(!failed.load(std::memory_order_relaxed));
+  return (__atomic_load_n(capture->recording, __ATOMIC_RELAXED) & recorded_bits) != 0 && LIKELY(!failed.load(std::memory_order_relaxed));
 }
 
 uint64_t now_ns() {
@@ -127,6 +131,17 @@ struct Python {
   int (*is_true)(Object*) = nullptr;
   long (*as_long)(Object*) = nullptr;
   void* (*as_pointer)(Object*) = nullptr;
+  Object* (*integer)(long) = nullptr;
+  const char* (*as_text)(Object*) = nullptr;
+  Object* (*dict_item)(Object*, Object*) = nullptr;  // borrowed
+  int (*dict_next)(Object*, intptr_t*, Object**, Object**) = nullptr;
+  intptr_t (*tuple_size)(Object*) = nullptr;
+  Object* (*tuple_item)(Object*, intptr_t) = nullptr;  // borrowed
+  intptr_t (*list_size)(Object*) = nullptr;
+  Object* (*list_item)(Object*, intptr_t) = nullptr;  // borrowed
+  int (*is_subtype)(Object*, Object*) = nullptr;
+  int (*take_gil)() = nullptr;
+  void (*give_gil)(int) = nullptr;
   void (*increment)(Object*) = nullptr;
   void (*decrement)(Object*) = nullptr;
   void (*clear_error)() = nullptr;
@@ -135,6 +150,11 @@ struct Python {
   Object* none = nullptr;
   Object* tuple_type = nullptr;
   Object* list_type = nullptr;
+  Object* dict_type = nullptr;
+  Object* bool_type = nullptr;
+  Object* int_type = nullptr;
+  Object* float_type = nullptr;
+  Object* text_type = nullptr;
   // Not in every version:
   Vectorcall (*function_call)(Object*) = nullptr;  // from 3.11
   Vectorcall usual_call = nullptr;                 // up to 3.12: what function_call gives for functions
@@ -156,7 +176,12 @@ struct Python {
         find(as_long, "PyLong_AsLong") && find(as_pointer, "PyLong_AsVoidPtr") && find(increment, "Py_IncRef") &&
         find(decrement, "Py_DecRef") && find(clear_error, "PyErr_Clear") && find(set_string, "PyErr_SetString") &&
         find(type_error, "PyExc_TypeError") && find(none, "_Py_NoneStruct") && find(tuple_type, "PyTuple_Type") &&
-        find(list_type, "PyList_Type");
+        find(list_type, "PyList_Type") && find(dict_type, "PyDict_Type") && find(bool_type, "PyBool_Type") &&
+        find(int_type, "PyLong_Type") && find(float_type, "PyFloat_Type") && find(text_type, "PyUnicode_Type") &&
+        find(as_text, "PyUnicode_AsUTF8") && find(dict_item, "PyDict_GetItem") && find(dict_next, "PyDict_Next") &&
+        find(tuple_size, "PyTuple_Size") && find(tuple_item, "PyTuple_GetItem") && find(list_size, "PyList_Size") &&
+        find(list_item, "PyList_GetItem") && find(is_subtype, "PyType_IsSubtype") && find(take_gil, "PyGILState_Ensure") &&
+        find(give_gil, "PyGILState_Release") && find(integer, "PyLong_FromLong");
   }
   Vectorcall call_of(Object* function) const {
     return function_call != nullptr ? function_call(function) : usual_call;
@@ -1433,6 +1458,7 @@ class Running {
 constexpr char optimizer_range[] = "Optimizer.step#";
 std::atomic<void (*)()> optimizer_enter{nullptr};
 std::atomic<void (*)()> optimizer_exit{nullptr};
+std::atomic<void*> optimizer_stepped{nullptr};  // a Python function
 
 COLD void range_opened(Thread& thread, const std::string& name, const IValue& range) {
   const auto enter = optimizer_enter.load(std::memory_order_acquire);
@@ -1458,6 +1484,16 @@ COLD void range_closes(Thread& thread, const IValue& range) {
   if (found != open.end()) {
     open.erase(found);
     leave();
+    // While the range of the step is still open to Python: the optimizer is found on its stack.
+    if (void* stepped = optimizer_stepped.load(std::memory_order_acquire)) {
+      const int gil = python.take_gil();
+      if (void* done = python.call(stepped, nullptr)) {
+        python.decrement(done);
+      } else {
+        python.clear_error();
+      }
+      python.give_gil(gil);
+    }
   }
 }
 
@@ -1476,9 +1512,32 @@ struct Hidden {
   Hidden& operator=(const Hidden&) = delete;
 };
 
+// The ops that open and close profiler ranges: they tell the optimizer's steps, also while nothing else is recorded.
+std::array<const void*, 3> range_keys{};
+
+bool paused() {
+  return (__atomic_load_n(capture->recording, __ATOMIC_RELAXED) & paused_bit) != 0 && !failed.load(std::memory_order_relaxed);
+}
+
+COLD bool passes(const c10::OperatorHandle& handle) noexcept {
+  if (!paused()) {
+    return true;
+  }
+  const void* key = key_of(handle);
+  if (std::find(range_keys.begin(), range_keys.end(), key) != range_keys.end()) {
+    return false;
+  }
+  try {
+    capture->idle(thread().id);
+  } catch (...) {
+    give_up_with_current_exception();
+  }
+  return true;
+}
+
 void fallback(const c10::OperatorHandle& handle, DispatchKeySet keys, Stack* stack) {
   const DispatchKeySet below = keys & below_hook;
-  if (UNLIKELY(!recording())) {
+  if (UNLIKELY(!recording()) && passes(handle)) {
     const Hidden hidden;
     handle.redispatchBoxed(below, stack);
     return;
@@ -1542,7 +1601,7 @@ class Unboxed<Result(Arguments...)> {
 
   Result call(DispatchKeySet keys, Arguments... arguments) {
     const DispatchKeySet below = keys & below_hook;
-    if (UNLIKELY(!recording())) {
+    if (UNLIKELY(!recording()) && passes(handle)) {
       const Hidden hidden;
       return handle.redispatch(below, std::forward<Arguments>(arguments)...);
     }
@@ -2036,6 +2095,15 @@ int32_t install(const optape_capture* table, std::string& why) {
   static_cast<void>(new c10::RegistrationHandleRAII(
       c10::Dispatcher::singleton().addRegistrationListener(std::make_unique<Deregistration>())));
   define_watch();
+  const c10::OperatorName ranges[] = {
+      {"profiler::_record_function_enter_new", ""},
+      {"profiler::_record_function_exit", "_RecordFunction"},
+      {"profiler::_record_function_exit", ""}};
+  for (size_t i = 0; i < range_keys.size(); ++i) {
+    if (const auto found = c10::Dispatcher::singleton().findSchema(ranges[i])) {
+      range_keys[i] = key_of(*found);
+    }
+  }
   return 0;
 }
 
@@ -2056,19 +2124,50 @@ bool switch_thread(Thread& t, bool on) {
 //
 // CPython 3.11 leaves that C function out where Python code calls the Python function itself; a module is called through its
 // type's slot, which never does.
+// What is looked at of a module's calls beyond the calls themselves.
+struct Detail {
+  struct State {
+    void* name = nullptr;       // interned
+    void* container = nullptr;  // interned name of the attribute that is a dictionary and holds it, or none: an ordinary attribute
+    uint32_t text = 0;          // its name's text id
+  };
+  enum class Of : uint8_t { Input, Output, GradInput, GradOutput, Before, After };  // the last two: an attribute
+  struct Watch {
+    Of of = Of::Output;
+    uint32_t index = 0;         // among the module's
+    void* name = nullptr;       // interned; of an attribute
+    void* container = nullptr;
+    std::vector<int64_t> ids;   // by place of the tensor; the first is always there
+    bool odd = false;           // told that it is no tensor
+  };
+  std::vector<State> states;
+  std::vector<Watch> watches;
+  bool returns_state = false;  // the state is what the call returns behind the output
+  bool watches_gradients = false;
+};
+
 struct Modules {
   struct Known {
     int64_t number = -1;  // -1: not recorded
     int64_t watch = -1;   // of its output
+    Detail* detail = nullptr;
+    uint8_t changes_left = 64;  // so many changes of attributes are told
+    bool changed = false;       // an attribute of simple type got a value since the glue looked
   };
   std::unordered_map<const void*, Known> known;  // by the module's address
   std::atomic_flag lock = ATOMIC_FLAG_INIT;      // the GIL would do, where there is one
   Python::Vectorcall call = nullptr;
-  void* meet = nullptr;  // Python function that makes a module known
+  Python::Vectorcall assign = nullptr;  // behind nn.Module.__setattr__ and those of its subclasses
+  void* meet = nullptr;     // Python function that makes a module known
+  void* more = nullptr;     // Python function: (module number, index of a watch, place of a tensor) -> watch id
+  void* odd = nullptr;      // Python function: (module number, index of a watch, the value) that is no tensor
+  void* changed = nullptr;  // Python function that tells a module's facts again
   void* tensor_type = nullptr;
   void* parameter_type = nullptr;
   void* training = nullptr;  // the interned names
   void* cdata = nullptr;
+  void* fields = nullptr;
+  bool in_detail = false;  // calls are recorded with their tensors
 
   bool find(const void* module, Known& out) {
     const Guard guard(lock);
@@ -2079,13 +2178,49 @@ struct Modules {
     out = found->second;
     return true;
   }
-  void set(const void* module, Known value) {
+  void set(const void* module, int64_t number, int64_t watch) {
     const Guard guard(lock);
-    known[module] = value;
+    Known& value = known[module];
+    Detail* detail = value.detail;
+    value = Known{};  // Its changes count anew.
+    value.number = number;
+    value.watch = watch;
+    value.detail = detail;
   }
-  void forget(const void* module) {
+  // Details that were replaced stay: a call may be looking at them. Changes are few.
+  void set(const void* module, Detail* detail) {
     const Guard guard(lock);
-    known.erase(module);
+    known[module].detail = detail;
+  }
+  // A module that dies is not running: nobody looks at its details.
+  void forget(const void* module) {
+    Detail* detail = nullptr;
+    {
+      const Guard guard(lock);
+      const auto found = known.find(module);
+      if (found == known.end()) {
+        return;
+      }
+      detail = found->second.detail;
+      known.erase(found);
+    }
+    delete detail;
+  }
+  // As long as more changes are told.
+  void note_change(const void* module) {
+    const Guard guard(lock);
+    const auto found = known.find(module);
+    if (found != known.end() && found->second.changes_left > 0) {
+      --found->second.changes_left;
+      found->second.changed = true;
+    }
+  }
+  void took_change(const void* module) {
+    const Guard guard(lock);
+    const auto found = known.find(module);
+    if (found != known.end()) {
+      found->second.changed = false;
+    }
   }
 
  private:
@@ -2116,13 +2251,34 @@ bool is_training(void* module) {
   return training > 0;
 }
 
-bool has_type(void* object, const void* one, const void* other) {
+// The type of an object, borrowed: types of what we look at live longer than we look.
+void* type_of(void* object) {
   void* type = python.type(object);
   python.decrement(type);
+  return type;
+}
+
+bool has_type(void* object, const void* one, const void* other) {
+  const void* type = type_of(object);
   return type == one || type == other;
 }
 
-// The output, or the first of several. Subclasses of Tensor answer for their attributes in Python: they are left alone.
+// The tensor behind a Python object, or NULL. Subclasses of Tensor answer for their attributes in Python: they are left alone.
+TensorImpl* tensor_of(void* object) {
+  if (!has_type(object, modules.tensor_type, modules.parameter_type)) {
+    return nullptr;
+  }
+  void* address = python.attribute(object, modules.cdata);
+  if (address == nullptr) {
+    python.clear_error();
+    return nullptr;
+  }
+  auto* tensor = static_cast<TensorImpl*>(python.as_pointer(address));
+  python.decrement(address);
+  return tensor;
+}
+
+// The output, or the first of several.
 COLD void watch_output(void* output, int64_t id) {
   void* first = nullptr;
   if (has_type(output, python.tuple_type, python.list_type)) {
@@ -2132,17 +2288,450 @@ COLD void watch_output(void* output, int64_t id) {
       return;
     }
   }
-  if (has_type(output, modules.tensor_type, modules.parameter_type)) {
-    if (void* address = python.attribute(output, modules.cdata)) {
-      optape_hook_watch(python.as_pointer(address), id);
-      python.decrement(address);
-    } else {
-      python.clear_error();
-    }
+  if (TensorImpl* tensor = tensor_of(output)) {
+    optape_hook_watch(tensor, id);
   }
   if (first != nullptr) {
     python.decrement(first);
   }
+}
+
+// Tensors on their way to capture, outside of any op call.
+class Shown {
+ public:
+  explicit Shown(Thread& thread) : frame(thread.frame(thread.depth)), op(*watch_operator.load(std::memory_order_acquire)), recorder{frame, thread, op} {
+    start(frame, thread, op);
+    recorder.identities = op.wants(OPTAPE_PLAN_IDENTITIES);
+  }
+  void add(TensorImpl* tensor) {
+    if (tensor != nullptr && frame.tensors.count < most) {
+      recorder.tensor(tensor);
+    }
+  }
+  // The tensors in an object of Python: itself, or what tuples, lists and dictionaries hold.
+  void add_all(void* object, int depth) {
+    const void* type = type_of(object);
+    if (type == modules.tensor_type || type == modules.parameter_type) {
+      add(tensor_of(object));
+    } else if (depth < deepest) {
+      if (python.is_subtype(const_cast<void*>(type), python.tuple_type) != 0) {
+        for (intptr_t i = 0, n = python.tuple_size(object); i < n; ++i) {
+          add_all(python.tuple_item(object, i), depth + 1);
+        }
+      } else if (python.is_subtype(const_cast<void*>(type), python.list_type) != 0) {
+        for (intptr_t i = 0, n = python.list_size(object); i < n; ++i) {
+          add_all(python.list_item(object, i), depth + 1);
+        }
+      } else if (python.is_subtype(const_cast<void*>(type), python.dict_type) != 0) {
+        intptr_t at = 0;
+        void* key = nullptr;
+        void* value = nullptr;
+        while (python.dict_next(object, &at, &key, &value) != 0) {
+          add_all(value, depth + 1);
+        }
+      }
+    }
+  }
+  const optape_tensor* tensors() {
+    recorder.publish();
+    return frame.tensors.items;
+  }
+  uint32_t count() const {
+    return frame.tensors.count;
+  }
+
+ private:
+  static constexpr uint32_t most = 256;
+  static constexpr int deepest = 4;
+  Frame& frame;
+  const Operator& op;
+  Recorder recorder;
+};
+
+// A state attribute holds `value` (NULL: it is gone).
+void tell_state(int64_t module, uint32_t attribute, void* value) noexcept {
+  try {
+    Thread& t = thread();
+    TensorImpl* tensor = value != nullptr ? tensor_of(value) : nullptr;
+    if (tensor == nullptr) {
+      capture->state(t.id, static_cast<uint32_t>(module), attribute, nullptr);
+      return;
+    }
+    Shown shown(t);
+    shown.add(tensor);
+    const optape_tensor* tensors = shown.tensors();
+    capture->state(t.id, static_cast<uint32_t>(module), attribute, shown.count() != 0 ? tensors : nullptr);
+  } catch (...) {
+    give_up_with_current_exception();
+  }
+}
+
+// What a module holds under a name: in a dictionary of its or as an attribute. A new reference, or NULL.
+void* held(void* module, void* container, void* name) {
+  if (container == nullptr) {
+    void* value = python.attribute(module, name);
+    if (value == nullptr) {
+      python.clear_error();
+    }
+    return value;
+  }
+  void* dictionary = python.attribute(module, container);
+  if (dictionary == nullptr) {
+    python.clear_error();
+    return nullptr;
+  }
+  void* value = type_of(dictionary) == python.dict_type ? python.dict_item(dictionary, name) : nullptr;
+  if (value != nullptr) {
+    python.increment(value);
+  }
+  python.decrement(dictionary);
+  return value;
+}
+
+// Libraries also write the dictionaries that hold states directly, which nobody is told. So the states are looked at where a call
+// begins and where it ends.
+void look_at_states(void* module, int64_t number, const Detail& detail) {
+  for (const Detail::State& state : detail.states) {
+    void* value = held(module, state.container, state.name);
+    tell_state(number, state.text, value);
+    if (value != nullptr) {
+      python.decrement(value);
+    }
+  }
+}
+
+// ---- watches of modules -------------------------------------------------------------------------------------------
+
+using at::Tensor;
+using torch::autograd::Edge;
+using torch::autograd::Node;
+
+// The tensors in an object of Python, in order, each held.
+void gather(void* object, int depth, std::vector<Tensor>& out) {
+  constexpr size_t most = 64;
+  constexpr int deepest = 4;
+  void* type = type_of(object);
+  if (TensorImpl* tensor = tensor_of(object)) {
+    if (tensor != c10::UndefinedTensorImpl::singleton() && out.size() < most) {
+      out.emplace_back(c10::intrusive_ptr<TensorImpl, c10::UndefinedTensorImpl>::unsafe_reclaim_from_nonowning(tensor));
+    }
+  } else if (depth < deepest && python.is_subtype(type, python.tuple_type) != 0) {
+    for (intptr_t i = 0, n = python.tuple_size(object); i < n; ++i) {
+      gather(python.tuple_item(object, i), depth + 1, out);
+    }
+  } else if (depth < deepest && python.is_subtype(type, python.list_type) != 0) {
+    for (intptr_t i = 0, n = python.list_size(object); i < n; ++i) {
+      gather(python.list_item(object, i), depth + 1, out);
+    }
+  } else if (depth < deepest && python.is_subtype(type, python.dict_type) != 0) {
+    intptr_t at = 0;
+    void* key = nullptr;
+    void* value = nullptr;
+    while (python.dict_next(object, &at, &key, &value) != 0) {
+      gather(value, depth + 1, out);
+    }
+  }
+}
+
+// The id of a watch for the tensor at `place`: asked of the glue, once.
+int64_t watch_id(int64_t module, Detail::Watch& watch, size_t place) {
+  while (watch.ids.size() <= place) {
+    int64_t id = -1;
+    void* const arguments[] = {
+        python.integer(module), python.integer(watch.index), python.integer(static_cast<int64_t>(watch.ids.size()))};
+    if (void* told = python.call(modules.more, arguments[0], arguments[1], arguments[2], nullptr)) {
+      id = python.as_long(told);
+      python.decrement(told);
+    } else {
+      python.clear_error();
+    }
+    for (void* argument : arguments) {
+      python.decrement(argument);
+    }
+    watch.ids.push_back(id);
+  }
+  return watch.ids[place];
+}
+
+void watch_all(int64_t module, Detail::Watch& watch, const std::vector<Tensor>& tensors) {
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    optape_hook_watch(tensors[i].unsafeGetTensorImpl(), watch_id(module, watch, i));
+  }
+}
+
+void watch_attribute(void* module, int64_t number, Detail::Watch& watch) {
+  void* value = held(module, watch.container, watch.name);
+  std::vector<Tensor> tensors;
+  if (value != nullptr) {
+    gather(value, 0, tensors);
+  }
+  watch_all(number, watch, tensors);
+  // Before the first call a state may be a number.
+  const bool number_before = value != nullptr && watch.of == Detail::Of::Before &&
+      (type_of(value) == python.float_type || type_of(value) == python.int_type || value == python.none);
+  if (tensors.empty() && !watch.odd && !number_before) {
+    watch.odd = true;
+    void* const arguments[] = {python.integer(number), python.integer(watch.index)};
+    void* told = python.call(modules.odd, arguments[0], arguments[1], value != nullptr ? value : modules.odd, nullptr);
+    if (told != nullptr) {
+      python.decrement(told);
+    } else {
+      python.clear_error();
+    }
+    python.decrement(arguments[0]);
+    python.decrement(arguments[1]);
+  }
+  if (value != nullptr) {
+    python.decrement(value);
+  }
+}
+
+// The gradient of a loss by a tensor through some nodes alone: the sum of what these hand on for it.
+struct GradientThrough {
+  GradientThrough(int64_t watch, size_t count) : id(watch), parts(count) {}
+
+  void part(const Tensor& gradient) noexcept {
+    try {
+      const std::lock_guard<std::mutex> guard(lock);
+      const int task = torch::autograd::get_current_graph_task_id();
+      if (task != graph_task) {  // Another backward pass over the same graph, or the last one did not come by all nodes.
+        graph_task = task;
+        seen = 0;
+        sum = Tensor();
+      }
+      ++seen;
+      if (gradient.defined()) {
+        if (parts == 1) {
+          ::watch(gradient.unsafeGetTensorImpl(), id);
+          return;
+        }
+        // A copy: autograd may add to its own in place where nobody else holds it.
+        const Hidden hidden;
+        const at::NoGradGuard no_grad;
+        sum = sum.defined() ? sum.add(gradient) : gradient.clone();
+      }
+      if (seen == parts && sum.defined()) {
+        const Tensor whole = std::move(sum);
+        sum = Tensor();
+        ::watch(whole.unsafeGetTensorImpl(), id);
+      }
+    } catch (...) {
+      give_up_with_current_exception();
+    }
+  }
+
+  const int64_t id;
+  const size_t parts;
+  std::mutex lock;
+  size_t seen = 0;
+  int graph_task = -1;
+  Tensor sum;
+};
+
+struct GradientPart final : torch::autograd::FunctionPostHook {
+  GradientPart(std::shared_ptr<GradientThrough> of, size_t place) : whole(std::move(of)), index(place) {}
+  torch::autograd::variable_list operator()(
+      const torch::autograd::variable_list& outputs, const torch::autograd::variable_list& /*inputs*/) override {
+    if (index < outputs.size()) {
+      whole->part(outputs[index]);
+    }
+    return outputs;
+  }
+  const std::shared_ptr<GradientThrough> whole;
+  const size_t index;
+};
+
+// Where the gradients of a module call's inputs go, taken before the call.
+struct InputEdges {
+  std::vector<Edge> edges;     // by place of the tensor; without a function: needs no gradient
+  uint64_t first_node = 0;     // sequence number of the first node that the call may make
+  uint64_t thread = 0;
+};
+
+InputEdges edges_of(const std::vector<Tensor>& inputs) {
+  InputEdges found;
+  found.first_node = at::sequence_number::peek();
+  found.thread = at::RecordFunction::currentThreadId();
+  for (const Tensor& input : inputs) {
+    found.edges.push_back(input.requires_grad() ? torch::autograd::impl::gradient_edge(input) : Edge());
+  }
+  return found;
+}
+
+// Finds the nodes that the call has made and that hand on a gradient for an input, and has them tell it.
+void follow_input_gradients(const InputEdges& inputs, const std::vector<Tensor>& outputs, const std::vector<int64_t>& ids) {
+  constexpr size_t most_nodes = 100000;
+  std::vector<std::vector<std::pair<Node*, size_t>>> parts(inputs.edges.size());
+  std::unordered_map<Node*, bool> seen;
+  std::vector<Node*> pending;
+  const auto visit = [&](Node* node) {
+    if (node != nullptr && node->sequence_nr() >= inputs.first_node && node->thread_id() == inputs.thread &&
+        seen.emplace(node, true).second) {
+      pending.push_back(node);
+    }
+  };
+  for (const Tensor& output : outputs) {
+    visit(output.grad_fn().get());
+  }
+  while (!pending.empty() && seen.size() < most_nodes) {
+    Node* node = pending.back();
+    pending.pop_back();
+    for (size_t i = 0; i < node->num_outputs(); ++i) {
+      const Edge& next = node->next_edge(i);
+      bool is_input = false;
+      for (size_t place = 0; place < inputs.edges.size(); ++place) {
+        const Edge& edge = inputs.edges[place];
+        if (edge.function != nullptr && next.function == edge.function && next.input_nr == edge.input_nr) {
+          parts[place].emplace_back(node, i);
+          is_input = true;
+        }
+      }
+      if (!is_input) {
+        visit(next.function.get());
+      }
+    }
+  }
+  for (size_t place = 0; place < parts.size(); ++place) {
+    if (parts[place].empty() || ids[place] < 0) {
+      continue;
+    }
+    const auto whole = std::make_shared<GradientThrough>(ids[place], parts[place].size());
+    for (const auto& [node, index] : parts[place]) {
+      node->add_post_hook(std::make_unique<GradientPart>(whole, index));
+    }
+  }
+}
+
+// What is watched of a call before it.
+void watch_before(void* module, int64_t number, Detail& detail, const std::vector<Tensor>& inputs) {
+  for (Detail::Watch& watch : detail.watches) {
+    if (watch.of == Detail::Of::Input) {
+      watch_all(number, watch, inputs);
+    } else if (watch.of == Detail::Of::Before) {
+      watch_attribute(module, number, watch);
+    }
+  }
+}
+
+// And after it.
+void watch_after(void* module, int64_t number, Detail& detail, void* result, const InputEdges& inputs) {
+  std::vector<Tensor> outputs;
+  if (result != nullptr) {
+    gather(result, 0, outputs);
+  }
+  for (Detail::Watch& watch : detail.watches) {
+    switch (watch.of) {
+      case Detail::Of::Output:
+        watch_all(number, watch, outputs);
+        break;
+      case Detail::Of::After:
+        if (result != nullptr) {
+          watch_attribute(module, number, watch);
+        }
+        break;
+      case Detail::Of::GradOutput:
+        for (size_t i = 0; i < outputs.size(); ++i) {
+          if (outputs[i].requires_grad() && at::GradMode::is_enabled()) {
+            const int64_t id = watch_id(number, watch, i);
+            outputs[i].register_hook([id](const Tensor& gradient) {
+              if (gradient.defined()) {
+                ::watch(gradient.unsafeGetTensorImpl(), id);
+              }
+            });
+          }
+        }
+        break;
+      case Detail::Of::GradInput: {
+        std::vector<int64_t> ids;
+        bool any = false;
+        for (size_t i = 0; i < inputs.edges.size(); ++i) {
+          const bool wanted = inputs.edges[i].function != nullptr;
+          ids.push_back(wanted ? watch_id(number, watch, i) : -1);
+          any |= wanted;
+        }
+        if (any) {
+          follow_input_gradients(inputs, outputs, ids);
+        }
+        break;
+      }
+      default:
+        break;
+    }
+  }
+}
+
+uint32_t text_of(void* name) {
+  const char* text = python.as_text(name);
+  if (text == nullptr) {
+    python.clear_error();
+    return 0;
+  }
+  return capture->text(text, std::strlen(text));
+}
+
+// A call returned (output, state): the state's fields by their names, or the state itself as `state`.
+void look_at_returned_state(int64_t number, void* result) {
+  if (python.is_subtype(type_of(result), python.tuple_type) == 0 || python.tuple_size(result) != 2) {
+    return;
+  }
+  void* state = python.tuple_item(result, 1);
+  if (python.is_subtype(type_of(state), python.tuple_type) == 0) {
+    tell_state(number, capture->text("state", 5), state);
+    return;
+  }
+  void* names = python.attribute(state, modules.fields);
+  if (names == nullptr) {
+    python.clear_error();
+    return;
+  }
+  if (type_of(names) == python.tuple_type) {
+    const intptr_t count = std::min(python.tuple_size(names), python.tuple_size(state));
+    for (intptr_t i = 0; i < count; ++i) {
+      tell_state(number, text_of(python.tuple_item(names, i)), python.tuple_item(state, i));
+    }
+  }
+  python.decrement(names);
+}
+
+// An attribute of a module got a value.
+void assigned(void* module, void* name, void* value) {
+  Modules::Known known;
+  if (!modules.find(module, known) || known.number < 0) {
+    return;
+  }
+  if (known.detail != nullptr) {
+    for (const Detail::State& state : known.detail->states) {
+      if (state.name == name) {  // Names in code are interned.
+        if (recording() || paused()) {  // A pause forgets what the state was.
+          tell_state(known.number, state.text, value);
+        }
+        return;
+      }
+    }
+  }
+  if (known.changes_left == 0 || name == modules.training) {
+    return;
+  }
+  const void* type = type_of(value);
+  if (value == python.none || type == python.bool_type || type == python.int_type || type == python.float_type ||
+      type == python.text_type || type == python.tuple_type || type == python.list_type) {
+    modules.note_change(module);
+  }
+}
+
+void* call_assign(void* function, void* const* arguments, size_t count, void* keywords) {
+  constexpr size_t offset_flag = size_t{1} << (8 * sizeof(size_t) - 1);
+  if (UNLIKELY((count & ~offset_flag) != 3 || keywords != nullptr)) {
+    return modules.assign(function, arguments, count, keywords);
+  }
+  void* const module = arguments[0];
+  void* const name = arguments[1];
+  void* const value = arguments[2];
+  void* result = modules.assign(function, arguments, count, keywords);
+  if (LIKELY(result != nullptr)) {
+    assigned(module, name, value);
+  }
+  return result;
 }
 
 COLD bool meet(void* module, Modules::Known& known) {
@@ -2155,9 +2744,89 @@ COLD bool meet(void* module, Modules::Known& known) {
   return modules.find(module, known);
 }
 
+COLD void tell_change(void* module, Modules::Known& known) {
+  modules.took_change(module);
+  void* last = python.boolean(known.changes_left == 0 ? 1 : 0);
+  void* done = python.call(modules.changed, module, last, nullptr);
+  python.decrement(last);
+  if (done == nullptr) {
+    python.clear_error();
+  } else {
+    python.decrement(done);
+  }
+  modules.find(module, known);
+}
+
+void enter_module(uint32_t module, bool training, void* const* arguments, size_t count, void* keywords) noexcept {
+  try {
+    Thread& t = thread();
+    if (UNLIKELY(!t.on)) {
+      switch_thread(t, true);
+    }
+    const uint32_t graph_task = torch::autograd::get_current_graph_task_id() != -1 ? 1 : 0;
+    const uint32_t grad_mode = t.autograd->get_grad_mode() ? 1 : 0;
+    if (LIKELY(count == 0 && keywords == nullptr)) {
+      capture->module_enter(t.id, module, graph_task, training ? 1 : 0, grad_mode, nullptr, 0);
+      return;
+    }
+    const auto named = keywords != nullptr ? static_cast<size_t>(python.tuple_size(keywords)) : 0;
+    Shown shown(t);
+    for (size_t i = 0; i < count + named; ++i) {
+      shown.add_all(arguments[i], 0);
+    }
+    const optape_tensor* tensors = shown.tensors();
+    capture->module_enter(t.id, module, graph_task, training ? 1 : 0, grad_mode, tensors, shown.count());
+  } catch (...) {
+    give_up_with_current_exception();
+  }
+}
+
+void exit_module(uint32_t module, void* result) noexcept {
+  try {
+    Thread& t = thread();
+    if (LIKELY(result == nullptr)) {
+      capture->module_exit(t.id, module, nullptr, 0);
+      return;
+    }
+    Shown shown(t);
+    shown.add_all(result, 0);
+    const optape_tensor* tensors = shown.tensors();
+    capture->module_exit(t.id, module, tensors, shown.count());
+  } catch (...) {
+    give_up_with_current_exception();
+  }
+}
+
+// A call of a module of which something is watched.
+COLD void* call_watched(
+    void* function, void* const* arguments, size_t count, void* keywords, size_t positional, int64_t number, Detail& detail) {
+  InputEdges edges;
+  try {
+    std::vector<Tensor> inputs;
+    const auto named = keywords != nullptr ? static_cast<size_t>(python.tuple_size(keywords)) : 0;
+    for (size_t i = 1; i < positional + named; ++i) {
+      gather(arguments[i], 0, inputs);
+    }
+    watch_before(arguments[0], number, detail, inputs);
+    if (detail.watches_gradients && at::GradMode::is_enabled()) {
+      edges = edges_of(inputs);
+    }
+  } catch (...) {
+    give_up_with_current_exception();
+  }
+  void* result = modules.call(function, arguments, count, keywords);
+  try {
+    watch_after(arguments[0], number, detail, result, edges);
+  } catch (...) {
+    give_up_with_current_exception();
+  }
+  return result;
+}
+
 void* call_module(void* function, void* const* arguments, size_t count, void* keywords) {
   constexpr size_t offset_flag = size_t{1} << (8 * sizeof(size_t) - 1);
-  if (UNLIKELY((count & ~offset_flag) == 0)) {
+  const size_t positional = count & ~offset_flag;
+  if (UNLIKELY(positional == 0)) {
     return modules.call(function, arguments, count, keywords);
   }
   void* module = arguments[0];
@@ -2165,12 +2834,29 @@ void* call_module(void* function, void* const* arguments, size_t count, void* ke
   if ((UNLIKELY(!modules.find(module, known)) && !meet(module, known)) || known.number < 0) {
     return modules.call(function, arguments, count, keywords);
   }
-  optape_hook_module_enter(static_cast<uint32_t>(known.number), is_training(module) ? 1 : 0);
-  void* result = modules.call(function, arguments, count, keywords);
+  if (UNLIKELY(known.changed)) {
+    tell_change(module, known);
+  }
+  const auto number = static_cast<uint32_t>(known.number);
+  Detail* const detail = known.detail;
+  const bool in_detail = modules.in_detail && recording();
+  enter_module(number, is_training(module), arguments + 1, in_detail ? positional - 1 : 0, in_detail ? keywords : nullptr);
+  if (UNLIKELY(detail != nullptr) && recording()) {
+    look_at_states(module, known.number, *detail);
+  }
+  void* result = UNLIKELY(detail != nullptr && !detail->watches.empty() && recording())
+      ? call_watched(function, arguments, count, keywords, positional, known.number, *detail)
+      : modules.call(function, arguments, count, keywords);
+  if (UNLIKELY(detail != nullptr) && recording()) {
+    look_at_states(module, known.number, *detail);
+    if (detail->returns_state && result != nullptr) {
+      look_at_returned_state(known.number, result);
+    }
+  }
   if (known.watch >= 0 && result != nullptr) {
     watch_output(result, known.watch);
   }
-  optape_hook_module_exit(static_cast<uint32_t>(known.number));
+  exit_module(number, in_detail ? result : nullptr);
   return result;
 }
 
@@ -2211,6 +2897,7 @@ void* python_hook_modules(void*, void* const* arguments, intptr_t count) {
   }
   modules.training = python.intern("training");
   modules.cdata = python.intern("_cdata");
+  modules.fields = python.intern("_fields");
   // Set before it is needed: on a Python without GIL another thread may call a module at once.
   modules.call = python.call_of(arguments[0]);
   modules.call = replace_call(arguments[0], static_cast<size_t>(python.as_long(arguments[1])), &call_module);
@@ -2222,7 +2909,7 @@ void* python_know(void*, void* const* arguments, intptr_t count) {
     return python.refuse("know(id(module), number, watch or -1)");
   }
   try {
-    modules.set(python.as_pointer(arguments[0]), {python.as_long(arguments[1]), python.as_long(arguments[2])});
+    modules.set(python.as_pointer(arguments[0]), python.as_long(arguments[1]), python.as_long(arguments[2]));
   } catch (...) {
     give_up_with_current_exception();
   }
@@ -2234,6 +2921,104 @@ void* python_forget(void*, void* const* arguments, intptr_t count) {
     return python.refuse("forget(id(module))");
   }
   modules.forget(python.as_pointer(arguments[0]));
+  return python.nothing();
+}
+
+// Has assignments to attributes of modules noticed: for nn.Module.__setattr__ and those of its subclasses, once each.
+void* python_hook_assignments(void*, void* const* arguments, intptr_t count) {
+  if (UNLIKELY(count != 3)) {
+    return python.refuse("hook_assignments(__setattr__, its size, changed)");
+  }
+  const Python::Vectorcall usual = python.call_of(arguments[0]);
+  if (usual == &call_assign || usual == nullptr || (modules.assign != nullptr && usual != modules.assign)) {
+    return python.boolean(usual == &call_assign ? 1 : 0);
+  }
+  if (modules.changed == nullptr) {
+    python.increment(arguments[2]);
+    modules.changed = arguments[2];
+  }
+  python.increment(arguments[0]);
+  modules.assign = usual;
+  return python.boolean(replace_call(arguments[0], static_cast<size_t>(python.as_long(arguments[1])), &call_assign) != nullptr ? 1 : 0);
+}
+
+// The glue heard otherwise that a module changed: it is asked for its facts before the next call.
+void* python_changes(void*, void* const* arguments, intptr_t count) {
+  if (UNLIKELY(count != 1)) {
+    return python.refuse("changes(id(module))");
+  }
+  modules.note_change(python.as_pointer(arguments[0]));
+  return python.nothing();
+}
+
+void* python_hook_steps(void*, void* const* arguments, intptr_t count) {
+  if (UNLIKELY(count != 1)) {
+    return python.refuse("hook_steps(stepped)");
+  }
+  python.increment(arguments[0]);
+  optimizer_stepped.store(arguments[0], std::memory_order_release);
+  return python.nothing();
+}
+
+void* python_detail(void*, void* const* arguments, intptr_t count) {
+  if (UNLIKELY(count != 1)) {
+    return python.refuse("detail(on)");
+  }
+  modules.in_detail = python.is_true(arguments[0]) > 0;
+  return python.nothing();
+}
+
+void* python_hook_watches(void*, void* const* arguments, intptr_t count) {
+  if (UNLIKELY(count != 2)) {
+    return python.refuse("hook_watches(more, odd)");
+  }
+  python.increment(arguments[0]);
+  python.increment(arguments[1]);
+  modules.more = arguments[0];
+  modules.odd = arguments[1];
+  return python.nothing();
+}
+
+// states(id(module), (name, container or None, ...), whether calls return the state, (of, name, container or None, watch id, ...))
+void* python_states(void*, void* const* arguments, intptr_t count) {
+  if (UNLIKELY(count != 4 || type_of(arguments[1]) != python.tuple_type || type_of(arguments[3]) != python.tuple_type)) {
+    return python.refuse("states(id(module), (name, container or None, ...), returned, (of, name, container or None, watch id, ...))");
+  }
+  try {
+    auto detail = std::make_unique<Detail>();
+    for (intptr_t i = 0, n = python.tuple_size(arguments[1]); i + 1 < n; i += 2) {
+      const char* name = python.as_text(python.tuple_item(arguments[1], i));
+      void* container = python.tuple_item(arguments[1], i + 1);
+      const char* holder = container != python.none ? python.as_text(container) : "";
+      if (name == nullptr || holder == nullptr) {
+        return nullptr;
+      }
+      // Interned names are kept for good.
+      detail->states.push_back(
+          {python.intern(name), *holder != '\0' ? python.intern(holder) : nullptr, capture->text(name, std::strlen(name))});
+    }
+    detail->returns_state = python.is_true(arguments[2]) > 0;
+    for (intptr_t i = 0, n = python.tuple_size(arguments[3]); i + 3 < n; i += 4) {
+      const char* name = python.as_text(python.tuple_item(arguments[3], i + 1));
+      void* container = python.tuple_item(arguments[3], i + 2);
+      const char* holder = container != python.none ? python.as_text(container) : "";
+      if (name == nullptr || holder == nullptr) {
+        return nullptr;
+      }
+      Detail::Watch watch;
+      watch.of = static_cast<Detail::Of>(python.as_long(python.tuple_item(arguments[3], i)));
+      watch.index = static_cast<uint32_t>(i / 4);
+      watch.name = python.intern(name);
+      watch.container = *holder != '\0' ? python.intern(holder) : nullptr;
+      watch.ids.push_back(python.as_long(python.tuple_item(arguments[3], i + 3)));
+      detail->watches_gradients |= watch.of == Detail::Of::GradInput;
+      detail->watches.push_back(std::move(watch));
+    }
+    const bool nothing = detail->states.empty() && detail->watches.empty() && !detail->returns_state;
+    modules.set(python.as_pointer(arguments[0]), nothing ? nullptr : detail.release());
+  } catch (...) {
+    give_up_with_current_exception();
+  }
   return python.nothing();
 }
 
@@ -2277,6 +3062,12 @@ Python::Method methods[] = {
     {"hook_modules", reinterpret_cast<void*>(&python_hook_modules), method_fastcall, "Has module calls reported."},
     {"know", reinterpret_cast<void*>(&python_know), method_fastcall, "A module has a number."},
     {"forget", reinterpret_cast<void*>(&python_forget), method_fastcall, "A module has none any more."},
+    {"hook_assignments", reinterpret_cast<void*>(&python_hook_assignments), method_fastcall, "Has assignments to attributes noticed."},
+    {"changes", reinterpret_cast<void*>(&python_changes), method_fastcall, "A module's facts have changed."},
+    {"hook_steps", reinterpret_cast<void*>(&python_hook_steps), method_fastcall, "Has the ends of optimizer steps told."},
+    {"detail", reinterpret_cast<void*>(&python_detail), method_fastcall, "Module calls are recorded with their tensors."},
+    {"hook_watches", reinterpret_cast<void*>(&python_hook_watches), method_fastcall, "What tells more about watches."},
+    {"states", reinterpret_cast<void*>(&python_states), method_fastcall, "The state attributes of a module."},
     {"thread", reinterpret_cast<void*>(&python_thread), method_fastcall, "The hook is switched on or off for this thread."},
 };
 
@@ -2321,27 +3112,29 @@ EXPORT int32_t optape_hook_thread(int32_t on) {
 }
 
 EXPORT void optape_hook_module_enter(uint32_t module, int32_t training) {
-  if (capture == nullptr) {
-    return;
-  }
-  try {
-    Thread& t = thread();
-    if (UNLIKELY(!t.on)) {
-      switch_thread(t, true);
-    }
-    capture->module_enter(
-        t.id, module, torch::autograd::get_current_graph_task_id() != -1 ? 1 : 0, training != 0 ? 1 : 0, t.autograd->get_grad_mode() ? 1 : 0);
-  } catch (...) {
-    give_up_with_current_exception();
+  if (capture != nullptr) {
+    enter_module(module, training != 0, nullptr, 0, nullptr);
   }
 }
 
 EXPORT void optape_hook_module_exit(uint32_t module) {
-  if (capture == nullptr) {
+  if (capture != nullptr) {
+    exit_module(module, nullptr);
+  }
+}
+
+EXPORT void optape_hook_identify(const void* tensor_impl, uint64_t* ids) {
+  ids[0] = ids[1] = 0;
+  if (capture == nullptr || tensor_impl == nullptr || watch_operator.load(std::memory_order_acquire) == nullptr) {
     return;
   }
   try {
-    capture->module_exit(thread().id, module);
+    Shown shown(thread());
+    shown.add(static_cast<TensorImpl*>(const_cast<void*>(tensor_impl)));
+    const optape_tensor* tensors = shown.tensors();
+    if (shown.count() != 0) {
+      capture->identify(tensors, ids);
+    }
   } catch (...) {
     give_up_with_current_exception();
   }

@@ -16,7 +16,7 @@
 extern "C" {
 #endif
 
-#define OPTAPE_ABI_VERSION 1u
+#define OPTAPE_ABI_VERSION 2u
 
 /* ---- what the hook hands to capture ------------------------------------------------------------------------- */
 
@@ -157,7 +157,9 @@ typedef struct optape_plan {
 typedef struct optape_capture {
   uint32_t abi_version;
   uint32_t reserved;
-  const uint32_t* recording;  /* read (relaxed) at every call: 0 passes ops through untouched (paused, switched off) */
+  /* Read (relaxed) at every call. Bits 0 and 1: ops are recorded. Bit 2: paused: ops pass through, `idle` is called for each that is not inside
+   * another, and the ops of profiler ranges are reported as if they were recorded. 0: ops pass through untouched. */
+  const uint32_t* recording;
   /* 0 on success. Called once per operator and thread-safe. */
   int32_t (*define_op)(const optape_operator* op, optape_plan* plan);
   uint32_t (*text)(const char* text, size_t length);
@@ -166,13 +168,22 @@ typedef struct optape_capture {
   void (*abort)(optape_call* call);
   /* An OWNED storage's memory is about to be freed. From any thread, at any time. */
   void (*storage_freed)(const void* storage_base);
-  /* graph_task: 1 inside an autograd graph task: the module runs again (checkpointing). training: the module's flag. */
-  void (*module_enter)(uint64_t thread, uint32_t module, uint32_t graph_task, uint32_t training, uint32_t grad_mode);
-  void (*module_exit)(uint64_t thread, uint32_t module);
+  /* graph_task: 1 inside an autograd graph task: the module runs again (checkpointing). training: the module's flag. tensors: the
+   * arguments, and the results, as far as they are tensors or containers of tensors; none unless module calls are recorded in detail. */
+  void (*module_enter)(
+      uint64_t thread, uint32_t module, uint32_t graph_task, uint32_t training, uint32_t grad_mode, const optape_tensor* tensors,
+      uint32_t tensor_count);
+  void (*module_exit)(uint64_t thread, uint32_t module, const optape_tensor* tensors, uint32_t tensor_count);
+  /* A state attribute (text id) of a module holds this tensor now; NULL: something that is no tensor. May be told again. */
+  void (*state)(uint64_t thread, uint32_t module, uint32_t attribute, const optape_tensor* tensor);
+  /* ids[0] becomes the id of the tensor's storage, ids[1] that of the tensor object; 0 where there is none. */
+  void (*identify)(const optape_tensor* tensor, uint64_t* ids);
   /* A watched value. The call has one tensor, the words of the arguments (Tensor, int id), and no outputs. */
   void (*watch)(optape_call* call);
   /* The hook met something that it cannot go on with: recording is switched off and the text goes into the trace. */
   void (*failed)(const char* why);
+  /* While paused: an op passes on this thread (torch's id, as in optape_call). */
+  void (*idle)(uint64_t thread);
 } optape_capture;
 
 /* ---- what the hook library exports ---------------------------------------------------------------------------- */
@@ -198,6 +209,9 @@ void optape_hook_module_exit(uint32_t module);
 /* A watched tensor by its TensorImpl* (Python: Tensor._cdata). */
 void optape_hook_watch(const void* tensor_impl, int64_t id);
 
+/* The ids of a tensor's storage (ids[0]) and of the tensor object (ids[1]) by its TensorImpl*; 0 where there is none. */
+void optape_hook_identify(const void* tensor_impl, uint64_t* ids);
+
 /* What to call when an optimizer step of torch.optim begins and ends on a thread (known by its profiler range). */
 void optape_hook_optimizer(void (*enter)(void), void (*leave)(void));
 
@@ -217,7 +231,8 @@ int32_t optape_hook_function_begin(void* function, const uint64_t* values, size_
 void optape_hook_function_end(const uint64_t* values, size_t count);
 void optape_hook_function_abort(void);
 
-/* A builtin function for the attach glue (PyObject*, new reference): enter, exit, watch, thread, hook_modules, know, forget. NULL for
+/* A builtin function for the attach glue (PyObject*, new reference): enter, exit, watch, thread, hook_modules, know, forget,
+ * hook_assignments, hook_steps, changes, detail, hook_watches, states. NULL for
  * other names and where the process exports no CPython. Needs the GIL. */
 void* optape_hook_python(const char* name);
 

@@ -24,7 +24,7 @@ import sys
 import threading
 import weakref
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 
 class AttachError(Exception):
@@ -44,6 +44,8 @@ CAPTURE = {
     ),
     "optape_module_parameters": (None, [ctypes.c_uint32, _pointers, ctypes.c_size_t]),
     "optape_define_watch": (ctypes.c_uint32, [ctypes.c_int64, ctypes.c_char_p]),
+    "optape_watch_keep": (None, [ctypes.c_uint32, ctypes.c_uint32]),
+    "optape_watch_switch": (None, [ctypes.c_int64, ctypes.c_int32]),
     "optape_optimizer_enter": (None, []),
     "optape_optimizer_exit": (None, []),
     "optape_stage": (None, [ctypes.c_char_p]),
@@ -74,6 +76,7 @@ HOOK = {
     "optape_hook_function_begin": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]),
     "optape_hook_function_end": (None, [ctypes.c_void_p, ctypes.c_size_t]),
     "optape_hook_function_abort": (None, []),
+    "optape_hook_identify": (None, [ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint64)]),
 }
 
 
@@ -302,6 +305,7 @@ class Modules:
         self.left = {}  # (name, class) -> numbers of dead modules, given out again
         self.classes = {}  # class -> (text for capture, whether it spikes)
         self.searches = {}  # class -> how often it was looked for in vain
+        self.facts = None  # _optape_facts.Facts, once there is one
 
     # Names as ModuleTracker gives them: the module called first has its class's name, its children's are derived, and a
     # module reachable under several names has the one seen last.
@@ -365,6 +369,8 @@ class Modules:
         self.told[number] = ((name, kind), addresses)
         self.numbers[key] = number
         self.know(key, number, self.watches.get(number, -1))
+        if self.facts is not None:
+            self.facts.defined(module, number)
 
     def watch_spiking(self, on):
         """Whether outputs of spiking neurons are watched from now on; another recording may want something else."""
@@ -377,8 +383,19 @@ class Modules:
                     self.watches[number] = self.capture.optape_define_watch(number, b"output")
             if not on:
                 self.watches.clear()
+            self.know_again()
+
+    def know_again(self):
+        """The hook takes all modules as if it had never heard of them."""
+        with self.lock:
             for key, number in self.numbers.items():
                 self.know(key, number, self.watches.get(number, -1))
+
+    def living(self):
+        """All modules that have numbers, with these."""
+        with self.lock:
+            found = [(self.references[key](), number) for key, number in self.numbers.items() if key in self.references]
+        return [(module, number) for module, number in found if module is not None]
 
     def _define_tree(self, module, seen):
         if id(module) in seen or id(module) not in self.names:
@@ -405,6 +422,8 @@ class Modules:
                     self._name(module, self._name_below_running(module) or type(module).__name__)
                 self._name_children(module)
                 self._define_tree(module, set())
+                if self.facts is not None:
+                    self.facts.tell_defined()
                 return self.numbers[key]
         except Exception:  # whatever the program's own module classes do here
             self.know(key, -1, -1)
@@ -430,6 +449,8 @@ class Modules:
 
     def child_registered(self, module, name, child):
         """A module got a child after its children had got their names."""
+        if self.facts is not None and id(module) in self.numbers:
+            self.facts.changes_soon(module)
         if child is not None and id(module) in self.children_named:
             with self.lock:
                 self._name(child, f"{self.names[id(module)]}.{name}")
@@ -442,6 +463,8 @@ class Modules:
         with self.lock:
             current = dict(module._parameters)
             current[name] = parameter
+            if self.facts is not None:
+                self.facts.changes_soon(module)
             with self.without_torch_function():
                 addresses = [p._cdata for p in current.values() if p is not None]
             known, before = self.told[number]
@@ -626,7 +649,8 @@ def _builtins(library, path):
         make = ctypes.PyDLL(path).optape_hook_python
         make.restype = ctypes.py_object
         make.argtypes = [ctypes.c_char_p]
-        return {name: make(name.encode()) for name in (*calls, "hook_modules", "know", "forget")}
+        more = ("hook_modules", "know", "forget", "hook_assignments", "hook_steps", "detail", "states", "changes", "hook_watches")
+        return {name: make(name.encode()) for name in (*calls, *more)}
     except (AttributeError, OSError, ValueError):
         return calls
 
@@ -663,6 +687,7 @@ class Recorder:
         self.calls = _builtins(self.hook, path)
         self.key = self.hook.optape_hook_key().decode()
         self.modules = None
+        self.facts = None
 
     def begin(self, run, variables, in_environment):
         """Begins a recording into the run directory."""
@@ -683,6 +708,7 @@ class Recorder:
         if self.modules is None:
             self._hook_program(watch_outputs)
         self.modules.watch_spiking(watch_outputs)
+        self._begin_facts(variables)
         if variables.get("OPTAPE_FUNCTIONS") == "1":
             if self.functions is None:
                 import _optape_functions
@@ -704,9 +730,36 @@ class Recorder:
         _pass_higher_order_operators(torch, self.key)
         _let_compiled_code_keep_watches(torch)
         atexit.register(self.capture.optape_stop)
+        self._follow_facts()
+
+    def _follow_facts(self):
+        """Tells what modules and optimizers are, beside what they run."""
+        import _optape_facts
+        import _optape_watch
+
+        for file in (_optape_facts, _optape_watch):
+            leave_to_eager(self.torch, vars(file))
+        try:
+            watches = _optape_watch.Watches(self.capture, self.calls, self.modules, _say)
+            self.facts = _optape_facts.Facts(self.torch, self.capture, self.hook, self.calls, self.modules, watches)
+        except Exception as error:  # a torch that is built otherwise than those we know
+            self._without_facts(error)
+
+    def _begin_facts(self, variables):
+        if self.facts is None:
+            return
+        try:
+            self.facts.begin(json.loads(variables.get("OPTAPE_DETAIL") or "{}"))
+        except Exception as error:  # whatever the program's classes do here
+            self._without_facts(error)
+
+    def _without_facts(self, error):
+        _say(f"facts about modules and optimizers are not recorded: {type(error).__name__}: {error}")
 
     def end(self):
         """Ends the recording; the hook stays, and lets pass what threads run for which it was on."""
+        if self.facts is not None:
+            self.facts.end()
         self.capture.optape_stop()
         self.calls["thread"](0)
         if self.functions is not None:

@@ -4,7 +4,7 @@
 use std::ffi::{c_char, c_void};
 
 /// `OPTAPE_ABI_VERSION`.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Bits of [`Tensor::flags`] that are not structure.
 pub mod tensor_state {
@@ -188,7 +188,7 @@ pub struct CaptureTable {
     pub abi_version: u32,
     /// Zero.
     pub reserved: u32,
-    /// 0 passes ops through untouched.
+    /// Bits 0 and 1: ops are recorded; bit 2: paused (see [`CaptureTable::idle`]); 0: they pass through untouched.
     pub recording: *const u32,
     /// Tells an operator.
     pub define_op: unsafe extern "C" fn(*const Operator, *mut Plan) -> i32,
@@ -203,13 +203,19 @@ pub struct CaptureTable {
     /// A storage dies.
     pub storage_freed: unsafe extern "C" fn(*const c_void),
     /// A module's forward begins.
-    pub module_enter: unsafe extern "C" fn(u64, u32, u32, u32, u32),
+    pub module_enter: unsafe extern "C" fn(u64, u32, u32, u32, u32, *const Tensor, u32),
     /// A module's forward ends.
-    pub module_exit: unsafe extern "C" fn(u64, u32),
+    pub module_exit: unsafe extern "C" fn(u64, u32, *const Tensor, u32),
+    /// A state attribute holds a tensor, or none.
+    pub state: unsafe extern "C" fn(u64, u32, u32, *const Tensor),
+    /// The ids of a tensor's storage and of the tensor.
+    pub identify: unsafe extern "C" fn(*const Tensor, *mut u64),
     /// A watched value.
     pub watch: unsafe extern "C" fn(*mut Call),
     /// The hook gives up.
     pub failed: unsafe extern "C" fn(*const c_char),
+    /// While paused: an op passes on this thread (torch's id).
+    pub idle: unsafe extern "C" fn(u64),
 }
 
 // SAFETY: the table is immutable; its pointers lead to functions and to a process-lifetime atomic.

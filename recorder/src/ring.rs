@@ -22,7 +22,7 @@ use std::time::Duration;
 use crate::clock::monotonic_ns;
 
 /// First bytes of a ring file. The last digit is the version of this layout and of the messages.
-pub const MAGIC: u64 = u64::from_le_bytes(*b"optring2");
+pub const MAGIC: u64 = u64::from_le_bytes(*b"optring3");
 /// Size of the control page, before the data.
 pub const CONTROL_BYTES: usize = 4096;
 /// Default size of the data area.
@@ -46,6 +46,8 @@ pub enum MessageKind {
     Moment = 4,
     /// A `StreamEnd`, encoded: the process said goodbye.
     StreamEnd = 5,
+    /// A piece of the value of the op call before it: see [`ValueMessage`].
+    Value = 6,
 }
 
 impl MessageKind {
@@ -62,6 +64,7 @@ impl MessageKind {
             3 => Self::OpCall,
             4 => Self::Moment,
             5 => Self::StreamEnd,
+            6 => Self::Value,
             _ => return None,
         })
     }
@@ -75,7 +78,12 @@ struct Control {
     process_id: AtomicU32,
     /// 0 wait, 1 drop.
     on_full: AtomicU32,
-    _pad0: [u64; 5],
+    /// When the process started, in clock ticks since the machine did (field 22 of /proc/PID/stat); 0: not known. Tells a process
+    /// from a later one with its number, whatever the clocks do.
+    process_started_ticks: AtomicU64,
+    /// 1: the producer holds the file locked while its program image lives.
+    locked: AtomicU64,
+    _pad0: [u64; 3],
     /// Bytes ever written.
     head: AtomicU64,
     /// Records that did not fit, over the ring's life, and when.
@@ -84,7 +92,14 @@ struct Control {
     dropped_until_ns: AtomicU64,
     /// Of `dropped`: already told in a `Drop` record.
     dropped_told: AtomicU64,
-    _pad1: [u64; 3],
+    /// What the daemon last told the producer to do: see [`command`].
+    command: AtomicU32,
+    /// The last command that the producer has followed.
+    obeyed: AtomicU32,
+    /// CLOCK_MONOTONIC at the stream's time 0.
+    epoch_ns: AtomicU64,
+    /// [`PAUSED_BY_COMMAND`] and [`PAUSED_BY_SCHEDULE`]: why nothing is recorded now.
+    paused: AtomicU64,
     /// Bytes ever freed.
     tail: AtomicU64,
     /// CLOCK_MONOTONIC of the consumer's last look.
@@ -93,6 +108,9 @@ struct Control {
     marks: [MarkSlot; 2],
     /// The number of the stream in the file, plus 1; 0 until it is there.
     stream: AtomicU64,
+    _pad1: u64,
+    /// Steps that ended, recorded or not: by source, and root-module calls that do not train.
+    steps: [AtomicU64; 4],
 }
 
 #[repr(C)]
@@ -100,6 +118,21 @@ struct MarkSlot {
     position: AtomicU64,
     records: AtomicU64,
 }
+
+/// Bits of the daemon's commands. What lies above them counts the commands, so that a repeated one is seen as new.
+pub mod command {
+    /// Nothing is to be recorded for now.
+    pub const PAUSE: u32 = 1;
+    /// The stream is to end.
+    pub const STOP: u32 = 2;
+    /// Added with every command.
+    pub const NEXT: u32 = 4;
+}
+
+/// Of [`Consumer::paused`]: a command, or the program itself, paused it.
+pub const PAUSED_BY_COMMAND: u64 = 1;
+/// Of [`Consumer::paused`]: the schedule does.
+pub const PAUSED_BY_SCHEDULE: u64 = 2;
 
 const _: () = assert!(size_of::<Control>() == CONTROL_BYTES);
 
@@ -188,7 +221,7 @@ impl Drop for Mapping {
 }
 
 /// What to do when the ring is full.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum OnFull {
     /// Wait, at most [`LONGEST_STALL`] and only for a consumer that lives, then drop and count.
     Wait,
@@ -258,6 +291,19 @@ impl Producer {
         control
             .process_id
             .store(std::process::id(), Ordering::Relaxed);
+        control.process_started_ticks.store(
+            crate::clock::process_start_ticks(std::process::id()).unwrap_or(0),
+            Ordering::Relaxed,
+        );
+        // Falls with the image: the descriptor is closed by exec, and a forked child gives its copy up (see `forked` in capture).
+        let locked = rustix::fs::flock(
+            &mapping._file,
+            rustix::fs::FlockOperation::NonBlockingLockExclusive,
+        );
+        control
+            .locked
+            .store(u64::from(locked.is_ok()), Ordering::Relaxed);
+        control.epoch_ns.store(monotonic_ns(), Ordering::Relaxed);
         control
             .on_full
             .store(u32::from(on_full == OnFull::Drop), Ordering::Relaxed);
@@ -308,6 +354,12 @@ impl Producer {
                 *word = u64::from_le_bytes(padded);
             }
         })
+    }
+
+    /// Bytes that it holds.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.mapping.capacity
     }
 
     /// Whether a message of that many payload words could ever fit.
@@ -369,6 +421,36 @@ impl Producer {
             .control()
             .dropped_told
             .fetch_add(records, Ordering::Relaxed);
+    }
+
+    /// What the daemon wants; see [`command`].
+    #[inline]
+    #[must_use]
+    pub fn command(&self) -> u32 {
+        // Acquire: what the daemon did before (the marker of a stopped run) is to be seen after it.
+        self.mapping.control().command.load(Ordering::Acquire)
+    }
+
+    /// The command was followed, and `paused` is why nothing is recorded now (0: it is).
+    pub fn obeyed(&self, command: u32, paused: u64) {
+        let control = self.mapping.control();
+        control.paused.store(paused, Ordering::Relaxed);
+        control.obeyed.store(command, Ordering::Release);
+    }
+
+    /// Says when the stream's time began.
+    pub fn set_epoch_ns(&self, epoch_ns: u64) {
+        self.mapping
+            .control()
+            .epoch_ns
+            .store(epoch_ns, Ordering::Relaxed);
+    }
+
+    /// Says how many steps have ended: by source, and inferences.
+    pub fn set_steps(&self, steps: [u64; 4]) {
+        for (word, steps) in self.mapping.control().steps.iter().zip(steps) {
+            word.store(steps, Ordering::Relaxed);
+        }
     }
 
     /// Whether the consumer's heartbeat is older than [`CONSUMER_TIMEOUT_NS`].
@@ -529,6 +611,73 @@ impl Consumer {
         &self.path
     }
 
+    /// When the process that made the ring started, in clock ticks since the machine did; `None` where that is not known.
+    #[must_use]
+    pub fn process_start_ticks(&self) -> Option<u64> {
+        Some(
+            self.mapping
+                .control()
+                .process_started_ticks
+                .load(Ordering::Relaxed),
+        )
+        .filter(|ticks| *ticks > 0)
+    }
+
+    /// Whether the program image that made the ring is gone: the process died, or runs another program now.
+    #[must_use]
+    pub fn is_abandoned(&self) -> bool {
+        use rustix::fs::{FlockOperation, flock};
+
+        if self.mapping.control().locked.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        let file = &self.mapping._file;
+        let free = flock(file, FlockOperation::NonBlockingLockExclusive).is_ok();
+        if free {
+            let _ = flock(file, FlockOperation::Unlock);
+        }
+        free
+    }
+
+    /// Tells the producer what to do.
+    pub fn send_command(&self, command: u32) {
+        self.mapping
+            .control()
+            .command
+            .store(command, Ordering::Release);
+    }
+
+    /// The last command that was sent.
+    #[must_use]
+    pub fn commanded(&self) -> u32 {
+        self.mapping.control().command.load(Ordering::Relaxed)
+    }
+
+    /// The last command that the producer has followed.
+    #[must_use]
+    pub fn obeyed(&self) -> u32 {
+        self.mapping.control().obeyed.load(Ordering::Acquire)
+    }
+
+    /// Why nothing is recorded now; 0: it is.
+    #[must_use]
+    pub fn paused(&self) -> u64 {
+        self.mapping.control().paused.load(Ordering::Relaxed)
+    }
+
+    /// CLOCK_MONOTONIC at the stream's time 0.
+    #[must_use]
+    pub fn epoch_ns(&self) -> u64 {
+        self.mapping.control().epoch_ns.load(Ordering::Relaxed)
+    }
+
+    /// Steps that ended: by source, and inferences.
+    #[must_use]
+    pub fn steps(&self) -> [u64; 4] {
+        let steps = &self.mapping.control().steps;
+        std::array::from_fn(|i| steps[i].load(Ordering::Relaxed))
+    }
+
     /// Says that the consumer lives. At least every 20 ms.
     pub fn heartbeat(&self) {
         self.mapping
@@ -659,6 +808,76 @@ impl Consumer {
     #[must_use]
     pub fn untold_drops(&self) -> Option<(u64, u64, u64)> {
         self.mapping.control().untold_drops()
+    }
+}
+
+/// A piece of a kept value as it travels. Values are larger than rings may be; the pieces of one follow each other without anything between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ValueMessage<'a> {
+    /// Watch id.
+    pub watch: u32,
+    /// `c10::ScalarType` of the tensor.
+    pub dtype: i8,
+    /// Whether the elements are bits.
+    pub bits: bool,
+    /// All bytes of the value.
+    pub total: u64,
+    /// Where in them this piece begins; 0: a value begins.
+    pub offset: u64,
+    /// How many bytes the piece has.
+    pub length: u64,
+    /// The tensor's shape, as words.
+    pub shape: &'a [u64],
+    /// The piece's bytes, in words; the last one is filled up with zeros.
+    pub words: &'a [u64],
+}
+
+const FIXED_VALUE_WORDS: usize = 5;
+
+impl<'a> ValueMessage<'a> {
+    /// Puts a piece with these bytes into the ring. False: it did not fit.
+    pub fn push(&self, bytes: &[u8], ring: &mut Producer) -> bool {
+        let words = FIXED_VALUE_WORDS + self.shape.len() + bytes.len().div_ceil(8);
+        ring.push(MessageKind::Value, words, |out| {
+            let (fixed, rest) = out.split_at_mut(FIXED_VALUE_WORDS);
+            fixed.copy_from_slice(&[
+                u64::from(self.watch)
+                    | u64::from(self.dtype.cast_unsigned()) << 32
+                    | u64::from(self.bits) << 40,
+                self.shape.len() as u64,
+                self.total,
+                self.offset,
+                bytes.len() as u64,
+            ]);
+            let (shape, rest) = rest.split_at_mut(self.shape.len());
+            shape.copy_from_slice(self.shape);
+            for (word, chunk) in rest.iter_mut().zip(bytes.chunks(8)) {
+                let mut padded = [0u8; 8];
+                padded[..chunk.len()].copy_from_slice(chunk);
+                *word = u64::from_le_bytes(padded);
+            }
+        })
+    }
+
+    /// Reads one; `None` where its lengths do not fit together.
+    #[must_use]
+    pub fn parse(words: &'a [u64]) -> Option<Self> {
+        let (fixed, rest) = words.split_at_checked(FIXED_VALUE_WORDS)?;
+        let &[first, dimensions, total, offset, length] = fixed else {
+            return None;
+        };
+        let (shape, words) = rest.split_at_checked(usize::try_from(dimensions).ok()?)?;
+        let fits = length.div_ceil(8) == words.len() as u64 && offset.checked_add(length)? <= total;
+        fits.then_some(Self {
+            watch: first as u32,
+            dtype: ((first >> 32) as u8).cast_signed(),
+            bits: first >> 40 & 1 == 1,
+            total,
+            offset,
+            length,
+            shape,
+            words,
+        })
     }
 }
 
@@ -847,6 +1066,35 @@ mod tests {
             })
             .unwrap();
         assert_eq!(seen, 1);
+    }
+
+    #[test]
+    fn values_survive_the_trip() {
+        let (_directory, mut producer, mut consumer) = pair(1 << 16, OnFull::Drop);
+        let bytes: Vec<u8> = (0..1003u32).map(|i| i as u8).collect();
+        let piece = ValueMessage {
+            watch: 9,
+            dtype: -3,
+            bits: true,
+            total: 2000,
+            offset: 10,
+            length: 1003,
+            shape: &[4, 5, 6],
+            words: &[],
+        };
+        assert!(piece.push(&bytes, &mut producer));
+        consumer
+            .drain(u64::MAX, |m| {
+                assert_eq!(m.kind, MessageKind::Value);
+                let read = ValueMessage::parse(m.words).unwrap();
+                let back: Vec<u8> = read.words.iter().flat_map(|w| w.to_le_bytes()).collect();
+                assert_eq!(&back[..1003], bytes);
+                assert_eq!(ValueMessage { words: &[], ..read }, piece);
+                assert_eq!(ValueMessage::parse(&m.words[..m.words.len() - 1]), None);
+            })
+            .unwrap();
+        assert_eq!(ValueMessage::parse(&[0, u64::MAX, 0, 0, 0]), None);
+        assert_eq!(ValueMessage::parse(&[0, 0, 4, u64::MAX, 4, 0]), None);
     }
 
     #[test]

@@ -182,8 +182,25 @@ impl Traces {
                 }
             }
         }
-        for (at, timeline) in self.streams().zip(timelines) {
-            for reason in &timeline.disabled {
+        for (number, at) in self.streams().enumerate() {
+            let timeline = timelines.get(number);
+            let costs = at.stream.end().map(|end| &end.costs);
+            let told = |key| costs.and_then(|costs| costs.get(key)).copied();
+            // A stream without an end does not sum up: what the timeline saw has to do.
+            if let Some(pauses) =
+                told("recording.pauses").or(timeline.map(|t| t.pauses).filter(|n| *n > 0))
+            {
+                let length = told("recording.paused_ns").map_or_else(String::new, |ns| {
+                    #[expect(clippy::cast_precision_loss, reason = "rounded for people")]
+                    let seconds = ns as f64 / 1e9;
+                    format!(", for {seconds:.1} s in all")
+                });
+                notes.push(format!(
+                    "process {}: recording was paused {pauses} time(s){length}; what ran then is in no count",
+                    at.stream.info().process_id
+                ));
+            }
+            for reason in timeline.iter().flat_map(|t| &t.disabled) {
                 notes.push(format!(
                     "process {}: the recorder switched itself off, what ran afterwards is in no count: {reason}",
                     at.stream.info().process_id

@@ -32,6 +32,8 @@ pub(crate) struct Timeline {
     pub(crate) times: Vec<(u64, u64)>,
     /// Why the recorder switched itself off.
     pub(crate) disabled: Vec<String>,
+    /// How often recording was paused.
+    pub(crate) pauses: u64,
     /// Modules that take all time steps in one call, or one, where the trace says so.
     pub(crate) multi_step: BTreeMap<u32, bool>,
     /// The whole stream was read; else only its end.
@@ -176,6 +178,7 @@ impl Reading<'_> {
                 *depth = depth.saturating_sub(1);
             }
             Event::Opaque { .. } => self.timeline.opaque.push(ordinal),
+            Event::Paused { .. } => self.timeline.pauses += 1,
             Event::Disabled { reason } => self.timeline.disabled.push(reason.clone()),
             Event::Fact {
                 module: Some(module),

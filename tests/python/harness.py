@@ -70,7 +70,7 @@ class Attached:
         self.site = os.path.join(root, "site")
         information = os.path.join(self.site, "optape_attach-0.1.0.dist-info")
         os.makedirs(information)
-        for name in ("_optape_attach.py", "sitecustomize.py"):
+        for name in ("_optape_attach.py", "_optape_facts.py", "_optape_watch.py", "sitecustomize.py"):
             os.symlink(os.path.abspath(os.path.join(GLUE, name)), os.path.join(self.site, name))
         for name in ("entry_points.txt", "METADATA"):
             os.symlink(os.path.abspath(os.path.join(GLUE, name)), os.path.join(information, name))

@@ -230,12 +230,26 @@ void storage_freed(const void* base) {
   }
 }
 
-void module_enter(uint64_t, uint32_t module, uint32_t graph_task, uint32_t training, uint32_t) {
-  line("> " + std::to_string(module) + (training != 0 ? " train" : " eval") + (graph_task != 0 ? " again" : ""));
+std::string count_of(uint32_t tensors) {
+  return tensors != 0 ? " " + std::to_string(tensors) : std::string();
 }
 
-void module_exit(uint64_t, uint32_t module) {
-  line("< " + std::to_string(module));
+void module_enter(
+    uint64_t, uint32_t module, uint32_t graph_task, uint32_t training, uint32_t, const optape_tensor*, uint32_t tensors) {
+  line(
+      "> " + std::to_string(module) + (training != 0 ? " train" : " eval") + (graph_task != 0 ? " again" : "") + count_of(tensors));
+}
+
+void module_exit(uint64_t, uint32_t module, const optape_tensor*, uint32_t tensors) {
+  line("< " + std::to_string(module) + count_of(tensors));
+}
+
+void state(uint64_t, uint32_t module, uint32_t attribute, const optape_tensor* tensor) {
+  line("state " + std::to_string(module) + " " + std::to_string(attribute) + (tensor != nullptr ? " tensor" : " none"));
+}
+
+void identify(const optape_tensor*, uint64_t* ids) {
+  ids[0] = ids[1] = 7;
 }
 
 void watch(optape_call* call) {
@@ -248,8 +262,10 @@ void failed(const char* why) {
   line(std::string("FAILED ") + why);
 }
 
+void idle(uint64_t) {}
+
 const optape_capture table = {
-    OPTAPE_ABI_VERSION, 0, &is_recording, define_op, text, begin, end, aborted, storage_freed, module_enter, module_exit, watch, failed};
+    OPTAPE_ABI_VERSION, 0, &is_recording, define_op, text, begin, end, aborted, storage_freed, module_enter, module_exit, state, identify, watch, failed, idle};
 
 }  // namespace
 
@@ -279,6 +295,9 @@ EXPORT uint32_t optape_define_watch(int64_t module, const char* what) {
   line("watches " + std::to_string(watches) + " " + what + " of " + std::to_string(module));
   return watches++;
 }
+
+EXPORT void optape_watch_keep(uint32_t, uint32_t) {}
+EXPORT void optape_watch_switch(int64_t, int32_t) {}
 
 EXPORT void optape_optimizer_enter() {
   line("optimizer begins");

@@ -352,3 +352,74 @@ fn a_killed_program_leaves_its_trace() {
     let calls = streams(&bench.path("t.optape")).remove(0);
     assert_eq!(count(&calls, "aten::cosh"), 1);
 }
+
+#[test]
+fn every_recording_is_told_what_modules_and_optimizers_are() {
+    let Some(bench) = Bench::new() else { return };
+    let directory = bench.path("traces");
+    std::fs::create_dir(&directory).unwrap();
+    let done = bench.run(&mut bench.importing([
+        Bench::program("told_again.py").as_os_str(),
+        directory.as_os_str(),
+    ]));
+    done.expect_code(0).expect_no_panic();
+    assert_eq!(done.stderr, "", "nothing went wrong");
+    for number in 0..3 {
+        let path = directory.join(format!("{number}.optape"));
+        let trace = Trace::open(&path).unwrap();
+        let stream = &trace.streams()[0];
+        let dictionary = stream.dictionary();
+        let mut facts: BTreeMap<(String, String), Vec<Value>> = BTreeMap::new();
+        for event in events(&path) {
+            if let Event::Fact { module, key, value } = event {
+                let about = module.map(|m| dictionary.module(m).unwrap().name.clone());
+                let value = serde_json::from_str(&value).unwrap();
+                let subject = (about.unwrap_or_default(), text(dictionary, key));
+                facts.entry(subject).or_default().push(value);
+            }
+        }
+        let of = |module: &str, key: &str| {
+            let all = facts.get(&(module.to_owned(), key.to_owned()));
+            all.cloned().unwrap_or_default()
+        };
+        assert_eq!(
+            of("Net", "attributes").last().unwrap()["factor"],
+            number + 1,
+            "as it is now"
+        );
+        assert_eq!(of("", "optimizer.0").len(), 1);
+        assert_eq!(of("", "optimizer.0.group.0")[0]["lr"], 0.1);
+        let weight = &of("Net.fc", "parameters")[0][0];
+        assert_eq!(weight["name"], "weight");
+        let storage = weight["storage"].as_u64().unwrap();
+        let calls = calls_of(&trace, stream.id());
+        let watched = count(&calls, "optape::watch");
+        let kept: Vec<_> = trace.values(stream.id()).map(Result::unwrap).collect();
+        let kept_facts = facts
+            .keys()
+            .filter(|(_, key)| key.starts_with("watch."))
+            .count();
+        let born: Vec<u64> = events(&path)
+            .into_iter()
+            .filter_map(|event| match event {
+                Event::StorageBorn { storage, .. } => Some(storage.0),
+                _ => None,
+            })
+            .collect();
+        let used = trace.records(stream.id()).any(|record| {
+            matches!(record.unwrap().1, Record::OpCall(call) if call.storages.iter().any(|s| s.0 == storage))
+        });
+        assert!(used, "facts name what the ops name");
+        if number == 1 {
+            assert_eq!((watched, kept.len(), kept_facts), (1, 1, 1));
+            assert_eq!(kept[0].shape, [2, 4]);
+            assert_eq!(
+                born.iter().filter(|b| **b == storage).count(),
+                1,
+                "a parameter is born in the stream like any storage, once"
+            );
+        } else {
+            assert_eq!((watched, kept.len(), kept_facts, born.len()), (0, 0, 0, 0));
+        }
+    }
+}

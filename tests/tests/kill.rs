@@ -175,7 +175,10 @@ fn what_a_killed_recorder_left_is_recovered_or_counted() {
             program.display()
         );
         let words = ["sh".to_owned(), "-c".to_owned(), script];
-        let running = bench.start(&mut bench.record("t.optape", &words));
+        // A ring that cannot hold what comes after the recorder's death.
+        let mut record =
+            bench.optape(["-q", "record", "--ring-size", "1M", "-o", "t.optape", "--"]);
+        let running = bench.start(record.args(&words));
         worker(&bench, 2_000);
         std::thread::sleep(Duration::from_millis(wait));
         kill_process(running.pid(), Signal::KILL).unwrap();

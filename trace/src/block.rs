@@ -621,7 +621,9 @@ fn moment_bytes(moment: &Moment) -> usize {
             Event::Statistics { values, .. } => {
                 values.iter().map(|v| 24 + 10 * v.values.len()).sum()
             }
-            Event::Fact { value: text, .. } | Event::Disabled { reason: text } => text.len(),
+            Event::Fact { value: text, .. }
+            | Event::Disabled { reason: text }
+            | Event::Mark { text } => text.len(),
             _ => 0,
         }
 }

@@ -17,6 +17,7 @@ use crate::reader::{Stream, Trace};
 use crate::record::{DropReason, Event, LateStatistic, OpCall, Record, StepSource};
 use crate::statistics::{NotTaken, Operand, Pattern, State, When, fields};
 use crate::table::Dictionary;
+use crate::values::{Elements, Value};
 
 /// The lines of a stream's records among `range`.
 ///
@@ -87,6 +88,50 @@ pub fn record_line(stream: &Stream, ordinal: Ordinal, record: &Record) -> String
     });
     debug_assert!(written.is_ok(), "writing to a string cannot fail");
     line
+}
+
+/// Elements of a value that are shown.
+const SHOWN_ELEMENTS: usize = 16;
+
+/// The line of a kept value: stream, `value`, ordinal of its call, what it is of, dtype and shape, and its first elements.
+#[must_use]
+pub fn value_line(stream: &Stream, value: &Value) -> String {
+    let dictionary = stream.dictionary();
+    let watch = dictionary.watch(value.watch);
+    let module = watch
+        .and_then(|w| w.module)
+        .and_then(|m| dictionary.module(m))
+        .map_or("", |m| m.name.as_str());
+    let what = watch.map_or("", |w| w.what.as_str());
+    let shape: Vec<String> = value.shape.iter().map(u64::to_string).collect();
+    let about = format!(
+        "{} value {} {module} {what:?} {}[{}]",
+        stream.id(),
+        value.ordinal,
+        value.dtype.name(),
+        shape.join(",")
+    );
+    let numbers = |numbers: Vec<f64>| {
+        let shown: Vec<String> = numbers
+            .iter()
+            .take(SHOWN_ELEMENTS)
+            .map(f64::to_string)
+            .collect();
+        let more = if numbers.len() > SHOWN_ELEMENTS {
+            " ..."
+        } else {
+            ""
+        };
+        format!("{}{more}", shown.join(" "))
+    };
+    match (&value.elements, value.to_f64()) {
+        (Elements::Lost, _) => format!("{about} lost"),
+        (Elements::Bits(_), Some(all)) => format!("{about} bits {}", numbers(all)),
+        (_, Some(all)) => format!("{about} raw {}", numbers(all)),
+        (Elements::Raw(bytes) | Elements::Bits(bytes), None) => {
+            format!("{about} raw {} bytes", bytes.len())
+        }
+    }
 }
 
 /// The line of a definition.
@@ -571,5 +616,8 @@ fn event_text(out: &mut String, dictionary: &Dictionary, event: &Event) -> fmt::
         }
         Event::Samples { count } => write!(out, "samples {count}"),
         Event::Disabled { reason } => write!(out, "disabled {reason:?}"),
+        Event::Paused { reason } => write!(out, "paused reason={}", reason.name()),
+        Event::Resumed => write!(out, "resumed"),
+        Event::Mark { text } => write!(out, "mark {text:?}"),
     }
 }

@@ -26,7 +26,7 @@ pub(crate) const PAYLOAD_LIMIT: u32 = 256 << 20;
 /// No compressed payload or column decodes to more.
 pub(crate) const RAW_LIMIT: usize = 64 << 20;
 
-/// Kinds of frames. 0 is never used, so that zeros are no frame; 10 to 127 are for later versions, 128 to 255 for private use.
+/// Kinds of frames. 0 is never used, so that zeros are no frame; 11 to 127 are for later versions, 128 to 255 for private use.
 pub(crate) mod kind {
     /// The run's information, first frame of every file.
     pub(crate) const RUN: u8 = 1;
@@ -46,6 +46,8 @@ pub(crate) mod kind {
     pub(crate) const RUN_END: u8 = 8;
     /// Where the index frames stand; last frame of a finished file.
     pub(crate) const FOOTER: u8 = 9;
+    /// Kept values of a stream.
+    pub(crate) const VALUES: u8 = 10;
 
     /// The name that messages use.
     pub(crate) const fn name(kind: u8) -> &'static str {
@@ -59,6 +61,7 @@ pub(crate) mod kind {
             STREAM_END => "stream end",
             RUN_END => "run end",
             FOOTER => "footer",
+            VALUES => "values",
             _ => "unknown",
         }
     }

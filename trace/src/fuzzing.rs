@@ -137,6 +137,9 @@ fn use_trace(bytes: Vec<u8>) {
             let _ = trace.summary(stream.id(), 0..u64::MAX);
             let _ = trace.summary(stream.id(), 3..stream.records().saturating_sub(2));
             let _ = trace.moments(stream.id());
+            for value in trace.values(stream.id()) {
+                let _ = value.map(|value| value.to_f64());
+            }
             for index in 0..stream.blocks().len() {
                 let _ = trace.block(stream.id(), index, Columns::COUNTERS);
                 if let Ok(block) = trace.block(stream.id(), index, Columns::ALL) {

@@ -7,6 +7,7 @@ use crate::bytes::{Cursor, len64, put_varint};
 use crate::error::Corrupt;
 use crate::frame::END_MAGIC;
 use crate::summary::SummaryHead;
+use crate::values::ValuesIndex;
 
 /// So many entries make an index frame.
 pub(crate) const ENTRIES_PER_FRAME: usize = 1024;
@@ -95,11 +96,12 @@ pub(crate) struct IndexChunk {
     pub(crate) definitions: Vec<u64>,
     pub(crate) blocks: Vec<BlockIndex>,
     pub(crate) summaries: Vec<SummaryIndex>,
+    pub(crate) values: Vec<ValuesIndex>,
 }
 
 impl IndexChunk {
     pub(crate) fn len(&self) -> usize {
-        self.definitions.len() + self.blocks.len() + self.summaries.len()
+        self.definitions.len() + self.blocks.len() + self.summaries.len() + self.values.len()
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -141,6 +143,18 @@ impl IndexChunk {
             put_varint(&mut out, summary.records);
             put_varint(&mut out, summary.offset - offset);
             offset = summary.offset;
+        }
+        if self.values.is_empty() {
+            return out;
+        }
+        put_varint(&mut out, len64(self.values.len()));
+        let mut offset = 0;
+        for values in &self.values {
+            put_varint(&mut out, values.offset - offset);
+            offset = values.offset;
+            put_varint(&mut out, values.count);
+            put_varint(&mut out, values.first_ordinal);
+            put_varint(&mut out, values.last_ordinal - values.first_ordinal);
         }
         out
     }
@@ -192,11 +206,30 @@ impl IndexChunk {
             offset = offset.saturating_add(cursor.varint()?);
             summaries.push(SummaryIndex::new(head, offset));
         }
-        // What follows belongs to later minor versions.
+        // Absent where there are none. What follows belongs to later minor versions.
+        let count = if cursor.is_empty() {
+            0
+        } else {
+            cursor.count(4)?
+        };
+        let mut offset = 0u64;
+        let mut values = Vec::with_capacity(count);
+        for _ in 0..count {
+            offset = offset.saturating_add(cursor.varint()?);
+            let count = cursor.varint()?;
+            let first_ordinal = cursor.varint()?;
+            values.push(ValuesIndex {
+                offset,
+                count,
+                first_ordinal,
+                last_ordinal: first_ordinal.saturating_add(cursor.varint()?),
+            });
+        }
         Ok(Self {
             definitions,
             blocks,
             summaries,
+            values,
         })
     }
 }

@@ -89,6 +89,7 @@ mod source;
 mod statistics;
 mod summary;
 mod table;
+mod values;
 mod verification;
 mod writer;
 
@@ -107,12 +108,15 @@ pub use ids::{
 pub use index::{BlockIndex, SummaryIndex};
 pub use info::{Role, RunEnd, RunInfo, StreamEnd, StreamInfo};
 pub use reader::{Stream, Trace, TraceEnd};
-pub use record::{DropReason, Event, LateStatistic, Moment, OpCall, Record, StepSource};
+pub use record::{
+    DropReason, Event, LateStatistic, Moment, OpCall, PauseReason, Record, StepSource,
+};
 pub use recovery::{Continuation, Finding, Loss, Recovery, recover, recover_bytes, recover_with};
 pub use statistics::{
     CHANNELS_PER_BLOCK, CROSSBARS, NotTaken, Operand, Pattern, PatternEntry, State, When, fields,
 };
 pub use summary::SummaryRow;
 pub use table::Dictionary;
+pub use values::{Elements, VALUE_LIMIT, Value, ValuesIndex, pack_bits};
 pub use verification::{Verification, verify, verify_bytes};
 pub use writer::TraceWriter;

@@ -7,7 +7,7 @@ use crate::bytes::{Cursor, add_difference, difference, len64, put_varint};
 use crate::column::{predicted, put_predicted, put_small, small};
 use crate::error::Corrupt;
 use crate::ids::{CallId, ModuleId, Ordinal, StorageId, TensorId, TextId, ThreadId};
-use crate::record::{DropReason, Event, LateStatistic, Moment, StepSource};
+use crate::record::{DropReason, Event, LateStatistic, Moment, PauseReason, StepSource};
 use crate::statistics::{Operand, When};
 
 /// The columns, before compression.
@@ -99,10 +99,13 @@ pub(crate) const fn tag(event: &Event) -> u8 {
         Event::Sample { .. } => 14,
         Event::Samples { .. } => 15,
         Event::Disabled { .. } => 16,
+        Event::Paused { .. } => 17,
+        Event::Resumed => 18,
+        Event::Mark { .. } => 19,
     }
 }
 /// First tag that this version does not know.
-const UNKNOWN_TAG: u8 = 17;
+const UNKNOWN_TAG: u8 = 20;
 
 /// What the times of moments are predicted by.
 #[derive(Default)]
@@ -326,6 +329,13 @@ fn put_event(event: &Event, thread: ThreadId, state: &mut State, out: &mut Vec<u
         }
         Event::Samples { count } => put_varint(out, *count),
         Event::Disabled { reason } => put_text(reason, out),
+        Event::Paused { reason } => out.push(match reason {
+            PauseReason::Asked => 0,
+            PauseReason::Schedule => 1,
+            PauseReason::Expired => 2,
+        }),
+        Event::Resumed => {}
+        Event::Mark { text } => put_text(text, out),
     }
 }
 
@@ -450,6 +460,22 @@ fn event(
         },
         16 => Event::Disabled {
             reason: text(cursor)?,
+        },
+        17 => Event::Paused {
+            reason: match cursor.u8()? {
+                0 => PauseReason::Asked,
+                1 => PauseReason::Schedule,
+                2 => PauseReason::Expired,
+                other => {
+                    return Err(Corrupt::from(format!(
+                        "a pause has the unknown reason {other}"
+                    )));
+                }
+            },
+        },
+        18 => Event::Resumed,
+        19 => Event::Mark {
+            text: text(cursor)?,
         },
         other => {
             return Err(Corrupt::from(format!(
@@ -640,6 +666,14 @@ mod tests {
             }),
             number().prop_map(|count| Event::Samples { count }),
             ".{0,20}".prop_map(|reason| Event::Disabled { reason }),
+            prop::sample::select(vec![
+                PauseReason::Asked,
+                PauseReason::Schedule,
+                PauseReason::Expired
+            ])
+            .prop_map(|reason| Event::Paused { reason }),
+            Just(Event::Resumed),
+            ".{0,20}".prop_map(|text| Event::Mark { text }),
         ]
     }
 
@@ -655,7 +689,7 @@ mod tests {
 
         #[test]
         fn decoding_survives_anything(
-            tags in prop::collection::vec(0..20u8, 0..30),
+            tags in prop::collection::vec(0..23u8, 0..30),
             threads in prop::collection::vec(any::<u8>(), 0..40),
             times in prop::collection::vec(any::<u8>(), 0..40),
             modules in prop::collection::vec(any::<u8>(), 0..100),

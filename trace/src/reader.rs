@@ -18,6 +18,7 @@ use crate::record::{Event, LateStatistic, Moment, Record};
 use crate::source::Source;
 use crate::summary::{self, Rows, SummaryHead, SummaryRow};
 use crate::table::{Dictionary, give_up, resolve};
+use crate::values::{self, Value, ValuesIndex};
 
 /// What a finding at the end of a truncated file says.
 pub(crate) const NOT_WHOLE: &str = "the last frame is not whole";
@@ -74,6 +75,7 @@ pub struct Stream {
     dropped: u64,
     blocks: Vec<BlockIndex>,
     summaries: Vec<SummaryIndex>,
+    values: Vec<ValuesIndex>,
     /// Blocks with late statistics, in order: index, and the ordinals that these are for.
     late: Vec<(usize, u64, u64)>,
     /// Of each entry of `late` and all behind it the least ordinal.
@@ -92,6 +94,7 @@ impl Stream {
             dropped: 0,
             blocks: Vec::new(),
             summaries: Vec::new(),
+            values: Vec::new(),
             late: Vec::new(),
             late_floor: Vec::new(),
         }
@@ -150,6 +153,12 @@ impl Stream {
     #[must_use]
     pub fn summaries(&self) -> &[SummaryIndex] {
         &self.summaries
+    }
+
+    /// Where its kept values stand, in the order of the file.
+    #[must_use]
+    pub fn values(&self) -> &[ValuesIndex] {
+        &self.values
     }
 
     /// The index of the block that holds a record.
@@ -220,7 +229,7 @@ pub(crate) fn read_frame(source: &Source, offset: u64) -> Result<(FrameHead, Vec
     let head = FrameHead::decode(&source.read(offset, FRAME_HEAD)?).map_err(|e| e.at(offset))?;
     let payload = source.read(offset + len64(FRAME_HEAD), head.length as usize)?;
     head.check(&payload).map_err(|e| e.at(offset))?;
-    let payload = if (kind::RUN..=kind::FOOTER).contains(&head.kind) {
+    let payload = if (kind::RUN..=kind::VALUES).contains(&head.kind) {
         head.unwrap_payload(payload).map_err(|e| e.at(offset))?
     } else {
         payload
@@ -418,6 +427,7 @@ impl Trace {
                     stream.add_block(block).map_err(|e| e.at(offset))?;
                 }
                 stream.summaries.extend(chunk.summaries);
+                stream.values.extend(chunk.values);
             }
             if stream.records != entry.records {
                 return Err(Corrupt::from("the footer and the index disagree").at(offset));
@@ -535,6 +545,7 @@ impl Trace {
             kind::BLOCK,
             kind::SUMMARY,
             kind::STREAM_END,
+            kind::VALUES,
         ];
         if !known.contains(&head.kind) {
             return Ok(());
@@ -565,6 +576,10 @@ impl Trace {
             kind::SUMMARY => {
                 let summary = SummaryHead::decode(&mut Cursor::new(payload))?;
                 stream.summaries.push(SummaryIndex::new(summary, offset));
+                Ok(())
+            }
+            kind::VALUES => {
+                stream.values.push(values::index_of(payload, offset)?);
                 Ok(())
             }
             _ => {
@@ -891,6 +906,28 @@ impl Trace {
         Ok(rows.into_sorted())
     }
 
+    /// Bytes that the frame at `offset` takes in the file, its head included.
+    ///
+    /// # Errors
+    /// Where the file cannot be read there, or no frame begins there.
+    pub fn frame_bytes(&self, offset: u64) -> Result<u64, TraceError> {
+        let head = FrameHead::decode(&self.source.read(offset, FRAME_HEAD)?);
+        Ok(head.map_err(|e| e.at(offset))?.total())
+    }
+
+    pub(crate) fn values_of(
+        &self,
+        stream: StreamId,
+        index: &ValuesIndex,
+    ) -> Result<Vec<Value>, TraceError> {
+        let (head, payload) = frame_of(&self.source, kind::VALUES, index.offset)?;
+        let values = values::decode(&payload).map_err(|e| e.at(index.offset))?;
+        if head.stream != stream.0 || len64(values.len()) != index.count {
+            return Err(Corrupt::from("the index and a frame of values disagree").at(index.offset));
+        }
+        Ok(values)
+    }
+
     pub(crate) fn read_summary(
         &self,
         stream: &Stream,
@@ -921,6 +958,25 @@ impl Trace {
             all.extend(ordinals.zip(block.moments));
         }
         Ok(all)
+    }
+
+    /// How many records of a stream that are no op calls are such, without holding them all.
+    ///
+    /// # Errors
+    /// As [`Self::moments`].
+    pub fn count_moments(
+        &self,
+        stream: StreamId,
+        such: impl Fn(&Event) -> bool,
+    ) -> Result<u64, TraceError> {
+        let state = self.stream(stream)?;
+        let mut count = 0;
+        for entry in state.blocks.iter().filter(|b| b.op_calls < b.records) {
+            let block = self.raw_block(state, entry, Columns::MOMENTS)?;
+            let found = block.moments.iter().filter(|moment| such(&moment.event));
+            count += found.count() as u64;
+        }
+        Ok(count)
     }
 
     /// All records of a stream, in order. After an error nothing more comes.

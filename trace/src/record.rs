@@ -179,6 +179,41 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// Tag 17. From here on nothing is recorded, until [`Event::Resumed`] or the end of the stream.
+    Paused {
+        /// Why.
+        reason: PauseReason,
+    },
+    /// Tag 18. Recording goes on.
+    Resumed,
+    /// Tag 19. Somebody outside of the program made a mark (`optape ctl mark`).
+    Mark {
+        /// What it says.
+        text: String,
+    },
+}
+
+/// Why nothing is recorded for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum PauseReason {
+    /// The user or the program asked for it.
+    Asked,
+    /// The step is not among those to record (`--steps`, `--every`).
+    Schedule,
+    /// It was recorded, but is older than what was to be kept (`--ring`).
+    Expired,
+}
+
+impl PauseReason {
+    /// In words of a report.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Asked => "asked",
+            Self::Schedule => "schedule",
+            Self::Expired => "expired",
+        }
+    }
 }
 
 /// What ended a step.

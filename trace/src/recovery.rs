@@ -14,6 +14,7 @@ use crate::reader::{Stream, Trace, TraceEnd};
 use crate::record::{DropReason, Event, Moment};
 use crate::source::Source;
 use crate::table::FIRST_LATE_PATTERN;
+use crate::values::Value;
 use crate::writer::TraceWriter;
 
 /// A place where a trace is not as it should be.
@@ -147,6 +148,7 @@ fn recover_source<W: Write>(
             records: 0,
         };
         copy.blocks(&trace, &mut recovery.findings)?;
+        copy.values(&trace, &mut recovery.findings)?;
         recovery.records += copy.records;
         copied.push((copy.lost, copy.last_ns));
     }
@@ -312,20 +314,50 @@ impl<W: Write> StreamCopy<'_, W> {
         Ok(())
     }
 
+    /// Values follow their call, too; those of a lost one are lost with it.
+    fn values(&mut self, trace: &Trace, findings: &mut Vec<Finding>) -> Result<(), TraceError> {
+        for entry in self.stream.values() {
+            let values = match trace.values_of(self.stream.id(), entry) {
+                Ok(values) => values,
+                Err(TraceError::Damaged { offset, what }) => {
+                    findings.push(Finding { offset, what });
+                    continue;
+                }
+                Err(other) => return Err(other),
+            };
+            for value in values {
+                let Some(ordinal) = self.place_of(value.ordinal) else {
+                    continue;
+                };
+                match self.writer.value(self.id, &Value { ordinal, ..value }) {
+                    Ok(()) | Err(TraceError::Refused { .. }) => {}
+                    Err(other) => return Err(other),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The ordinal in the copy of a record that was copied.
+    fn place_of(&self, ordinal: Ordinal) -> Option<Ordinal> {
+        let run = self
+            .moved
+            .partition_point(|(run, _)| run.start <= ordinal.0)
+            .checked_sub(1)
+            .and_then(|i| self.moved.get(i));
+        let (run, first) = run.filter(|(run, _)| run.contains(&ordinal.0))?;
+        Some(Ordinal(first + (ordinal.0 - run.start)))
+    }
+
     /// Writes a moment; late statistics follow their call.
     fn moment(&mut self, moment: &Moment) -> Result<Ordinal, TraceError> {
         let Event::Statistics { call, values } = &moment.event else {
             return self.writer.moment(self.id, moment);
         };
-        let run = self
-            .moved
-            .partition_point(|(run, _)| run.start <= call.0)
-            .checked_sub(1)
-            .and_then(|i| self.moved.get(i));
-        match run.filter(|(run, _)| run.contains(&call.0)) {
-            Some((run, first)) => {
+        match self.place_of(*call) {
+            Some(call) => {
                 let event = Event::Statistics {
-                    call: Ordinal(first + (call.0 - run.start)),
+                    call,
                     values: values.clone(),
                 };
                 self.writer.moment(

@@ -92,6 +92,7 @@ fn compare(opened: &Trace, scanned: &Trace, findings: &mut Vec<Finding>) {
     for (a, b) in opened.streams().iter().zip(scanned.streams()) {
         let same = a.blocks() == b.blocks()
             && a.summaries() == b.summaries()
+            && a.values() == b.values()
             && a.end() == b.end()
             && a.info() == b.info()
             && a.dictionary().counts() == b.dictionary().counts();
@@ -196,6 +197,25 @@ fn verify_stream(
         {
             find(what);
         }
+    }
+    for entry in stream.values() {
+        let wrong = match trace.values_of(stream.id(), entry) {
+            Ok(values) => values
+                .iter()
+                .find(|v| v.ordinal.0 >= stream.records() || v.watch.0 >= counts.watches)
+                .map(|v| {
+                    format!(
+                        "a value names record {} and watch {}, of which one is not there",
+                        v.ordinal, v.watch
+                    )
+                }),
+            Err(TraceError::Damaged { what, .. }) => Some(what),
+            Err(other) => return Err(other),
+        };
+        findings.extend(wrong.map(|what| Finding {
+            offset: entry.offset,
+            what,
+        }));
     }
     if let Some(end) = stream.end()
         && end.records != stream.records()

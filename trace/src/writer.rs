@@ -17,6 +17,7 @@ use crate::record::{Event, LateStatistic, Moment};
 use crate::statistics::{Pattern, State};
 use crate::summary::{self, FACTOR, PIECE_RECORDS, Patterns, Rows, SummaryHead, SummaryRow, WHOLE};
 use crate::table::{Counts, FIRST_LATE_PATTERN, WordKind, give_up, resolve, word_kinds};
+use crate::values::{FRAME_BYTES, Value, ValuesBuilder, ValuesIndex};
 
 /// Definitions are written when they have grown to this, also without a flush.
 const DEFINITION_BYTES: usize = 1 << 20;
@@ -232,6 +233,7 @@ struct StreamState {
     pieces_written: u64,
     levels: Vec<Level>,
     whole: Rows,
+    values: ValuesBuilder,
     index: IndexChunk,
     footer: FooterStream,
     ended: bool,
@@ -255,6 +257,7 @@ impl StreamState {
             pieces_written: 0,
             levels: Vec::new(),
             whole: Rows::default(),
+            values: ValuesBuilder::default(),
             index: IndexChunk::default(),
             footer: FooterStream {
                 begin,
@@ -714,6 +717,39 @@ impl<W: Write> TraceWriter<W> {
         Ok(ordinal)
     }
 
+    /// Keeps the value of a call of `optape::watch`.
+    ///
+    /// # Errors
+    /// [`TraceError::Refused`] where the call is not written yet, the watch is not defined, or the elements are more or fewer than dtype and
+    /// shape ask for. Where the sink fails.
+    pub fn value(&mut self, stream: StreamId, value: &Value) -> Result<(), TraceError> {
+        let state = Self::stream(&self.output, &mut self.streams, stream)?;
+        if value.ordinal.0 >= state.next_ordinal {
+            return Err(state.refuse(format!(
+                "a value is of record {}, which is not written yet",
+                value.ordinal
+            )));
+        }
+        if value.watch.0 >= state.counts.watches {
+            return Err(state.refuse(format!(
+                "a value is of watch {}, which is not defined",
+                value.watch
+            )));
+        }
+        value.check().map_err(|e| state.refuse(e.0))?;
+        // Two of the largest do not fit into one frame.
+        if state.values.len().saturating_add(value.bytes()) > RAW_LIMIT - RAW_LIMIT / 8 {
+            self.write_values(stream)?;
+        }
+        let state = Self::stream(&self.output, &mut self.streams, stream)?;
+        state.values.push(value);
+        if state.values.len() >= FRAME_BYTES {
+            self.write_values(stream)
+        } else {
+            Ok(())
+        }
+    }
+
     /// Writes what is pending: definitions, and a block per stream that has records; flushes the sink.
     ///
     /// # Errors
@@ -721,6 +757,7 @@ impl<W: Write> TraceWriter<W> {
     pub fn flush(&mut self) -> Result<(), TraceError> {
         for stream in self.ids() {
             self.write_block(stream)?;
+            self.write_values(stream)?;
         }
         self.output.sink.flush().map_err(|e| self.output.fail(e))
     }
@@ -804,6 +841,22 @@ impl<W: Write> TraceWriter<W> {
             .ok_or(TraceError::NoSuchStream(id))?;
         state.open()?;
         Ok(state)
+    }
+
+    fn write_values(&mut self, stream: StreamId) -> Result<(), TraceError> {
+        // A value's watch is defined before it.
+        self.write_definitions(stream)?;
+        let Some(state) = self.streams.get_mut(stream.index()) else {
+            return Ok(());
+        };
+        if state.values.is_empty() {
+            return Ok(());
+        }
+        let (raw, index) = state.values.take();
+        let (flags, payload) = summary::pack(raw, &mut self.zstd)?;
+        let (offset, _) = self.output.frame(kind::VALUES, flags, stream.0, &payload)?;
+        state.index.values.push(ValuesIndex { offset, ..index });
+        self.write_index(stream, ENTRIES_PER_FRAME)
     }
 
     fn write_definitions(&mut self, stream: StreamId) -> Result<(), TraceError> {
@@ -951,6 +1004,7 @@ impl<W: Write> TraceWriter<W> {
     /// Writes everything of a stream that nothing can be added to any more.
     fn complete_stream(&mut self, stream: StreamId) -> Result<(), TraceError> {
         self.write_block(stream)?;
+        self.write_values(stream)?;
         if let Some(state) = self.streams.get_mut(stream.index()) {
             state.give_up()?;
             state.footer.records = state.next_ordinal;

@@ -10,6 +10,7 @@ mod digits;
 mod process;
 mod progress;
 mod python;
+mod soak;
 mod test;
 mod wheel;
 mod workspace;
@@ -36,6 +37,8 @@ enum Task {
     Test(test::Options),
     /// Measure what recording costs beside other tools, bytes per op, and the speed of replay
     Bench(bench::Options),
+    /// Record for half an hour at full rate, and kill hundreds of times: what must not grow, and what must not be lost
+    Soak(soak::Options),
     /// Make the Python environment that the other tasks run in, and print its interpreter
     Python,
     /// Build the Python wheel into target/wheels: program, library, glue and the hook's source
@@ -61,6 +64,7 @@ fn run(options: &Options) -> anyhow::Result<ExitCode> {
         Task::Test(options) => test::run(options, &workspace),
         Task::Bench(options) => bench::run(options, &workspace),
         Task::Wheel(options) => wheel::run(options, &workspace),
+        Task::Soak(options) => soak::run(options, &workspace),
         Task::Python => {
             println!("{}", python::prepare(&workspace)?.interpreter.display());
             Ok(ExitCode::SUCCESS)

@@ -9,12 +9,14 @@ use std::path::PathBuf;
 use std::sync::Once;
 use std::sync::atomic::Ordering;
 
-use optape_trace::{ArgumentDef, ModuleDef, ModuleId, OpDef, ReturnDef, WatchDef};
+use optape_trace::{ArgumentDef, ModuleDef, ModuleId, OpDef, ReturnDef, TextId, WatchDef, WatchId};
 use parking_lot::lock_api::RawMutex as _;
 use serde::Deserialize;
 
+use super::scopes::Entry;
+use super::watching::Keep;
 use super::{CAPTURE, Capture, CaptureError, Settings};
-use crate::abi::{ABI_VERSION, Call, CaptureTable, Operator, OperatorArgument, Plan};
+use crate::abi::{ABI_VERSION, Call, CaptureTable, Operator, OperatorArgument, Plan, Tensor};
 
 static TABLE: CaptureTable = CaptureTable {
     abi_version: ABI_VERSION,
@@ -28,8 +30,11 @@ static TABLE: CaptureTable = CaptureTable {
     storage_freed,
     module_enter,
     module_exit,
+    state,
+    identify,
     watch,
     failed,
+    idle,
 };
 
 /// Capture as the hook sees it.
@@ -135,9 +140,7 @@ unsafe extern "C" fn end(call: *mut Call) {
 unsafe extern "C" fn watch(call: *mut Call) {
     guarded(|| {
         // SAFETY: as `begin`.
-        let call = unsafe { &mut *call };
-        Capture::get().begin(call);
-        Capture::get().end(call);
+        Capture::get().watched(unsafe { &mut *call });
     });
 }
 
@@ -150,26 +153,67 @@ unsafe extern "C" fn storage_freed(base: *const c_void) {
     guarded(|| Capture::get().storage_freed(base as usize));
 }
 
+/// # Safety
+/// `first` leads to `count` tensors that live as long as the call that passed them.
+unsafe fn tensors<'a>(first: *const Tensor, count: u32) -> &'a [Tensor] {
+    if count == 0 || first.is_null() {
+        return &[];
+    }
+    // SAFETY: the caller's promise.
+    unsafe { std::slice::from_raw_parts(first, count as usize) }
+}
+
 unsafe extern "C" fn module_enter(
     thread: u64,
     module: u32,
     graph_task: u32,
     training: u32,
     grad_mode: u32,
+    first: *const Tensor,
+    count: u32,
 ) {
     guarded(|| {
+        // SAFETY: the ABI: `count` live tensors.
+        let arguments = unsafe { tensors(first, count) };
         Capture::get().module_enter(
             thread,
-            module,
-            graph_task != 0,
-            training != 0,
-            grad_mode != 0,
-        )
+            Entry {
+                module,
+                graph_task: graph_task != 0,
+                training: training != 0,
+                grad_mode: grad_mode != 0,
+            },
+            arguments,
+        );
     });
 }
 
-unsafe extern "C" fn module_exit(thread: u64, module: u32) {
-    guarded(|| Capture::get().module_exit(thread, module));
+unsafe extern "C" fn module_exit(thread: u64, module: u32, first: *const Tensor, count: u32) {
+    guarded(|| {
+        // SAFETY: the ABI: `count` live tensors.
+        let results = unsafe { tensors(first, count) };
+        Capture::get().module_exit(thread, module, results);
+    });
+}
+
+unsafe extern "C" fn state(thread: u64, module: u32, attribute: u32, tensor: *const Tensor) {
+    guarded(|| {
+        // SAFETY: the ABI: null or a live tensor.
+        let tensor = unsafe { tensor.as_ref() };
+        Capture::get().state_assigned(thread, ModuleId(module), TextId(attribute), tensor);
+    });
+}
+
+unsafe extern "C" fn identify(tensor: *const Tensor, ids: *mut u64) {
+    guarded(|| {
+        // SAFETY: the ABI: a live tensor, and two words to write.
+        let (tensor, ids) = unsafe { (&*tensor, std::slice::from_raw_parts_mut(ids, 2)) };
+        ids.copy_from_slice(&Capture::get().identities(tensor));
+    });
+}
+
+unsafe extern "C" fn idle(thread: u64) {
+    guarded(|| Capture::get().idle(thread));
 }
 
 unsafe extern "C" fn failed(why: *const c_char) {
@@ -358,6 +402,20 @@ pub unsafe extern "C" fn optape_define_watch(module: i64, what: *const c_char) -
     })
 }
 
+/// Says what a watch keeps beside statistics: 0 nothing, 1 values whose elements are all 0 or 1, 2 all values.
+#[unsafe(no_mangle)]
+pub extern "C" fn optape_watch_keep(watch: u32, keep: u32) {
+    guarded(|| Capture::get().keep(WatchId(watch), Keep::from_number(keep)));
+}
+
+/// Switches a watch (-1: all that there are) on or off, at any time, from any thread.
+#[unsafe(no_mangle)]
+pub extern "C" fn optape_watch_switch(watch: i64, on: i32) {
+    guarded(|| {
+        Capture::get().switch_watch(u32::try_from(watch).ok().map(WatchId), on != 0);
+    });
+}
+
 /// An optimizer step begins on this thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn optape_optimizer_enter() {
@@ -461,5 +519,7 @@ pub unsafe extern "C" fn optape_fact(module: i64, key: *const c_char, value: *co
 /// Whether recording goes on. For tests and the glue's own decisions.
 #[unsafe(no_mangle)]
 pub extern "C" fn optape_recording() -> i32 {
-    i32::from(CAPTURE.recording.load(Ordering::Relaxed) != 0)
+    i32::from(
+        CAPTURE.recording.load(Ordering::Relaxed) & (super::RECORDING | super::HOOK_ONLY) != 0,
+    )
 }

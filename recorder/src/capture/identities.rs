@@ -130,6 +130,11 @@ impl Identities {
         }
     }
 
+    /// The newest ids of a storage and of a tensor object.
+    pub(super) fn given(&self) -> [u64; 2] {
+        [self.next_storage - 1, self.next_tensor - 1]
+    }
+
     /// The id of a tensor's storage; 0 where it has none.
     pub(super) fn storage(&mut self, tensor: &Tensor) -> u64 {
         let base = tensor.storage_base as usize;
@@ -187,6 +192,14 @@ impl Identities {
         self.next_tensor += 1;
         self.tensors.insert(key, TensorObject { id, storage });
         id
+    }
+
+    /// Ops ran unseen: nobody knows what they wrote, and which objects came and went at the addresses of others. Storages whose
+    /// deaths are told keep their ids.
+    pub(super) fn missed_ops(&mut self) {
+        self.forget_values();
+        self.foreign = Generations::new();
+        self.tensors = Generations::new();
     }
 
     /// Memory is freed. Gives the storage that it was.

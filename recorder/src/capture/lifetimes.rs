@@ -35,6 +35,8 @@ struct Object {
 pub(super) struct Lifetimes {
     newest_storage: u64,
     newest_tensor: u64,
+    /// Ids up to these may have been given before the stream began: of these alone the tables say whether they were told.
+    before: [u64; 2],
     /// Storages whose death will not be reported, by their StorageImpl.
     foreign: AddressMap<u64>,
     /// Ids of the storages that are alive.
@@ -45,15 +47,22 @@ pub(super) struct Lifetimes {
 }
 
 impl Lifetimes {
-    pub(super) fn new() -> Self {
+    /// `before`: the newest ids of a storage and of a tensor object, which the stream knows nothing of.
+    pub(super) fn new(before: [u64; 2]) -> Self {
         Self {
             newest_storage: 0,
             newest_tensor: 0,
+            before,
             foreign: AddressMap::default(),
             alive: AddressMap::default(),
             objects: AddressMap::default(),
             recent: VecDeque::new(),
         }
+    }
+
+    /// Before the stream begins, ids up to these were given.
+    pub(super) fn known_before(&mut self, newest: [u64; 2]) {
+        self.before = newest;
     }
 
     /// The storage that an argument had, where it died while the op ran, which began at `start_ns` (`resize_`, `set_`).
@@ -70,7 +79,7 @@ impl Lifetimes {
             .map(|gone| gone.storage)
     }
 
-    /// A tensor of an op call, with its ids: what its being there says.
+    /// A tensor, with its ids: what its being there says.
     pub(super) fn seen(
         &mut self,
         tensor: &Tensor,
@@ -78,12 +87,22 @@ impl Lifetimes {
         id: u64,
         mut tell: impl FnMut(Event),
     ) {
-        if storage > self.newest_storage {
-            self.newest_storage = storage;
+        let [storages_before, tensors_before] = self.before;
+        let untold = storage <= storages_before
+            && storage != 0
+            && !self.alive.contains_key(&(storage as usize));
+        if storage > self.newest_storage || untold {
+            self.newest_storage = self.newest_storage.max(storage);
             self.storage_born(tensor, storage, &mut tell);
         }
-        if id > self.newest_tensor {
-            self.newest_tensor = id;
+        let address = tensor.implementation as usize;
+        let untold = id <= tensors_before
+            && self
+                .objects
+                .get(&address)
+                .is_none_or(|known| known.tensor != id);
+        if id > self.newest_tensor || untold {
+            self.newest_tensor = self.newest_tensor.max(id);
             if self.objects.len() >= MOST_OBJECTS {
                 self.objects.clear();
             }
@@ -91,7 +110,6 @@ impl Lifetimes {
                 tensor: id,
                 storage,
             };
-            let address = tensor.implementation as usize;
             // With its storage an object has gone already.
             if let Some(before) = self.objects.insert(address, object)
                 && (before.storage == 0 || self.alive.contains_key(&(before.storage as usize)))
@@ -129,8 +147,9 @@ impl Lifetimes {
             storage,
             at_ns: monotonic_ns(),
         });
-        self.alive.remove(&(storage as usize));
-        tell(died(storage));
+        if self.alive.remove(&(storage as usize)).is_some() {
+            tell(died(storage));
+        }
     }
 }
 
@@ -174,7 +193,7 @@ mod tests {
 
     #[test]
     fn storages_and_objects_come_and_go() {
-        let mut lifetimes = Lifetimes::new();
+        let mut lifetimes = Lifetimes::new([0; 2]);
         let mut told = Vec::new();
         let owned = tensor_state::OWNED | tensor_state::ADOPTED;
         lifetimes.seen(&tensor(1, 10, 100, owned), 1, 1, |e| told.push(e));
@@ -200,8 +219,22 @@ mod tests {
     }
 
     #[test]
+    fn what_was_there_before_the_stream_is_told_when_it_is_seen() {
+        // Storages 1 to 3 and tensors 1 to 3 have their ids already.
+        let mut lifetimes = Lifetimes::new([3, 3]);
+        let mut told = Vec::new();
+        let owned = tensor_state::OWNED | tensor_state::ADOPTED;
+        lifetimes.seen(&tensor(9, 90, 900, owned), 4, 4, |e| told.push(e));
+        lifetimes.seen(&tensor(2, 20, 200, 0), 2, 2, |e| told.push(e));
+        lifetimes.seen(&tensor(2, 20, 200, 0), 2, 2, |e| told.push(e));
+        lifetimes.freed(300, 3, |e| told.push(e));
+        lifetimes.freed(200, 2, |e| told.push(e));
+        assert_eq!(told, [born(4), born(2), died(2)], "nobody saw the third");
+    }
+
+    #[test]
     fn what_an_op_frees_was_its_argument() {
-        let mut lifetimes = Lifetimes::new();
+        let mut lifetimes = Lifetimes::new([0; 2]);
         let before = monotonic_ns();
         let argument = tensor(1, 10, 100, tensor_state::OWNED);
         lifetimes.seen(&argument, 1, 1, |_| ());

@@ -5,8 +5,8 @@
 
 use optape_trace::needs::{self, Product, Within};
 use optape_trace::{
-    DType, NotTaken, OpDef, Operand, Pattern, PatternEntry, State, TextId, When, fields,
-    tensor_flags,
+    DType, Elements, NotTaken, OpDef, Operand, Pattern, PatternEntry, State, TextId, VALUE_LIMIT,
+    When, fields, pack_bits, tensor_flags,
 };
 
 use super::full;
@@ -18,7 +18,7 @@ use crate::statistics::{
 };
 
 /// `--stats`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Preset {
     /// T0, scopes, stages.
     None,
@@ -422,6 +422,30 @@ pub(super) fn view(tensor: &Tensor) -> Result<View<'_>, NotTaken> {
     // ended, so nothing of this call writes it meanwhile. Another thread of the program might: then the program races
     // with itself, and torch would read the same torn values.
     Ok(unsafe { View::new(tensor.data, DType(tensor.dtype), sizes(tensor), strides) })
+}
+
+/// The elements of a tensor to be kept: bits where all are 0 or 1, else, unless only spikes are wanted, as they are.
+/// `Err`: how many bytes there are, which are too many.
+pub(super) fn elements(tensor: &Tensor, only_spikes: bool) -> Result<Option<Elements>, u64> {
+    let Ok(view) = view(tensor) else {
+        return Ok(None);
+    };
+    let dtype = DType(tensor.dtype);
+    let bytes = view.elements().unwrap_or(0).saturating_mul(dtype.bytes());
+    if only_spikes && first_is_other(tensor) {
+        return Ok(None);
+    }
+    let Some(raw) = view.gather(VALUE_LIMIT) else {
+        return if bytes > VALUE_LIMIT as u64 {
+            Err(bytes)
+        } else {
+            Ok(None)
+        };
+    };
+    Ok(match pack_bits(dtype, &raw) {
+        Some(bits) => Some(Elements::Bits(bits)),
+        None => (!only_spikes).then_some(Elements::Raw(raw)),
+    })
 }
 
 /// Looks at the inputs. `recall` gives what is known already.

@@ -8,14 +8,17 @@
 //! the recorder off, once and with its reason in the trace.
 
 pub mod exports;
+mod facts;
 mod full;
 mod identities;
 mod inference;
 mod lifetimes;
 mod measuring;
 mod outlet;
+mod schedule;
 mod scopes;
 mod signatures;
+pub mod watching;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
@@ -23,25 +26,30 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use optape_trace::{
-    CallId, Definition, Event, ModuleDef, ModuleId, Moment, OpDef, OpId, PatternId, Role, ScopeDef,
-    ScopeId, SignatureDef, StepSource, StreamEnd, StreamInfo, TextId, ThreadDef, ThreadId,
-    WatchDef, WatchId, call_flags, codec,
+    CallId, Definition, Event, ModuleDef, ModuleId, Moment, OpDef, OpId, PatternId, PauseReason,
+    Role, ScopeDef, ScopeId, SignatureDef, StepSource, StreamEnd, StreamInfo, TensorId, TextId,
+    ThreadDef, ThreadId, WatchDef, WatchId, call_flags, codec,
 };
 use parking_lot::{Mutex, MutexGuard};
 
 pub use exports::table;
 pub use measuring::Preset;
+pub use schedule::{Schedule, StepCounts, StepsBy};
 
 use crate::abi::{Call, Plan, plan};
 use crate::clock::{monotonic_ns, unix_ns};
-use crate::ring::{MessageKind, OnFull, OpCallMessage, Producer};
+use crate::ring::{
+    MessageKind, OnFull, OpCallMessage, PAUSED_BY_COMMAND, PAUSED_BY_SCHEDULE, Producer, command,
+};
+use facts::Facts;
 use identities::Identities;
 use inference::Inference;
 use lifetimes::Lifetimes;
 use measuring::{OpPlan, Slot};
-use outlet::Outlet;
-use scopes::{Entry, Scopes, ThreadState};
+use outlet::{KeptValue, Outlet};
+use scopes::{Entry, OpenRange, Scopes, ThreadState};
 use signatures::{Found, Signatures, Surroundings, Wildness};
+use watching::Watching;
 
 /// Distinct texts that a stream may hold; what comes after them is [`Texts::OVERFLOW`].
 const MOST_TEXTS: usize = 1 << 16;
@@ -72,7 +80,14 @@ pub struct Settings {
     pub command: Vec<String>,
     /// Rank, where there is one.
     pub rank: Option<u32>,
+    /// Which steps are recorded; `None`: all.
+    pub schedule: Option<Schedule>,
 }
+
+/// In the run directory: processes that begin to record do so paused.
+pub const PAUSED_MARKER: &str = "paused";
+/// In the run directory: the recording was stopped; no process begins any more.
+pub const STOPPED_MARKER: &str = "stopped";
 
 /// Capture could not begin, or cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +124,8 @@ pub struct Capture {
 const RECORDING: u32 = 1;
 /// The hook runs and nothing is captured.
 const HOOK_ONLY: u32 = 2;
+/// Ops pass through; the hook reports that they do ([`Capture::idle`]), module calls and profiler ranges.
+const PAUSED: u32 = 4;
 
 static CAPTURE: Capture = Capture {
     recording: AtomicU32::new(0),
@@ -126,6 +143,11 @@ thread_local! {
     static THREAD: Cell<u32> = const { Cell::new(0) };
     /// Slots of the calls that run on this thread, innermost last.
     static SLOTS: RefCell<Vec<Slot>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The calling thread's index in `Scopes::threads`, plus one; 0: not known yet.
+fn here() -> usize {
+    (THREAD.with(Cell::get) & !UNNAMED) as usize
 }
 
 #[inline]
@@ -194,12 +216,25 @@ struct State {
     threads: Vec<ThreadDef>,
     scopes: Scopes,
     identities: Identities,
+    facts: Facts,
+    /// By watch; those behind the end are as they are by default.
+    watching: Vec<Watching>,
+    kept_values: u64,
+    dropped_values: u64,
     /// At `--level full`.
     lifetimes: Option<Box<Lifetimes>>,
     steps: [u64; 3],
     calls: u64,
     recalled: u64,
     range_ops: RangeOps,
+    /// Why nothing is recorded now: bits of [`PAUSED_BY_COMMAND`] and [`PAUSED_BY_SCHEDULE`].
+    paused: u64,
+    /// The last command of the daemon's that was followed.
+    obeyed: u32,
+    /// The daemon ended the recording.
+    stopped: bool,
+    /// Root-module calls that did not train.
+    inferences: u64,
 }
 
 /// The ops that `record_function` runs, once the hook has told them.
@@ -252,8 +287,7 @@ impl Capture {
         }
         exports::install_fork_handlers();
         state.begin_anew(settings);
-        self.recording
-            .store(state.settings.mode(), Ordering::Release);
+        self.recording.store(state.mode(), Ordering::Release);
         Ok(())
     }
 
@@ -300,6 +334,9 @@ impl Capture {
         if self.recording.swap(0, Ordering::AcqRel) == 0 {
             return;
         }
+        if why.is_empty() {
+            return;
+        }
         eprintln!("optape: recording stopped, the program goes on: {why}");
         if let Some(state) = guard.as_mut() {
             state.given_up = true;
@@ -318,33 +355,27 @@ impl Capture {
         }
     }
 
-    /// Pauses (`false`) or resumes recording. Ops pass through untouched meanwhile.
+    /// Pauses (`false`) or resumes recording, as the daemon may, too: the last one who says something is obeyed. Ops pass
+    /// through untouched meanwhile. A schedule that leaves the present step out is not overruled.
     pub fn set_recording(&'static self, on: bool) {
-        self.with(|state| {
-            if !state.started || state.given_up {
-                return Ok(());
-            }
-            let mode = if on { state.settings.mode() } else { 0 };
-            let before = self.recording.swap(mode, Ordering::AcqRel);
-            if on && before == 0 {
-                // Nobody saw what wrote to memory meanwhile.
-                state.identities.forget_values();
-            }
-            if (before == 0) == on && state.stream.is_some() {
-                let thread = state.thread(None)?;
-                let key = state.text("recording")?;
-                let value = if on { "\"resumed\"" } else { "\"paused\"" }.to_owned();
-                state.moment(
-                    thread,
-                    Event::Fact {
-                        module: None,
-                        key,
-                        value,
-                    },
-                )?;
-            }
-            Ok(())
+        self.with(|state| match state.started && !state.given_up {
+            true => state.set_paused(PAUSED_BY_COMMAND, !on),
+            false => Ok(()),
         });
+    }
+
+    /// While paused, at every op that passes: begins the stream, so that the daemon can be heard, and listens.
+    fn idle(&'static self, torch_thread: u64) {
+        // Whoever holds the lock listens, too.
+        let Some(mut guard) = self.state.try_lock() else {
+            return;
+        };
+        let Some(state) = guard.as_mut().filter(|state| state.started) else {
+            return;
+        };
+        if let Err(failure) = state.listen(torch_thread) {
+            self.give_up(&mut guard, &failure.0);
+        }
     }
 
     /// Whether recording was begun, paused or not.
@@ -435,7 +466,7 @@ impl Capture {
     pub fn step(&'static self, samples: u64) {
         self.with(|state| {
             let thread = state.thread(None)?;
-            if samples > 0 {
+            if samples > 0 && state.paused == 0 {
                 state.moment(thread, Event::Samples { count: samples })?;
             }
             state.step(thread, StepSource::Program)
@@ -445,6 +476,9 @@ impl Capture {
     /// Begins a named range on this thread.
     pub fn range_enter(&'static self, name: &str) {
         self.with(|state| {
+            if state.stopped {
+                return Ok(());
+            }
             let thread = state.thread(None)?;
             let name = state.text(name)?;
             state.range_enter(thread, name)
@@ -459,17 +493,47 @@ impl Capture {
         });
     }
 
-    /// States a fact about a module, or about the program. `value` is JSON text.
+    /// States a fact about a module, or about the program, to the recording that runs. `value` is JSON text. What is known already is not told
+    /// again; what is told before the stream begins stands at its beginning.
     pub fn fact(&'static self, module: Option<ModuleId>, key: &str, value: &str) {
         self.with(|state| {
-            let thread = state.thread(None)?;
             let key = state.text(key)?;
+            state.fact(module, key, value)
+        });
+    }
+
+    /// The ids of a tensor's storage and of the tensor object; zeros where identities are not recorded.
+    fn identities(&'static self, tensor: &crate::abi::Tensor) -> [u64; 2] {
+        self.with(|state| state.identity(tensor))
+    }
+
+    /// A state attribute of a module holds this tensor, or nothing that is a tensor.
+    fn state_assigned(
+        &'static self,
+        torch_thread: u64,
+        module: ModuleId,
+        attribute: TextId,
+        tensor: Option<&crate::abi::Tensor>,
+    ) {
+        self.with(|state| {
+            if state.paused != 0 {
+                state.facts.forget_state(module, attribute);
+                return Ok(());
+            }
+            let id = match tensor {
+                Some(tensor) => state.identity(tensor)?[1],
+                None => 0,
+            };
+            if !state.facts.assign(module, attribute, id) {
+                return Ok(());
+            }
+            let thread = state.thread(Some(torch_thread))?;
             state.moment(
                 thread,
-                Event::Fact {
+                Event::StateAssign {
                     module,
-                    key,
-                    value: value.to_owned(),
+                    attribute,
+                    tensor: TensorId(id),
                 },
             )
         });
@@ -563,16 +627,21 @@ impl Capture {
             .and_then(|p| p.get(call.op as usize))
             .filter(|plan| executed && plan.looks_after);
         if call.capture[0] == 0 && plan.is_none() {
-            self.with(|state| state.op_call(call, &[]));
+            self.with(|state| state.op_call(call, &[], None));
         } else {
-            self.end_with_statistics(call, plan);
+            self.end_with_statistics(call, plan, None);
         }
         if sampled {
             OWN_TIME_NS.fetch_add((monotonic_ns() - began) * OWN_TIME_EVERY, Ordering::Relaxed);
         }
     }
 
-    fn end_with_statistics(&'static self, call: &Call, plan: Option<&OpPlan>) {
+    fn end_with_statistics(
+        &'static self,
+        call: &Call,
+        plan: Option<&OpPlan>,
+        kept: Option<&KeptValue>,
+    ) {
         // A thread that is going away has no slots left, and is past recording.
         let _ = SLOTS.try_with(|slots| {
             let mut slots = slots.borrow_mut();
@@ -587,7 +656,7 @@ impl Capture {
             if slots.len() > first + 1 {
                 measuring::sort(&mut slots[first..]);
             }
-            self.with(|state| state.op_call(call, &slots[first..]));
+            self.with(|state| state.op_call(call, &slots[first..], kept));
             slots.truncate(first);
         });
     }
@@ -595,53 +664,63 @@ impl Capture {
     fn module_enter(
         &'static self,
         torch_thread: u64,
-        module: u32,
-        graph_task: bool,
-        training: bool,
-        grad_mode: bool,
+        entry: Entry,
+        arguments: &[crate::abi::Tensor],
     ) {
         self.with(|state| {
             let thread = state.thread(Some(torch_thread))?;
-            let (call, fresh) = state.scopes.enter(
-                thread,
-                Entry {
-                    module,
-                    graph_task,
-                    training,
-                    grad_mode,
-                },
-            );
+            if state.settings.schedule.is_some()
+                && !entry.graph_task
+                && state.scopes.is_outside(thread)
+            {
+                state.follow_schedule()?;
+            }
+            let told = state.paused == 0 && state.stream.is_some();
+            let (module, training) = (ModuleId(entry.module), entry.training);
+            let (call, fresh) = state.scopes.enter(thread, entry, told);
             if let Some(scope) = fresh {
                 state.define_scope(scope)?;
             }
+            if state.started && state.facts.trains(module, training) {
+                let key = state.text("training")?;
+                state.fact(Some(module), key, if training { "true" } else { "false" })?;
+            }
             state.look_for_neurons(thread);
+            if !told {
+                return Ok(());
+            }
+            let arguments = state.tensor_ids(arguments)?;
             state.moment(
                 thread,
                 Event::ModuleEnter {
                     call: CallId(call),
-                    module: ModuleId(module),
-                    arguments: Vec::new(),
+                    module,
+                    arguments,
                 },
             )
         });
     }
 
-    fn module_exit(&'static self, torch_thread: u64, module: u32) {
+    fn module_exit(&'static self, torch_thread: u64, module: u32, results: &[crate::abi::Tensor]) {
         self.with(|state| {
             let thread = state.thread(Some(torch_thread))?;
-            let Some((call, root)) = state.scopes.exit(thread, module) else {
+            let Some(ended) = state.scopes.exit(thread, module) else {
                 return Ok(());
             };
             state.look_for_neurons(thread);
-            state.moment(
-                thread,
-                Event::ModuleExit {
-                    call: CallId(call),
-                    module: ModuleId(module),
-                    results: Vec::new(),
-                },
-            )?;
-            if root {
+            if ended.told {
+                let results = state.tensor_ids(results)?;
+                state.moment(
+                    thread,
+                    Event::ModuleExit {
+                        call: CallId(ended.call),
+                        module: ModuleId(module),
+                        results,
+                    },
+                )?;
+            }
+            if ended.root {
+                state.inferences += u64::from(!ended.trained);
                 state.step(thread, StepSource::RootCall)?;
             }
             Ok(())
@@ -654,13 +733,13 @@ impl Capture {
             match (&mut state.lifetimes, &mut state.stream, storage) {
                 (Some(lifetimes), Some(stream), Some(storage)) => {
                     // Memory may be freed on a thread that runs no ops, and on one that is going away.
-                    let thread = (THREAD.with(Cell::get) & !UNNAMED).saturating_sub(1);
+                    let thread = this_thread();
                     let time_ns = monotonic_ns().saturating_sub(stream.epoch_ns);
                     let mut result = Ok(());
                     lifetimes.freed(base, storage, |event| {
                         result = stream.outlet.moment(&Moment {
                             time_ns,
-                            thread: ThreadId(thread),
+                            thread,
                             event,
                         });
                     });
@@ -670,6 +749,11 @@ impl Capture {
             }
         });
     }
+}
+
+/// This thread; the first one, where it has run no op and said nothing yet: then it is none of the stream's.
+fn this_thread() -> ThreadId {
+    ThreadId((THREAD.with(Cell::get) & !UNNAMED).saturating_sub(1))
 }
 
 /// Opens a range whose name is its argument.
@@ -752,12 +836,10 @@ impl Settings {
             Some("drop") => settings.on_full = OnFull::Drop,
             Some(other) => return bad(format!("OPTAPE_ON_FULL={other}: wait and drop are known")),
         }
+        settings.schedule = variable("OPTAPE_SCHEDULE")
+            .map(|text| text.parse())
+            .transpose()?;
         Ok(settings)
-    }
-
-    /// The value of [`Capture::recording`] while it records.
-    const fn mode(&self) -> u32 {
-        if self.hook_only { HOOK_ONLY } else { RECORDING }
     }
 
     /// What a recording within this process wants.
@@ -772,6 +854,7 @@ impl Settings {
             hook_only: recording.hook_only,
             ring_bytes: recording.ring_bytes,
             on_full: recording.on_full,
+            schedule: recording.schedule,
             ..Self::default()
         }
     }
@@ -788,6 +871,7 @@ impl Default for Settings {
             versions: BTreeMap::new(),
             command: Vec::new(),
             rank: None,
+            schedule: None,
         }
     }
 }
@@ -807,11 +891,19 @@ impl Default for State {
             threads: Vec::new(),
             scopes: Scopes::new(),
             identities: Identities::new(),
+            facts: Facts::default(),
+            watching: Vec::new(),
+            kept_values: 0,
+            dropped_values: 0,
             lifetimes: None,
             steps: [0; 3],
             calls: 0,
             recalled: 0,
             range_ops: RangeOps::default(),
+            paused: 0,
+            obeyed: 0,
+            stopped: false,
+            inferences: 0,
         }
     }
 }
@@ -891,6 +983,76 @@ impl State {
         Ok(id)
     }
 
+    fn fact(&mut self, module: Option<ModuleId>, key: TextId, value: &str) -> Result<(), Failure> {
+        if !self.started {
+            return Ok(());
+        }
+        let longest = self
+            .stream
+            .as_ref()
+            .map_or(self.settings.ring_bytes / 4, |s| s.outlet.longest())
+            .min(facts::LONGEST_VALUE);
+        let shorter;
+        let value = if value.len() > longest {
+            shorter = facts::left_out(value.len());
+            &shorter
+        } else {
+            value
+        };
+        if !self.facts.learn((module, key), value) {
+            return Ok(());
+        }
+        let Some(stream) = self.stream.as_mut() else {
+            return Ok(()); // Told when it begins.
+        };
+        stream.outlet.fact(&Moment {
+            time_ns: monotonic_ns().saturating_sub(stream.epoch_ns),
+            thread: this_thread(),
+            event: Event::Fact {
+                module,
+                key,
+                value: value.to_owned(),
+            },
+        })?;
+        Ok(())
+    }
+
+    /// The ids of a tensor's storage and of the tensor object; zeros where identities are not recorded.
+    fn identity(&mut self, tensor: &crate::abi::Tensor) -> Result<[u64; 2], Failure> {
+        if self.settings.statistics == Preset::None {
+            return Ok([0; 2]);
+        }
+        let storage = self.identities.storage(tensor);
+        let id = self.identities.tensor(tensor, storage, false);
+        match (self.lifetimes.as_deref_mut(), self.stream.as_mut()) {
+            (Some(lifetimes), Some(stream)) => {
+                let thread = this_thread();
+                let mut result = Ok(());
+                lifetimes.seen(tensor, storage, id, |event| {
+                    let told = stream.outlet.moment(&Moment {
+                        time_ns: monotonic_ns().saturating_sub(stream.epoch_ns),
+                        thread,
+                        event,
+                    });
+                    if told.is_err() {
+                        result = told;
+                    }
+                });
+                result?;
+            }
+            (Some(lifetimes), None) => lifetimes.known_before(self.identities.given()),
+            (None, _) => {}
+        }
+        Ok([storage, id])
+    }
+
+    fn tensor_ids(&mut self, tensors: &[crate::abi::Tensor]) -> Result<Vec<TensorId>, Failure> {
+        let ids = tensors
+            .iter()
+            .map(|tensor| Ok(TensorId(self.identity(tensor)?[1])));
+        ids.collect()
+    }
+
     fn define_scope(&mut self, scope: ScopeId) -> Result<(), Failure> {
         let definition = self.scope_definition(scope);
         if let Some(stream) = self.stream.as_mut() {
@@ -923,7 +1085,7 @@ impl State {
     #[inline]
     fn has_stream(&mut self, since_ns: u64) -> Result<bool, Failure> {
         if self.stream.is_none() {
-            if !self.started {
+            if !self.started || self.stopped {
                 return Ok(false);
             }
             self.begin_stream(since_ns)?;
@@ -934,6 +1096,11 @@ impl State {
     #[cold]
     fn begin_stream(&mut self, since_ns: u64) -> Result<(), Failure> {
         let settings = &self.settings;
+        if settings.run_directory.join(STOPPED_MARKER).exists() {
+            self.stopped = true;
+            // Nothing went wrong, so nothing is said.
+            return Err(Failure(String::new()));
+        }
         let ring = Producer::create(
             &settings.run_directory,
             settings.ring_bytes,
@@ -944,6 +1111,7 @@ impl State {
             directory: settings.run_directory.clone(),
             source,
         })?;
+        ring.set_epoch_ns(since_ns);
         let mut outlet = Outlet::new(ring);
         let info = StreamInfo {
             process_id: std::process::id(),
@@ -984,6 +1152,29 @@ impl State {
             PatternId(0),
             optape_trace::Pattern::default(),
         ))?;
+        let thread = this_thread();
+        for ((module, key), value) in &self.facts.values {
+            outlet.fact(&Moment {
+                time_ns: 0,
+                thread,
+                event: Event::Fact {
+                    module: *module,
+                    key: *key,
+                    value: value.clone(),
+                },
+            })?;
+        }
+        for (module, attribute, tensor) in self.facts.states() {
+            outlet.moment(&Moment {
+                time_ns: 0,
+                thread,
+                event: Event::StateAssign {
+                    module,
+                    attribute,
+                    tensor: TensorId(tensor),
+                },
+            })?;
+        }
         self.stream = Some(Stream {
             outlet,
             epoch_ns: since_ns,
@@ -995,17 +1186,172 @@ impl State {
             numbers: Vec::new(),
             ended: Vec::new(),
         });
+        self.obeyed = 0;
+        self.publish_steps();
+        self.scopes.nothing_told();
+        match self.pause_reason() {
+            Some(reason) => {
+                self.publish_pause();
+                self.aside(Event::Paused { reason })
+            }
+            None => self.tell_what_is_open(since_ns),
+        }
+    }
+
+    /// A record of no thread in particular.
+    fn aside(&mut self, event: Event) -> Result<(), Failure> {
+        let known = here();
+        let thread = match self.threads.len() {
+            0 => self.thread(None)?,
+            threads if known == 0 || known > threads => 0,
+            _ => known - 1,
+        };
+        self.moment(thread, event)
+    }
+
+    fn pause_reason(&self) -> Option<PauseReason> {
+        match self.paused {
+            0 => None,
+            bits if bits & PAUSED_BY_COMMAND != 0 => Some(PauseReason::Asked),
+            _ => Some(PauseReason::Schedule),
+        }
+    }
+
+    /// Sets or clears one reason for recording nothing.
+    fn set_paused(&mut self, reason: u64, on: bool) -> Result<(), Failure> {
+        let before = self.paused;
+        self.paused = if on {
+            before | reason
+        } else {
+            before & !reason
+        };
+        if self.paused == before || self.stopped {
+            return Ok(());
+        }
+        self.publish_pause();
+        // Nothing but these two changes here: a recorder that is switched off stays so.
+        let (from, to) = match self.paused {
+            0 => (PAUSED, RECORDING),
+            _ => (RECORDING, PAUSED),
+        };
+        let _ = CAPTURE
+            .recording
+            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed);
+        match (before, self.pause_reason()) {
+            (0, Some(reason)) => self.aside(Event::Paused { reason }),
+            (_, None) => {
+                self.identities.missed_ops();
+                self.scopes.missed_ops();
+                self.aside(Event::Resumed)?;
+                self.tell_what_is_open(monotonic_ns())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Module calls and ranges that run, and whose beginning is not in the trace: as if they began at `at_ns` (CLOCK_MONOTONIC).
+    fn tell_what_is_open(&mut self, at_ns: u64) -> Result<(), Failure> {
+        for (thread, call, module) in self.scopes.tell_open_calls() {
+            self.moment_at(
+                at_ns,
+                thread,
+                Event::ModuleEnter {
+                    call: CallId(call),
+                    module: ModuleId(module),
+                    arguments: Vec::new(),
+                },
+            )?;
+        }
+        for (thread, name) in self.scopes.tell_open_ranges() {
+            self.moment_at(at_ns, thread, Event::RangeEnter { name })?;
+        }
+        Ok(())
+    }
+
+    fn publish_pause(&self) {
+        if let Some(stream) = &self.stream {
+            stream.outlet.ring().obeyed(self.obeyed, self.paused);
+        }
+    }
+
+    fn publish_steps(&self) {
+        if let Some(stream) = &self.stream {
+            let [optimizer, root_calls, program] = self.steps;
+            stream
+                .outlet
+                .ring()
+                .set_steps([optimizer, root_calls, program, self.inferences]);
+        }
+    }
+
+    fn step_counts(&self) -> StepCounts {
+        StepCounts {
+            by_source: self.steps,
+            inferences: self.inferences,
+        }
+    }
+
+    /// A step may have begun: whether it is recorded.
+    fn follow_schedule(&mut self) -> Result<(), Failure> {
+        match self.settings.schedule {
+            None => Ok(()),
+            Some(schedule) => {
+                let records = schedule.records(&self.step_counts());
+                self.set_paused(PAUSED_BY_SCHEDULE, !records)
+            }
+        }
+    }
+
+    /// Hears the daemon while nothing is recorded.
+    fn listen(&mut self, torch_thread: u64) -> Result<(), Failure> {
+        if self.stopped {
+            return Ok(());
+        }
+        self.thread(Some(torch_thread))?;
+        if !self.has_stream(monotonic_ns())? {
+            return Ok(());
+        }
+        match self.command() {
+            command if command == self.obeyed => Ok(()),
+            command => self.obey(command),
+        }
+    }
+
+    /// What the daemon said last.
+    #[inline]
+    fn command(&self) -> u32 {
+        self.stream
+            .as_ref()
+            .map_or(self.obeyed, |stream| stream.outlet.ring().command())
+    }
+
+    /// Does what the daemon says.
+    #[cold]
+    fn obey(&mut self, command: u32) -> Result<(), Failure> {
+        self.obeyed = command;
+        if command & command::STOP != 0 {
+            CAPTURE.recording.store(0, Ordering::Release);
+            self.stopped = true;
+            self.publish_pause();
+            self.end_stream();
+            return Ok(());
+        }
+        self.set_paused(PAUSED_BY_COMMAND, command & command::PAUSE != 0)?;
+        self.publish_pause();
         Ok(())
     }
 
     /// A record that is no op call. Before the first op there is no stream, and nothing to say.
     fn moment(&mut self, thread: usize, event: Event) -> Result<(), Failure> {
+        self.moment_at(monotonic_ns(), thread, event)
+    }
+
+    fn moment_at(&mut self, at_ns: u64, thread: usize, event: Event) -> Result<(), Failure> {
         let Some(stream) = self.stream.as_mut() else {
             return Ok(());
         };
-        let time_ns = monotonic_ns().saturating_sub(stream.epoch_ns);
         stream.outlet.moment(&Moment {
-            time_ns,
+            time_ns: at_ns.saturating_sub(stream.epoch_ns),
             thread: ThreadId(thread as u32),
             event,
         })?;
@@ -1015,29 +1361,74 @@ impl State {
     fn step(&mut self, thread: usize, source: StepSource) -> Result<(), Failure> {
         let step = self.steps[source as usize];
         self.steps[source as usize] += 1;
-        self.moment(thread, Event::StepMark { step, source })
+        self.publish_steps();
+        if self.paused == 0 {
+            self.moment(thread, Event::StepMark { step, source })?;
+        }
+        // A step that is told by its root module's end may go on with its backward pass: the next call begins the next step.
+        if source == StepSource::RootCall {
+            Ok(())
+        } else {
+            self.follow_schedule()
+        }
     }
 
     fn range_enter(&mut self, thread: usize, name: TextId) -> Result<(), Failure> {
         if !self.has_stream(monotonic_ns())? {
             return Ok(());
         }
-        self.scopes.threads[thread].ranges.push(name);
-        self.moment(thread, Event::RangeEnter { name })
+        let told = self.paused == 0;
+        self.scopes.threads[thread]
+            .ranges
+            .push(OpenRange { name, told });
+        if told {
+            self.moment(thread, Event::RangeEnter { name })
+        } else {
+            Ok(())
+        }
     }
 
     fn range_exit(&mut self, thread: usize) -> Result<(), Failure> {
         match self.scopes.threads[thread].ranges.pop() {
-            Some(name) => self.moment(thread, Event::RangeExit { name }),
-            None => Ok(()),
+            Some(OpenRange { name, told: true }) => self.moment(thread, Event::RangeExit { name }),
+            _ => Ok(()),
         }
     }
 
-    /// Writes the record of a call.
-    fn op_call(&mut self, call: &Call, slots: &[Slot]) -> Result<(), Failure> {
+    /// A call while nothing is recorded: only ranges are followed.
+    #[cold]
+    fn unrecorded_call(&mut self, thread: usize, call: &Call) -> Result<(), Failure> {
+        if self.range_ops.exits.contains(&call.op) {
+            self.range_exit(thread)?;
+        }
+        if self.range_ops.enters.contains(&call.op) {
+            let name = measuring::payload(call).first().copied().unwrap_or(0);
+            self.range_enter(thread, TextId(name as u32))?;
+        }
+        Ok(())
+    }
+
+    /// Writes the record of a call, and right behind it the value that is kept of it.
+    fn op_call(
+        &mut self,
+        call: &Call,
+        slots: &[Slot],
+        kept: Option<&KeptValue>,
+    ) -> Result<(), Failure> {
+        if self.stopped {
+            return Ok(());
+        }
         let thread = self.thread(Some(call.thread))?;
         if !self.has_stream(call.start_ns)? {
             return Ok(());
+        }
+        // On a line of the ring that every record reads anyway.
+        let command = self.command();
+        if command != self.obeyed {
+            self.obey(command)?;
+        }
+        if self.paused != 0 || self.stopped {
+            return self.unrecorded_call(thread, call);
         }
         let range_exit = self.range_ops.exits.contains(&call.op);
         if range_exit {
@@ -1132,7 +1523,7 @@ impl State {
         };
         // A function call may have begun before the first op in it, which began the stream.
         let start_ns = call.start_ns.max(stream.epoch_ns);
-        stream.outlet.op_call(&OpCallMessage {
+        let sent = stream.outlet.op_call(&OpCallMessage {
             signature: signature.0,
             pattern: pattern.0,
             thread: thread as u32,
@@ -1148,6 +1539,11 @@ impl State {
             tensors: identities.1,
             statistics: &stream.numbers,
         });
+        if let Some(kept) = kept {
+            let whole = sent && stream.outlet.value(kept);
+            self.kept_values += u64::from(whole);
+            self.dropped_values += u64::from(!whole);
+        }
         // The call may name what ended with it.
         for event in stream.ended.drain(..) {
             stream.outlet.moment(&Moment {
@@ -1188,6 +1584,9 @@ impl State {
                 stream.signatures.overflowed,
             ),
             ("capture.unattributed".to_owned(), self.scopes.unattributed),
+            ("capture.kept_values".to_owned(), self.kept_values),
+            ("capture.dropped_values".to_owned(), self.dropped_values),
+            ("capture.left_out_facts".to_owned(), self.facts.left_out),
         ]);
         let end = StreamEnd {
             records: 0,
@@ -1209,10 +1608,10 @@ impl State {
             drop(stream);
         }
         self.scopes.forked();
+        self.scopes.nothing_told();
         if let Some(lifetimes) = &mut self.lifetimes {
             // What the parent told, the child's stream does not know.
-            self.identities = Identities::new();
-            **lifetimes = Lifetimes::new();
+            **lifetimes = Lifetimes::new(self.identities.given());
         }
         // The thread that goes on is to name itself again.
         THREAD.with(|t| match t.get() {
@@ -1225,7 +1624,15 @@ impl State {
     fn count_from_zero(&mut self) {
         self.calls = 0;
         self.recalled = 0;
+        self.kept_values = 0;
+        self.dropped_values = 0;
         self.steps = [0; 3];
+        self.inferences = 0;
+        self.obeyed = 0;
+        if self.started && !self.stopped {
+            // Its steps are its own. An error could only come from a record, and there is no stream to write one to.
+            let _ = self.follow_schedule();
+        }
         OWN_TIME_NS.store(0, Ordering::Relaxed);
         STATISTICS_TIME_NS.store(0, Ordering::Relaxed);
     }
@@ -1236,8 +1643,8 @@ impl State {
         self.scopes.close_ranges();
         self.count_from_zero();
         self.scopes.unattributed = 0;
-        // Nobody saw what wrote to memory meanwhile.
-        self.identities.forget_values();
+        self.identities.missed_ops();
+        self.scopes.missed_ops();
         if settings.statistics != self.settings.statistics {
             let plans = boxcar::Vec::new();
             for op in &self.ops {
@@ -1245,14 +1652,36 @@ impl State {
             }
             replace_plans(plans);
         }
-        self.lifetimes = (settings.statistics == Preset::Full).then(|| Box::new(Lifetimes::new()));
-        if self.lifetimes.is_some() {
-            // A new stream knows of no births.
-            self.identities = Identities::new();
+        // A new stream knows of no births, and of no facts: these are told anew.
+        let known = self.identities.given();
+        self.lifetimes =
+            (settings.statistics == Preset::Full).then(|| Box::new(Lifetimes::new(known)));
+        self.facts = Facts::default();
+        self.watching.clear();
+        self.paused = 0;
+        if settings.run_directory.join(PAUSED_MARKER).exists() {
+            self.paused |= PAUSED_BY_COMMAND;
+        }
+        if settings
+            .schedule
+            .is_some_and(|schedule| !schedule.records(&self.step_counts()))
+        {
+            self.paused |= PAUSED_BY_SCHEDULE;
         }
         self.settings = settings;
+        self.obeyed = 0;
+        self.stopped = false;
         self.given_up = false;
         self.started = true;
+    }
+
+    /// The value of [`Capture::recording`] for a recording that is neither stopped nor given up.
+    const fn mode(&self) -> u32 {
+        match (self.settings.hook_only, self.paused) {
+            (true, _) => HOOK_ONLY,
+            (false, 0) => RECORDING,
+            _ => PAUSED,
+        }
     }
 }
 

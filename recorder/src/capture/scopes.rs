@@ -26,6 +26,29 @@ struct Active {
     /// Entered while autograd ran: a forward that runs again.
     again: bool,
     grad_mode: bool,
+    training: bool,
+    /// Its beginning is in the trace.
+    told: bool,
+}
+
+/// A module call as it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ended {
+    pub(super) call: u64,
+    /// No other module was running, and autograd did not run it again.
+    pub(super) root: bool,
+    /// In training mode and with gradients.
+    pub(super) trained: bool,
+    /// Its beginning is in the trace.
+    pub(super) told: bool,
+}
+
+/// An open range.
+#[derive(Clone, Copy)]
+pub(super) struct OpenRange {
+    pub(super) name: TextId,
+    /// Its beginning is in the trace.
+    pub(super) told: bool,
 }
 
 /// A module call as it begins.
@@ -41,16 +64,39 @@ pub(super) struct Entry {
 #[derive(Default)]
 pub(super) struct ThreadState {
     active: Vec<Active>,
-    /// (peek, scope) of ops, peek rising.
-    nodes: VecDeque<(u64, ScopeId)>,
+    /// (peek, scope) of ops, peek rising. No scope: of ops that ran unseen.
+    nodes: VecDeque<(u64, Option<ScopeId>)>,
+    /// Ops ran unseen since the newest of `nodes`.
+    missed_ops: bool,
     optimizer_depth: u32,
     /// The last root module was in training mode.
     pub(super) training: bool,
     pub(super) stage_name: Option<TextId>,
     /// Open `record_function` ranges: handle storage is not seen, so exits close the innermost.
-    pub(super) ranges: Vec<TextId>,
+    pub(super) ranges: Vec<OpenRange>,
     /// The last node looked up, and its scope.
     last_node: Option<(u64, u64, Option<ScopeId>)>,
+}
+
+impl ThreadState {
+    /// Nodes below `peek` that are not in the table yet were made by ops of `scope`.
+    fn made_nodes(&mut self, peek: u64, scope: Option<ScopeId>) {
+        if self.nodes.len() >= REMEMBERED_NODES {
+            self.nodes.pop_front();
+        }
+        self.nodes.push_back((peek, scope));
+    }
+
+    /// The first op after others that were not seen: but for the newest one, which is its own, nobody knows who made the nodes.
+    #[cold]
+    fn saw_again(&mut self, peek: u64) {
+        self.missed_ops = false;
+        let newest = self.nodes.back().map_or(0, |n| n.0);
+        let others = peek.saturating_sub(1);
+        if others > newest {
+            self.made_nodes(others, None);
+        }
+    }
 }
 
 /// Where an op stands.
@@ -99,8 +145,13 @@ impl Scopes {
         self.by_torch_id.insert(torch_id, thread);
     }
 
-    /// A module begins to run. Gives the call's id, and the scope if it is new.
-    pub(super) fn enter(&mut self, thread: usize, entry: Entry) -> (u64, Option<ScopeId>) {
+    /// A module begins to run. `told`: that will be in the trace. Gives the call's id, and the scope if it is new.
+    pub(super) fn enter(
+        &mut self,
+        thread: usize,
+        entry: Entry,
+        told: bool,
+    ) -> (u64, Option<ScopeId>) {
         let Entry {
             module,
             graph_task,
@@ -133,12 +184,62 @@ impl Scopes {
             call,
             again: graph_task,
             grad_mode,
+            training,
+            told,
         });
         (call, fresh)
     }
 
-    /// A module ends. Gives the call's id, and whether it was a root module; `None` where it was not entered.
-    pub(super) fn exit(&mut self, thread: usize, module: u32) -> Option<(u64, bool)> {
+    /// Whether no module runs on the thread.
+    pub(super) fn is_outside(&self, thread: usize) -> bool {
+        self.threads[thread].active.is_empty()
+    }
+
+    /// Module calls that run and are not in the trace, outermost first: thread, call, module. From now on they are.
+    pub(super) fn tell_open_calls(&mut self) -> Vec<(usize, u64, u32)> {
+        let mut untold = Vec::new();
+        for (thread, state) in self.threads.iter_mut().enumerate() {
+            for active in state.active.iter_mut().filter(|active| !active.told) {
+                active.told = true;
+                untold.push((thread, active.call, active.module));
+            }
+        }
+        untold
+    }
+
+    /// The same of ranges.
+    pub(super) fn tell_open_ranges(&mut self) -> Vec<(usize, TextId)> {
+        let mut untold = Vec::new();
+        for (thread, state) in self.threads.iter_mut().enumerate() {
+            for range in state.ranges.iter_mut().filter(|range| !range.told) {
+                range.told = true;
+                untold.push((thread, range.name));
+            }
+        }
+        untold
+    }
+
+    /// Ops ran unseen: who made the nodes of that time is not known.
+    pub(super) fn missed_ops(&mut self) {
+        for state in &mut self.threads {
+            state.missed_ops = true;
+            state.last_node = None;
+        }
+    }
+
+    /// Nothing that runs now is in the trace: it is a new one.
+    pub(super) fn nothing_told(&mut self) {
+        for state in &mut self.threads {
+            state
+                .active
+                .iter_mut()
+                .for_each(|active| active.told = false);
+            state.ranges.iter_mut().for_each(|range| range.told = false);
+        }
+    }
+
+    /// A module ends; `None` where it was not entered.
+    pub(super) fn exit(&mut self, thread: usize, module: u32) -> Option<Ended> {
         let state = &mut self.threads[thread];
         // An exception may have left inner modules behind: they end with the outer one.
         let depth = state.active.iter().rposition(|a| a.module == module)?;
@@ -148,7 +249,12 @@ impl Scopes {
         if root {
             self.loss_pending |= ended.grad_mode;
         }
-        Some((ended.call, root))
+        Some(Ended {
+            call: ended.call,
+            root,
+            trained: ended.training && ended.grad_mode,
+            told: ended.told,
+        })
     }
 
     /// The modules that run on a thread, outermost first.
@@ -213,12 +319,12 @@ impl Scopes {
         } else {
             Stage::Other
         };
+        if state.missed_ops {
+            state.saw_again(call.peek);
+        }
         let newest = state.nodes.back().map_or(0, |n| n.0);
         if call.peek > newest {
-            if state.nodes.len() >= REMEMBERED_NODES {
-                state.nodes.pop_front();
-            }
-            state.nodes.push_back((call.peek, scope));
+            state.made_nodes(call.peek, Some(scope));
         }
         Place {
             scope,
@@ -249,7 +355,7 @@ impl Scopes {
         let scope = if at == 0 && full {
             None
         } else {
-            nodes.get(at).map(|n| n.1)
+            nodes.get(at).and_then(|n| n.1)
         };
         self.threads[thread].last_node = Some((call.node, call.node_thread, scope));
         scope
@@ -315,6 +421,7 @@ mod tests {
                 training: true,
                 grad_mode: true,
             },
+            true,
         );
         let (_, fc1) = s.enter(
             0,
@@ -324,6 +431,7 @@ mod tests {
                 training: true,
                 grad_mode: true,
             },
+            true,
         );
         assert_eq!(s.place(0, &call(1, NO_NODE), true).scope, fc1.unwrap());
         s.exit(0, 1);
@@ -335,6 +443,7 @@ mod tests {
                 training: true,
                 grad_mode: true,
             },
+            true,
         );
         s.place(0, &call(3, NO_NODE), true);
         s.exit(0, 2);
@@ -363,6 +472,7 @@ mod tests {
                 training: true,
                 grad_mode: true,
             },
+            true,
         );
         s.place(0, &call(1, NO_NODE), true);
         s.exit(0, 0);
@@ -374,6 +484,7 @@ mod tests {
                 training: true,
                 grad_mode: true,
             },
+            true,
         );
         assert_eq!(scope, None);
         let place = s.place(0, &call(2, 0), true);
@@ -401,6 +512,7 @@ mod tests {
                 training: true,
                 grad_mode: true,
             },
+            true,
         );
         s.enter(
             0,
@@ -410,9 +522,55 @@ mod tests {
                 training: true,
                 grad_mode: true,
             },
+            true,
         );
-        assert_eq!(s.exit(0, 0).map(|e| e.1), Some(true));
+        assert_eq!(s.exit(0, 0).map(|e| e.root), Some(true));
         assert_eq!(s.place(0, &call(0, NO_NODE), false).scope, ScopeId::GLOBAL);
         assert_eq!(s.exit(0, 1), None);
+    }
+
+    #[test]
+    fn nodes_of_ops_that_ran_unseen_belong_to_nobody() {
+        let mut s = scopes();
+        let entry = Entry {
+            module: 0,
+            graph_task: false,
+            training: true,
+            grad_mode: true,
+        };
+        let (_, scope) = s.enter(0, entry, true);
+        s.place(0, &call(2, NO_NODE), true);
+        // Unseen ops make nodes 2 to 4, then one that is seen makes node 5.
+        s.missed_ops();
+        s.place(0, &call(6, NO_NODE), true);
+        s.exit(0, 0);
+        for (node, known) in [(0, true), (1, true), (2, false), (4, false), (5, true)] {
+            let place = s.place(0, &call(6, node), false);
+            assert_eq!(place.unattributed, !known, "node {node}");
+            assert!(!known || Some(place.scope) == scope, "node {node}");
+        }
+    }
+
+    #[test]
+    fn what_began_in_a_pause_is_told_once() {
+        let mut s = scopes();
+        let entry = |module| Entry {
+            module,
+            graph_task: false,
+            training: false,
+            grad_mode: false,
+        };
+        s.enter(0, entry(0), true);
+        s.enter(0, entry(1), false);
+        s.threads[0].ranges.push(OpenRange {
+            name: TextId(9),
+            told: false,
+        });
+        assert_eq!(s.tell_open_calls(), [(0, 1, 1)]);
+        assert_eq!(s.tell_open_calls(), []);
+        assert_eq!(s.tell_open_ranges(), [(0, TextId(9))]);
+        assert_eq!(s.tell_open_ranges(), []);
+        let inner = s.exit(0, 1).unwrap();
+        assert!(inner.told && !inner.root && !inner.trained);
     }
 }

@@ -86,6 +86,22 @@ pub enum RecordError {
         /// Its number.
         signal: i32,
     },
+    /// The daemon that was asked for is not there.
+    #[error(
+        "no daemon answers at {}: {source}; start one with `optape daemon`, or name its socket in OPTAPE_SOCKET", path.display()
+    )]
+    NoDaemon {
+        /// Its socket.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The daemon does not record this.
+    #[error("the daemon says: {why}")]
+    DaemonRefused {
+        /// In its words.
+        why: String,
+    },
     /// The system refused something else.
     #[error("cannot {what}: {source}")]
     System {

@@ -8,7 +8,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, RecvTimeoutError};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
 use optape_trace::{
     Definition, DropReason, Event, Moment, OpCallRef, PatternId, RunEnd, SignatureId, StreamEnd,
     StreamId, StreamInfo, ThreadDef, ThreadId, TraceError, TraceWriter, call_flags, codec,
@@ -16,13 +16,17 @@ use optape_trace::{
 
 use super::cost::{peak_resident_bytes, process_cpu_ns, thread_cpu_ns};
 use super::monitors::MonitorStream;
+use super::order::{Flushing, Order, StreamStatus};
 use super::process::Process;
 use super::pulse::Pulse;
 use super::report::{Report, StreamReport};
 use super::sink::{BackgroundSink, SinkState};
+use super::values::Assembly;
+use super::window::{Kept, Window};
 use super::{Notice, Setting};
+use crate::capture::{PAUSED_MARKER, STOPPED_MARKER};
 use crate::clock::{monotonic_ns, unix_ns};
-use crate::ring::{Consumer, Mark, Message, MessageKind, OpCallMessage};
+use crate::ring::{Consumer, Mark, Message, MessageKind, OpCallMessage, ValueMessage, command};
 
 /// Between two looks at the rings, unless one of them fills up fast.
 const INTERVAL: Duration = Duration::from_millis(10);
@@ -42,6 +46,16 @@ const SMALLEST_HELD_RING: u64 = 1 << 20;
 const SLOW_DISK: Duration = Duration::from_millis(50);
 /// Resident ring memory above which rings are mapped afresh once they were drained, which gives their pages back.
 const RESIDENT_RING_BYTES: usize = 24 << 20;
+
+/// Every so many looks at a ring it is asked whether its program image still lives.
+const LOOKS_PER_IMAGE_CHECK: u32 = 16;
+/// So long a recording that is stopped waits for its processes to notice.
+const STOP_GRACE: Duration = Duration::from_secs(1);
+/// Most marks of a run: whoever sends them must not fill the disk.
+const MOST_MARKS: u64 = 65_536;
+/// In `StreamEnd::costs`: how often recording was paused, and for how long in all.
+pub(super) const PAUSES_KEY: &str = "recording.pauses";
+pub(super) const PAUSED_NS_KEY: &str = "recording.paused_ns";
 
 /// How the recording is to end.
 #[derive(Clone, Copy, Debug, Default)]
@@ -65,6 +79,8 @@ pub(super) struct Intake {
     rings: Vec<Ring>,
     /// Files of rings that have ended: they go once what they held is in the file.
     ended: Vec<EndedRing>,
+    /// Only the last minutes are kept: nothing reaches the writer before the end.
+    window: Option<Window>,
     /// Ring files that are of no use: not looked at again.
     ignored: HashSet<PathBuf>,
     directory_lost: bool,
@@ -77,6 +93,13 @@ pub(super) struct Intake {
     active: Option<(Instant, Instant)>,
     busy: bool,
     report: Report,
+    /// The last command for all processes, for those that come later.
+    wanted: Option<u32>,
+    commands: u32,
+    marks: u64,
+    looks: u32,
+    /// Who asked for the end, to be told what came of it.
+    stopper: Option<Sender<Vec<String>>>,
 }
 
 /// A ring and its stream.
@@ -109,6 +132,11 @@ pub(super) struct Stream {
     last_ns: u64,
     scratch: Vec<u8>,
     has_threads: bool,
+    pub(super) values: Assembly,
+    /// When the pause that is open began.
+    paused_since_ns: Option<u64>,
+    /// Its last minutes, where only they are kept.
+    kept: Option<Kept>,
 }
 
 #[derive(Clone, Copy, Default, PartialEq)]
@@ -173,11 +201,12 @@ impl Intake {
         sink: SinkState,
         pulse: Pulse,
         monitors: Option<MonitorStream>,
-        setting: Setting,
+        mut setting: Setting,
         notice: Notice,
     ) -> Self {
         Self {
             directory: directory.to_owned(),
+            window: setting.window.take(),
             setting,
             notice,
             writer: Some(writer),
@@ -195,33 +224,217 @@ impl Intake {
             active: None,
             busy: false,
             report: Report::default(),
+            wanted: None,
+            commands: 0,
+            marks: 0,
+            looks: 0,
+            stopper: None,
         }
     }
 
     /// Drains until told to finish, or until whoever would tell is gone.
-    pub(super) fn run(mut self, finish: &Receiver<Finish>) -> Report {
+    pub(super) fn run(mut self, orders: &Receiver<Order>) -> Report {
+        // How it is to end, and when at the latest.
+        let mut ending: Option<(Finish, Instant)> = None;
         let finish = loop {
             self.look();
-            let interval = match (self.busy, self.rings.is_empty()) {
+            let interval = match (self.busy || ending.is_some(), self.rings.is_empty()) {
                 (true, _) => BUSY_INTERVAL,
                 (_, true) => IDLE_INTERVAL,
                 _ => INTERVAL,
             };
-            match finish.recv_timeout(interval) {
-                Ok(finish) => break finish,
+            if let Some((finish, deadline)) = ending
+                && (self.rings.is_empty() || Instant::now() >= deadline)
+            {
+                break finish;
+            }
+            match orders.recv_timeout(interval) {
+                Ok(Order::Finish(finish)) => ending = Some((finish, Instant::now() + finish.grace)),
+                Ok(Order::Stop(reply)) => {
+                    self.stop();
+                    self.stopper = Some(reply);
+                    let finish = ending.map_or_else(Finish::default, |(finish, _)| finish);
+                    ending = Some((finish, Instant::now() + STOP_GRACE));
+                }
+                Ok(order) => self.follow(order),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break Finish::default(),
+                Err(RecvTimeoutError::Disconnected) => match ending {
+                    Some(_) => std::thread::sleep(interval),
+                    None => break Finish::default(),
+                },
             }
         };
-        let deadline = Instant::now() + finish.grace;
-        loop {
-            self.look();
-            if self.rings.is_empty() || Instant::now() >= deadline {
-                break;
-            }
-            std::thread::sleep(BUSY_INTERVAL);
+        let stopper = self.stopper.take();
+        let report = self.finish(finish);
+        if let Some(stopper) = stopper {
+            let first = match report.streams.is_empty() {
+                true => "nothing was recorded, and no file is left".to_owned(),
+                false => format!("recorded {} op calls", report.op_calls()),
+            };
+            let lines = std::iter::once(first).chain(report.summary());
+            let _ = stopper.send(lines.collect());
         }
-        self.finish(finish)
+        report
+    }
+
+    fn follow(&mut self, order: Order) {
+        // Who asked may have gone meanwhile.
+        match order {
+            Order::Pause { on, process, reply } => {
+                let _ = reply.send(self.pause(on, process));
+            }
+            Order::Mark { text, reply } => {
+                let _ = reply.send(self.mark(&text));
+            }
+            Order::Flush(reply) => {
+                let _ = reply.send(self.flush());
+            }
+            Order::Status(reply) => {
+                let _ = reply.send(self.status());
+            }
+            Order::Finish(_) | Order::Stop(_) => {}
+        }
+    }
+
+    /// A command that rings have not seen.
+    fn command(&mut self, bits: u32) -> u32 {
+        self.commands = self.commands.wrapping_add(command::NEXT);
+        self.commands | bits
+    }
+
+    /// Pauses or resumes all processes, or one. Gives how many are told so now.
+    fn pause(&mut self, on: bool, process: Option<u32>) -> Result<usize, String> {
+        let command = self.command(if on { command::PAUSE } else { 0 });
+        if let Some(process) = process {
+            let mut told = 0;
+            for ring in self
+                .rings
+                .iter()
+                .filter(|r| r.consumer.process_id() == process)
+            {
+                ring.consumer.send_command(command);
+                told += 1;
+            }
+            return match told {
+                0 => Err(format!("process {process} is not being recorded here")),
+                _ => Ok(told),
+            };
+        }
+        let marker = self.directory.join(PAUSED_MARKER);
+        let marked = match on {
+            true => std::fs::write(&marker, ""),
+            false => std::fs::remove_file(&marker),
+        };
+        match marked {
+            Err(error) if on || error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(format!(
+                    "cannot note it for processes to come in {}: {error}",
+                    marker.display()
+                ));
+            }
+            _ => {}
+        }
+        self.wanted = Some(command);
+        for ring in &self.rings {
+            ring.consumer.send_command(command);
+        }
+        Ok(self.rings.len())
+    }
+
+    fn stop(&mut self) {
+        // Where this fails the directory is gone, and no process can begin either.
+        let _ = std::fs::write(self.directory.join(STOPPED_MARKER), "");
+        let command = self.command(command::STOP);
+        self.wanted = Some(command);
+        for ring in &self.rings {
+            ring.consumer.send_command(command);
+        }
+    }
+
+    /// Writes a mark into every open stream.
+    fn mark(&mut self, text: &str) -> Result<usize, String> {
+        if self.marks >= MOST_MARKS {
+            return Err(format!(
+                "this run has {MOST_MARKS} marks, which is the most"
+            ));
+        }
+        self.look();
+        let windowed = self.window.is_some();
+        let Some(writer) = self.writer.as_mut() else {
+            return Err("the file cannot be written any more".to_owned());
+        };
+        let mut marked = 0;
+        let mut failed = None;
+        for ring in &mut self.rings {
+            let State::Open(id) = ring.stream.state else {
+                continue;
+            };
+            let time_ns = monotonic_ns().saturating_sub(ring.consumer.epoch_ns());
+            let event = Event::Mark {
+                text: text.to_owned(),
+            };
+            let live = (!windowed).then_some(&mut *writer);
+            match ring.stream.note(id, time_ns, event, live) {
+                Ok(()) => marked += 1,
+                Err(Fault::Stream(why)) => return Err(why),
+                Err(Fault::Sink(error)) => failed = Some(error.to_string()),
+            }
+        }
+        if let Some(why) = failed {
+            self.writing_failed(&why);
+            return Err(why);
+        }
+        if marked == 0 {
+            return Err("no process is being recorded now".to_owned());
+        }
+        self.marks += 1;
+        self.unflushed = true;
+        Ok(marked)
+    }
+
+    /// Hands what there is to the writing thread.
+    fn flush(&mut self) -> Result<Flushing, String> {
+        if self.window.is_some() {
+            return Err("with --ring, the file is written at the end".to_owned());
+        }
+        self.look();
+        self.flush_now();
+        match (&self.writer, &self.report.failure) {
+            (Some(writer), None) => Ok(Flushing {
+                bytes: writer.bytes_written(),
+                sink: self.sink.clone(),
+            }),
+            (_, why) => Err(why.clone().unwrap_or_default()),
+        }
+    }
+
+    fn status(&self) -> Vec<StreamStatus> {
+        let mut all: Vec<StreamStatus> = self
+            .rings
+            .iter()
+            .filter(|ring| ring.stream.state != State::Waiting)
+            .map(|ring| StreamStatus {
+                process_id: ring.consumer.process_id(),
+                command: ring.stream.report.command.clone(),
+                op_calls: ring.stream.report.op_calls,
+                dropped_records: ring.stream.report.dropped_records,
+                paused: ring.consumer.paused(),
+                steps: ring.consumer.steps(),
+                obeys: ring.consumer.commanded() == ring.consumer.obeyed(),
+                ended: false,
+            })
+            .collect();
+        all.extend(self.report.streams.iter().map(|stream| StreamStatus {
+            process_id: stream.process_id,
+            command: stream.command.clone(),
+            op_calls: stream.op_calls,
+            dropped_records: stream.dropped_records,
+            paused: 0,
+            steps: stream.steps,
+            obeys: true,
+            ended: true,
+        }));
+        all
     }
 
     /// One round: new rings, their records, deaths, a flush where it is due.
@@ -229,10 +442,13 @@ impl Intake {
         self.find_rings();
         self.free_what_is_written();
         self.busy = false;
+        self.looks = self.looks.wrapping_add(1);
+        let check_images = self.looks.is_multiple_of(LOOKS_PER_IMAGE_CHECK);
         let mut index = 0;
         while let Some(ring) = self.rings.get(index) {
             // The order matters: what a process committed before it was found dead is drained afterwards.
-            let gone = ring.process.is_gone();
+            // A process that became another program lives on, but its ring has no owner any more.
+            let gone = ring.process.is_gone() || (check_images && ring.consumer.is_abandoned());
             let sound = self.drain(index, gone);
             let ended = self
                 .rings
@@ -245,6 +461,9 @@ impl Intake {
             }
         }
         self.look_at_monitors();
+        if let Some(window) = &mut self.window {
+            window.look();
+        }
         self.give_back_memory();
         self.flush_if_due();
         self.free_what_is_written();
@@ -256,7 +475,9 @@ impl Intake {
         let Some(monitors) = &mut self.monitors else {
             return;
         };
-        let writer = self.writer.as_mut().filter(|_| begun);
+        // Where only the last minutes are kept, theirs wait with the others.
+        let windowed = self.window.is_some();
+        let writer = self.writer.as_mut().filter(|_| begun && !windowed);
         match monitors.look(writer, &*self.notice) {
             Ok(records) => {
                 self.checkpoints.taken += records;
@@ -321,15 +542,22 @@ impl Intake {
         self.pulse.add(path)?;
         let process_id = consumer.process_id();
         tracing::debug!("process {process_id} began to record: {}", path.display());
-        let process = Process::of_ring(path, process_id);
         if let Some(monitors) = &self.monitors {
             monitors.process_began(process_id);
         }
+        if let Some(command) = self.wanted {
+            consumer.send_command(command);
+        }
+        let process = Process::of_ring(process_id, consumer.process_start_ticks());
         let stream = Stream {
             report: StreamReport {
                 process_id,
                 ..Default::default()
             },
+            kept: self
+                .window
+                .is_some()
+                .then(|| Kept::new(consumer.epoch_ns())),
             ..Default::default()
         };
         self.active
@@ -357,10 +585,11 @@ impl Intake {
             return false;
         };
         let (writer, taken) = (&mut self.writer, &mut self.checkpoints.taken);
+        let windowed = self.window.is_some();
         let mut fault = None;
         let mut bytes = 0;
         let capacity = consumer.capacity();
-        let limited = !to_its_end && capacity >= SMALLEST_HELD_RING;
+        let limited = !to_its_end && !windowed && capacity >= SMALLEST_HELD_RING;
         let most_held = if limited {
             capacity / HELD_SHARE
         } else {
@@ -372,20 +601,27 @@ impl Intake {
                 return;
             }
             let records = stream.report.records;
-            if let Err(error) = stream.take(&message, writer.as_mut()) {
+            let live = if windowed { None } else { writer.as_mut() };
+            if let Err(error) = stream.take(&message, live) {
                 fault = Some(error);
             }
             *taken += stream.report.records - records;
         });
-        if let (State::Open(id), None) = (stream.state, consumer.stream()) {
+        if let (State::Open(id), None, false) = (stream.state, consumer.stream(), windowed) {
             consumer.set_stream(id.0);
         }
-        if !limited && consumer.held_bytes() > capacity / HELD_SHARE {
+        // What is only kept for a while is in the file at the end: no ring is that large.
+        if windowed || !limited && consumer.held_bytes() > capacity / HELD_SHARE {
             consumer.free(consumer.mark());
         }
         *resident_bytes += bytes;
         self.unflushed |= bytes > 0;
         self.busy |= bytes > self.setting.ring_bytes / 4 || !consumer.is_empty();
+        if let (Some(window), Some(kept), None) = (&mut self.window, &mut stream.kept, &fault)
+            && let Err(source) = window.settle(kept)
+        {
+            fault = Some(Fault::Sink(TraceError::Sink { written: 0, source }));
+        }
         let fault = match (drained, fault) {
             (_, Some(fault)) => fault,
             (Err(error), None) => Fault::Stream(error.to_string()),
@@ -416,7 +652,11 @@ impl Intake {
             stream.report.process_id
         ));
         stream.report.disabled = Some(why.to_owned());
-        if let (State::Open(id), Some(writer)) = (stream.state, self.writer.as_mut()) {
+        let live = match self.window {
+            None => self.writer.as_mut(),
+            Some(_) => None,
+        };
+        if let State::Open(id) = stream.state {
             // A sink that fails here is noticed at the next flush.
             let _ = stream.note(
                 id,
@@ -424,7 +664,7 @@ impl Intake {
                 Event::Disabled {
                     reason: why.to_owned(),
                 },
-                writer,
+                live,
             );
         }
     }
@@ -442,19 +682,29 @@ impl Intake {
         let untold = ring.consumer.untold_drops();
         let silent = self.pulse.was_silent_since(ring.found_ns);
         if let State::Open(id) = ring.stream.state {
-            let result = ring
-                .stream
-                .end_unclean(id, untold, silent, self.writer.as_mut());
+            let now_ns = monotonic_ns().saturating_sub(ring.consumer.epoch_ns());
+            let live = match self.window {
+                None => self.writer.as_mut(),
+                Some(_) => None,
+            };
+            let result = ring.stream.end_unclean(id, untold, silent, now_ns, live);
             if let Err(Fault::Sink(error)) = result {
                 self.writing_failed(&error.to_string());
             }
         } else if let Some((records, _, _)) = untold {
             ring.stream.report.dropped_records += records;
         }
+        ring.stream.report.steps = ring.consumer.steps();
         let path = ring.consumer.path().to_owned();
-        self.ignored.insert(path.clone());
-        self.ended.push(EndedRing { path, bytes: None });
-        self.unflushed = true;
+        if let (Some(window), Some(kept)) = (&mut self.window, ring.stream.kept.take()) {
+            ring.stream.report.expired_records = kept.expired();
+            window.ended(kept, !ring.stream.report.clean);
+            let _ = std::fs::remove_file(&path);
+        } else {
+            self.ignored.insert(path.clone());
+            self.ended.push(EndedRing { path, bytes: None });
+            self.unflushed = true;
+        }
         let mut report = ring.stream.report;
         report.active = Duration::from_nanos(
             ring.stream
@@ -537,14 +787,20 @@ impl Intake {
             };
             capacity >= SMALLEST_HELD_RING && waiting > capacity / FLUSHED_SHARE
         };
-        let recorded = self.began_a_stream();
         // Without its head a file says nothing of the run, and could not be recovered.
-        let begins = recorded && !self.begun;
+        let begins = self.began_a_stream() && !self.begun;
         let due = begins || self.flushed.elapsed() >= FLUSH_INTERVAL || self.rings.iter().any(held);
-        if !self.unflushed || !due {
+        if self.unflushed && due {
+            self.flush_now();
+        }
+    }
+
+    fn flush_now(&mut self) {
+        if self.window.is_some() {
+            self.unflushed = false;
             return;
         }
-        if recorded {
+        if self.began_a_stream() {
             self.begun = true;
             self.sink.release();
         }
@@ -592,6 +848,13 @@ impl Intake {
         while !self.rings.is_empty() {
             self.drain(0, true);
             self.end_ring(0);
+        }
+        if let Some(window) = self.window.take() {
+            self.sink.release();
+            let poured = self.writer.as_mut().map_or(Ok(()), |w| window.pour(w));
+            if let Err(error) = poured {
+                self.writing_failed(&error.to_string());
+            }
         }
         let began_a_stream = !self.report.streams.is_empty();
         let mut monitors_ns = 0;
@@ -673,6 +936,9 @@ impl Stream {
                 return Err(malformed("a second beginning"));
             }
             self.report.command.clone_from(&info.command);
+            if let Some(kept) = &mut self.kept {
+                kept.begin(&info);
+            }
             // The number is only used with a writer.
             self.state = State::Open(
                 writer.map_or(Ok(StreamId(u32::MAX)), |writer| writer.begin_stream(&info))?,
@@ -682,10 +948,17 @@ impl Stream {
         let State::Open(id) = self.state else {
             return Err(malformed("a record before the beginning"));
         };
+        if message.kind != MessageKind::Value {
+            self.values.give_up(id, &mut writer)?;
+        }
         match message.kind {
             MessageKind::StreamBegin => {}
             MessageKind::Definition => {
-                let definition: Definition = codec::decode(encoded(message, &mut self.scratch)?)?.0;
+                let bytes = encoded(message, &mut self.scratch)?;
+                let definition: Definition = codec::decode(bytes)?.0;
+                if let Some(kept) = &mut self.kept {
+                    kept.define(bytes, &definition);
+                }
                 if let Some(writer) = &mut writer {
                     writer.define(id, &definition)?;
                 }
@@ -713,7 +986,11 @@ impl Stream {
                         tensors: call.tensors,
                         statistics: call.statistics,
                     };
-                    writer.op_call(id, call)?;
+                    self.values.follow(writer.op_call(id, call)?);
+                }
+                if let Some(kept) = &mut self.kept {
+                    let end_ns = call.start_ns.saturating_add(call.duration_ns);
+                    kept.record(message.kind, message.words, call.start_ns, end_ns);
                 }
                 self.report.records += 1;
                 self.report.op_calls += 1;
@@ -729,18 +1006,40 @@ impl Stream {
                 if let Some(writer) = &mut writer {
                     writer.moment(id, &moment)?;
                 }
+                if let Some(kept) = &mut self.kept {
+                    kept.record(message.kind, message.words, moment.time_ns, moment.time_ns);
+                    kept.fact(&moment);
+                }
                 self.report.records += 1;
                 self.saw(moment.time_ns, moment.time_ns);
                 match moment.event {
+                    Event::Paused { .. } => {
+                        self.report.pauses += 1;
+                        self.paused_since_ns = Some(moment.time_ns);
+                    }
+                    Event::Resumed => self.pause_ended(moment.time_ns),
                     Event::Drop { records, .. } => self.report.dropped_records += records,
                     Event::Disabled { reason } => self.report.disabled = Some(reason),
                     _ => {}
                 }
             }
+            MessageKind::Value => {
+                let piece = ValueMessage::parse(message.words)
+                    .ok_or_else(|| malformed("a value whose lengths are wrong"))?;
+                self.values.take(id, &piece, &mut writer)?;
+                if let Some(kept) = &mut self.kept {
+                    kept.piece_of_value(message.words);
+                }
+            }
             MessageKind::StreamEnd => {
-                let end: StreamEnd = codec::decode(encoded(message, &mut self.scratch)?)?.0;
+                let mut end: StreamEnd = codec::decode(encoded(message, &mut self.scratch)?)?.0;
+                self.pause_ended(end.ended_ns);
+                end.costs.extend(self.pauses());
                 if let Some(writer) = &mut writer {
                     writer.end_stream(id, &end)?;
+                }
+                if let Some(kept) = &mut self.kept {
+                    kept.end(end.clone());
                 }
                 self.report.clean = end.clean;
                 self.report.dropped_records = self.report.dropped_records.max(end.dropped_records);
@@ -750,6 +1049,23 @@ impl Stream {
             }
         }
         Ok(())
+    }
+
+    fn pause_ended(&mut self, time_ns: u64) {
+        if let Some(since) = self.paused_since_ns.take() {
+            self.report.paused_ns += time_ns.saturating_sub(since);
+        }
+    }
+
+    /// For the stream's end, so that nobody has to go through its records to know that it is not the whole run.
+    fn pauses(&self) -> std::collections::BTreeMap<String, u64> {
+        match self.report.pauses {
+            0 => std::collections::BTreeMap::new(),
+            pauses => std::collections::BTreeMap::from([
+                (PAUSES_KEY.to_owned(), pauses),
+                (PAUSED_NS_KEY.to_owned(), self.report.paused_ns),
+            ]),
+        }
     }
 
     fn note_signature(&mut self, index: usize, unattributed: bool) {
@@ -766,8 +1082,18 @@ impl Stream {
         id: StreamId,
         time_ns: u64,
         event: Event,
-        writer: &mut TraceWriter<BackgroundSink>,
+        writer: Option<&mut TraceWriter<BackgroundSink>>,
     ) -> Result<(), Fault> {
+        let moment = Moment {
+            time_ns,
+            thread: ThreadId(0),
+            event,
+        };
+        if let Some(kept) = &mut self.kept {
+            self.report.records += 1;
+            return Ok(kept.note(&moment)?);
+        }
+        let Some(writer) = writer else { return Ok(()) };
         if !self.has_threads {
             let thread = ThreadDef {
                 native_id: u64::from(self.report.process_id),
@@ -776,14 +1102,7 @@ impl Stream {
             writer.define(id, &Definition::Thread(ThreadId(0), thread))?;
             self.has_threads = true;
         }
-        writer.moment(
-            id,
-            &Moment {
-                time_ns,
-                thread: ThreadId(0),
-                event,
-            },
-        )?;
+        writer.moment(id, &moment)?;
         self.report.records += 1;
         Ok(())
     }
@@ -809,7 +1128,8 @@ impl Stream {
         id: StreamId,
         untold: Option<(u64, u64, u64)>,
         silent: bool,
-        writer: Option<&mut TraceWriter<BackgroundSink>>,
+        ended_ns: u64,
+        mut writer: Option<&mut TraceWriter<BackgroundSink>>,
     ) -> Result<(), Fault> {
         self.state = State::Ended;
         let drop = untold.map(|(records, from_ns, until_ns)| {
@@ -830,18 +1150,24 @@ impl Stream {
                 },
             )
         });
-        let Some(writer) = writer else { return Ok(()) };
+        self.pause_ended(ended_ns.max(self.last_ns));
+        self.values.give_up(id, &mut writer)?;
         if let Some((time_ns, event)) = drop {
-            self.note(id, time_ns, event, writer)?;
+            self.note(id, time_ns, event, writer.as_deref_mut())?;
         }
         let end = StreamEnd {
             records: self.report.records,
             dropped_records: self.report.dropped_records,
             ended_ns: self.last_ns,
             clean: false,
-            costs: std::collections::BTreeMap::new(),
+            costs: self.pauses(),
         };
-        Ok(writer.end_stream(id, &end)?)
+        if let Some(kept) = &mut self.kept {
+            kept.end(end);
+        } else if let Some(writer) = writer {
+            writer.end_stream(id, &end)?;
+        }
+        Ok(())
     }
 }
 

@@ -11,8 +11,7 @@ use rustix::fs::Access;
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
 use super::error::RecordError;
-use super::run_directory::RunDirectory;
-use super::{SUPPORTED_TORCH, Settings, signals};
+use super::{SUPPORTED_TORCH, Settings, run_directory, signals};
 use crate::ring::OnFull;
 
 /// Torch loads its entry points unless this is set to something other than 1.
@@ -35,6 +34,14 @@ impl Exit {
         match self {
             Self::Code(code) => (code & 0xff) as u8,
             Self::Signal(signal) => (128 + (signal & 0x7f)) as u8,
+        }
+    }
+
+    /// The code, and the signal: one of them.
+    pub(super) fn parts(self) -> (Option<i32>, Option<i32>) {
+        match self {
+            Self::Code(code) => (Some(code), None),
+            Self::Signal(signal) => (None, Some(signal)),
         }
     }
 
@@ -121,22 +128,25 @@ pub(super) fn capture_library() -> Result<PathBuf, RecordError> {
 
 /// What the command's environment has beyond ours.
 pub(super) fn environment(
-    directory: &RunDirectory,
+    directory: &Path,
     library: &Path,
     settings: &Settings,
 ) -> BTreeMap<&'static str, OsString> {
-    let mut attach = vec![directory.attach_path()];
+    let mut attach = vec![run_directory::attach_path(directory)];
     if std::env::var_os(AUTOLOAD).is_some_and(|v| v != "1") {
-        attach.push(directory.site_path());
+        attach.push(run_directory::site_path(directory));
     }
     let mut variables = BTreeMap::from([
         (
             "PYTHONPATH",
             with_python_path(&attach, std::env::var_os("PYTHONPATH").as_deref()),
         ),
-        ("OPTAPE_RUN", directory.path().into()),
+        ("OPTAPE_RUN", directory.into()),
         ("OPTAPE_CAPTURE_LIB", library.into()),
-        ("OPTAPE_HOOK_SOURCE", directory.hook_source().into()),
+        (
+            "OPTAPE_HOOK_SOURCE",
+            run_directory::hook_source(directory).into(),
+        ),
         ("OPTAPE_STATS", settings.statistics_name().into()),
         (
             "OPTAPE_ON_FULL",
@@ -148,12 +158,15 @@ pub(super) fn environment(
             .into(),
         ),
         ("OPTAPE_RING_BYTES", settings.ring_bytes.to_string().into()),
+        ("OPTAPE_DETAIL", settings.detail.to_json().into()),
         ("OPTAPE_TORCH_VERSIONS", SUPPORTED_TORCH.join(",").into()),
     ]);
     if settings.force_torch {
         variables.insert("OPTAPE_FORCE_TORCH", "1".into());
     }
-    // Also where it is off: the environment that we were started in may be that of another recording.
+    // These also where there is nothing to say: the environment that we were started in may be that of another recording.
+    let schedule = settings.schedule.map(|schedule| schedule.to_string());
+    variables.insert("OPTAPE_SCHEDULE", schedule.unwrap_or_default().into());
     variables.insert(
         "OPTAPE_FUNCTIONS",
         if settings.functions { "1" } else { "0" }.into(),

@@ -7,21 +7,28 @@
 //! disk nor a large block looks like death to the recorded processes. Whatever goes wrong after the start is told once,
 //! stands in the [`Report`], and leaves the recorded program alone.
 
+mod control;
 mod cost;
+mod detail;
 mod error;
 mod explain;
 mod intake;
 mod launch;
 mod monitors;
+mod order;
 mod parent;
 mod process;
+mod protocol;
 mod provenance;
 mod pulse;
 mod report;
 mod run_directory;
 mod salvage;
+mod service;
 mod signals;
 mod sink;
+mod values;
+mod window;
 
 #[cfg(test)]
 mod tests;
@@ -35,22 +42,31 @@ use std::time::Duration;
 
 use crossbeam::channel::{Sender, bounded};
 use optape_trace::{RunInfo, TraceWriter};
+use serde::{Deserialize, Serialize};
 
+pub use control::{FoundRun, find_runs};
+pub use detail::{Detail, Keep, Level, Selection};
 pub use error::RecordError;
 pub use launch::Exit;
+pub use order::StreamStatus;
 pub use parent::{ParentRequest, Ready, record_parent};
+pub use protocol::{DaemonStatus, MOST_MARK_BYTES, Reply, Request as ControlRequest, RunStatus};
 pub use report::{Report, StreamReport};
 pub use salvage::{RingState, Salvage, salvage};
+pub use service::{ServiceError, ask_daemon, serve, socket_path};
 pub use sink::TraceFile;
 
-use crate::capture::Preset;
+use crate::capture::{Preset, Schedule};
 use crate::monitor::MonitorSettings;
 use crate::ring::{DEFAULT_CAPACITY, OnFull};
+use control::{Control, RunFacts};
 use intake::{Finish, Intake};
 use monitors::MonitorStream;
+use order::Order;
 use pulse::Pulse;
 use run_directory::RunDirectory;
 use sink::{BackgroundSink, Claim};
+use window::Window;
 
 /// Versions of torch that the hook is known to work with.
 pub const SUPPORTED_TORCH: [&str; 1] = ["2.13.0"];
@@ -62,7 +78,7 @@ pub const SMALLEST_RING_BYTES: usize = 1 << 16;
 const ATTACH_ERROR_BYTES: usize = 16 << 10;
 
 /// How to record.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
     /// Which statistics.
     pub statistics: Preset,
@@ -74,6 +90,8 @@ pub struct Settings {
     pub ring_bytes: usize,
     /// Try versions of torch that are not among [`SUPPORTED_TORCH`].
     pub force_torch: bool,
+    /// What is recorded of modules beside their ops.
+    pub detail: Detail,
     /// The run that this recording is a part of: a UUID, or any name that all parts (nodes) use. A run of its own where it is
     /// not given.
     pub run: Option<String>,
@@ -81,6 +99,12 @@ pub struct Settings {
     pub monitors: Option<MonitorSettings>,
     /// Record calls of Python functions (`linear`, `conv2d`) as well as ops.
     pub functions: bool,
+    /// Which steps are recorded; `None`: all.
+    pub schedule: Option<Schedule>,
+    /// Begin paused, until somebody resumes: the program, or `optape ctl`.
+    pub paused: bool,
+    /// Keep only the last so long, and write it at the end.
+    pub window: Option<Duration>,
 }
 
 impl Default for Settings {
@@ -91,9 +115,13 @@ impl Default for Settings {
             on_full: OnFull::Wait,
             ring_bytes: DEFAULT_CAPACITY,
             force_torch: false,
+            detail: Detail::default(),
             run: None,
             monitors: None,
             functions: false,
+            schedule: None,
+            paused: false,
+            window: None,
         }
     }
 }
@@ -157,12 +185,27 @@ struct Setting {
     monitors: Option<MonitorSettings>,
     /// This process is the daemon and nothing else: all its cost is ours.
     own_process: bool,
+    /// Keep only the last so long.
+    window: Option<Window>,
+}
+
+/// The window of these settings, if they have one, with its file beside `output`.
+fn window(settings: &Settings, output: &Path) -> Result<Option<Window>, RecordError> {
+    settings
+        .window
+        .map(|length| Window::create(length, output))
+        .transpose()
+        .map_err(|source| RecordError::System {
+            what: "make a file for the last minutes",
+            source,
+        })
 }
 
 /// A recording that runs. Ends, and completes its file, when it is finished or dropped.
 pub struct Recording {
     directory: Option<RunDirectory>,
-    finish: Option<Sender<Finish>>,
+    orders: Option<Sender<Order>>,
+    control: Option<Control>,
     thread: Option<JoinHandle<Report>>,
     claim: Option<Claim>,
     /// A fork is not the owner.
@@ -179,6 +222,7 @@ impl Recording {
         let settings = options.settings.sound();
         let directory = RunDirectory::create(&*options.notice)?;
         directory.try_ring(settings.ring_bytes)?;
+        directory.prepare(&settings)?;
         let command: Vec<OsString> = std::env::args_os().collect();
         let run = provenance::run_info(&command, &settings);
         let file = TraceFile::create(path, options.force)?;
@@ -188,10 +232,12 @@ impl Recording {
             &run,
             Setting {
                 ring_bytes: settings.ring_bytes,
+                window: window(&settings, path)?,
                 monitors: settings.monitors,
                 own_process: false,
             },
             options.notice,
+            None,
         )
     }
 
@@ -201,12 +247,28 @@ impl Recording {
         run: &RunInfo,
         setting: Setting,
         notice: Notice,
+        control: Option<RunFacts>,
     ) -> Result<Self, RecordError> {
         let claim = file.claim();
         let mut recording = Self::start_with(directory, file, run, setting, notice)
             .inspect_err(|_| claim.give_up())?;
         recording.claim = Some(claim);
+        if let (Some(facts), Some(orders)) = (control, &recording.orders) {
+            match Control::start(recording.directory(), facts, orders.clone()) {
+                Ok(control) => recording.control = Some(control),
+                // A recording that cannot be asked is still a recording.
+                Err(error) => tracing::warn!("`optape ctl` cannot reach this run: {error}"),
+            }
+        }
         Ok(recording)
+    }
+
+    /// Has the recorded processes end their streams, as `optape ctl stop` does.
+    fn stop(&self) {
+        if let Some(orders) = &self.orders {
+            let (reply, _nobody) = bounded(1);
+            let _ = orders.send(Order::Stop(reply));
+        }
     }
 
     /// Records into any sink.
@@ -226,7 +288,9 @@ impl Recording {
         let state = sink.state();
         let writer = TraceWriter::create(sink, run)?;
         let pulse = Pulse::start().map_err(thread)?;
-        let monitors = setting.monitors.take().map(MonitorStream::start);
+        let window = setting.window.as_ref().map(Window::length);
+        let monitors = setting.monitors.take();
+        let monitors = monitors.map(|settings| MonitorStream::start(settings, window));
         let monitors = monitors.transpose().map_err(thread)?;
         let intake = Intake::new(
             directory.path(),
@@ -237,14 +301,15 @@ impl Recording {
             setting,
             notice,
         );
-        let (finish, finished) = bounded(1);
+        let (orders, ordered) = bounded(8);
         let thread = std::thread::Builder::new()
             .name("optape-drain".into())
-            .spawn(move || intake.run(&finished))
+            .spawn(move || intake.run(&ordered))
             .map_err(thread)?;
         Ok(Self {
             directory: Some(directory),
-            finish: Some(finish),
+            orders: Some(orders),
+            control: None,
             thread: Some(thread),
             claim: None,
             process_id: std::process::id(),
@@ -270,8 +335,9 @@ impl Recording {
     }
 
     fn end(&mut self, finish: Finish) -> Report {
-        if let Some(sender) = self.finish.take() {
-            let _ = sender.send(finish);
+        if let Some(orders) = self.orders.take() {
+            // It has ended already where it was stopped.
+            let _ = orders.send(Order::Finish(finish));
         }
         let result = self.thread.take().map(JoinHandle::join);
         let mut report = match result {
@@ -282,6 +348,8 @@ impl Recording {
             },
             None => return Report::default(),
         };
+        // Before its socket's directory goes.
+        self.control = None;
         if let Some(directory) = self.directory.take() {
             (report.attached, report.attach_errors) = notes(directory.path());
         }
@@ -304,7 +372,8 @@ impl Drop for Recording {
             // Ours is a copy in a forked process: the threads are not here, and the directory is the parent's.
             std::mem::forget((
                 self.directory.take(),
-                self.finish.take(),
+                self.orders.take(),
+                self.control.take(),
                 self.thread.take(),
             ));
         }
@@ -347,6 +416,8 @@ pub struct Request {
     pub verbose: bool,
     /// Whom to tell what goes wrong.
     pub notice: fn(&str),
+    /// Have the daemon that listens here record it.
+    pub daemon: Option<PathBuf>,
 }
 
 /// What came of it.
@@ -374,6 +445,7 @@ pub fn record(request: Request) -> Result<Outcome, RecordError> {
         settings,
         verbose,
         notice,
+        daemon,
     } = request;
     let settings = settings.sound();
     let _witness = signals::install().map_err(|source| RecordError::System {
@@ -383,17 +455,29 @@ pub fn record(request: Request) -> Result<Outcome, RecordError> {
     let program = command.first().cloned().unwrap_or_default();
     let found = launch::find(&program, std::env::var_os("PATH").as_deref())?;
     let library = launch::capture_library()?;
-    let directory = RunDirectory::create(&notice)?;
-    directory.write_attach_files()?;
-    directory.try_ring(settings.ring_bytes)?;
+    let path = output.unwrap_or_else(|| provenance::default_file_name(&program).into());
     let mut run = provenance::run_info(&command, &settings);
     run.facts
         .insert("command.path".into(), found.to_string_lossy().into_owned());
-    let mut variables = launch::environment(&directory, &library, &settings);
+    if let Some(socket) = daemon {
+        let launch = Launch {
+            command: &command,
+            found: &found,
+            library: &library,
+            settings: &settings,
+            verbose,
+        };
+        return record_by_daemon(&launch, &socket, path, force, run);
+    }
+    let directory = RunDirectory::create(&notice)?;
+    directory.write_attach_files()?;
+    directory.try_ring(settings.ring_bytes)?;
+    directory.prepare(&settings)?;
+    let mut variables = launch::environment(directory.path(), &library, &settings);
     if verbose {
         variables.insert("OPTAPE_VERBOSE", "1".into());
     }
-    let path = output.unwrap_or_else(|| provenance::default_file_name(&program).into());
+    let facts = RunFacts::new(&run, &path, false);
     let file = TraceFile::create(&path, force)?;
     tracing::info!(
         "recording into {}; rings in {}",
@@ -406,10 +490,12 @@ pub fn record(request: Request) -> Result<Outcome, RecordError> {
         &run,
         Setting {
             ring_bytes: settings.ring_bytes,
+            window: window(&settings, &path)?,
             monitors: settings.monitors,
             own_process: true,
         },
         Box::new(notice),
+        Some(facts),
     )?;
     // From here on, leaving drops the recording, which removes the empty file.
     if let Some(signal) = signals::early() {
@@ -423,10 +509,7 @@ pub fn record(request: Request) -> Result<Outcome, RecordError> {
     );
     let exit = launch::wait(child)?;
     tracing::info!("the command ended: {exit:?}");
-    let (exit_code, signal) = match exit {
-        Exit::Code(code) => (Some(code), None),
-        Exit::Signal(signal) => (None, Some(signal)),
-    };
+    let (exit_code, signal) = exit.parts();
     let report = recording.finish_with(Finish {
         exit_code,
         signal,
@@ -436,6 +519,73 @@ pub fn record(request: Request) -> Result<Outcome, RecordError> {
         explain::explain(&command, &report)
     } else {
         Vec::new()
+    };
+    Ok(Outcome {
+        exit,
+        report,
+        explanation,
+    })
+}
+
+/// A command that is ready to be started.
+struct Launch<'a> {
+    command: &'a [OsString],
+    found: &'a Path,
+    library: &'a Path,
+    settings: &'a Settings,
+    verbose: bool,
+}
+
+/// Runs a command that the daemon at `socket` records.
+fn record_by_daemon(
+    launch: &Launch<'_>,
+    socket: &Path,
+    path: PathBuf,
+    force: bool,
+    run: RunInfo,
+) -> Result<Outcome, RecordError> {
+    let output = std::path::absolute(&path).map_err(|source| RecordError::Output {
+        path: path.clone(),
+        source,
+    })?;
+    let client = service::Client::begin(
+        socket,
+        protocol::Begin {
+            client_version: env!("CARGO_PKG_VERSION").to_owned(),
+            output,
+            force,
+            settings: launch.settings.clone(),
+            run: run.into(),
+        },
+    )?;
+    let mut variables = launch::environment(&client.directory, launch.library, launch.settings);
+    if launch.verbose {
+        variables.insert("OPTAPE_VERBOSE", "1".into());
+    }
+    // Leaving without a word has the daemon see that nothing was recorded, and remove the empty file.
+    if let Some(signal) = signals::early() {
+        return Err(RecordError::Interrupted { signal });
+    }
+    let child = launch::start(launch.command, launch.found, &variables)?;
+    let exit = launch::wait(child)?;
+    let (exit_code, signal) = exit.parts();
+    let (report, explanation) = match client.end(exit_code, signal) {
+        Ok(mut report) => {
+            let explanation = match report.path {
+                None => explain::explain(launch.command, &report),
+                Some(_) => Vec::new(),
+            };
+            // As the user named it.
+            report.path = report.path.map(|_| path);
+            (report, explanation)
+        }
+        Err(error) => {
+            let lost = format!(
+                "the daemon ended before the program did ({error}); what it had written stands in {}, `optape recover` completes it",
+                path.display()
+            );
+            (Report::default(), vec![lost])
+        }
     };
     Ok(Outcome {
         exit,

@@ -4,7 +4,7 @@
 //! are taken in rhythm, and besides when a process begins or ends to record, so that also a short run has its energy
 //! measured from begin to end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -26,6 +26,8 @@ use crate::monitor::{LONGEST_SILENCE, MonitorSettings, Monitors, Reading, Rhythm
 const WAITING_ROUNDS: usize = 1024;
 /// The last sample is waited for at most so long: a driver that hangs must not hold up the end.
 const LAST_SAMPLE_PATIENCE: Duration = Duration::from_millis(500);
+/// Where only the last minutes are kept: at most so many readings of them, 6 MiB.
+const MOST_KEPT: usize = 1 << 18;
 
 enum Control {
     /// A process began to record.
@@ -65,9 +67,11 @@ pub(super) struct MonitorStream {
     texts: u32,
     /// By series: its name, and its text once it has one.
     series: Vec<(String, Option<TextId>)>,
-    /// Facts and readings from before there was a stream. Of the readings only the last round's are worth keeping.
+    /// Facts and readings from before there was a stream. Of the readings only the last round's are worth keeping, or those of
+    /// the time that is to be kept.
     facts: Vec<(String, Value)>,
-    readings: Vec<Reading>,
+    readings: VecDeque<Reading>,
+    kept_ns: u64,
     last_ns: u64,
     records: u64,
     lost: u64,
@@ -78,7 +82,8 @@ pub(super) struct MonitorStream {
 }
 
 impl MonitorStream {
-    pub(super) fn start(settings: MonitorSettings) -> io::Result<Self> {
+    /// `window`: only the last so long is kept, until there is a trace to write it to.
+    pub(super) fn start(settings: MonitorSettings, window: Option<Duration>) -> io::Result<Self> {
         let (control, controlled) = unbounded();
         let (sender, rounds) = bounded(WAITING_ROUNDS);
         let asked_for = settings.asked_for;
@@ -97,7 +102,10 @@ impl MonitorStream {
             texts: 0,
             series: Vec::new(),
             facts: Vec::new(),
-            readings: Vec::new(),
+            readings: VecDeque::new(),
+            kept_ns: window.map_or(0, |length| {
+                u64::try_from(length.as_nanos()).unwrap_or(u64::MAX)
+            }),
             last_ns: 0,
             records: 0,
             lost: 0,
@@ -189,11 +197,27 @@ impl MonitorStream {
             .extend(round.series.into_iter().map(|name| (name, None)));
         self.facts.extend(round.facts);
         if self.stream.is_none() {
-            self.readings.clear();
+            self.forget_old(&round.readings);
         }
         self.readings.extend(round.readings);
         self.lost += round.lost;
         self.cpu_ns = round.cpu_ns;
+    }
+
+    /// Before these readings are added to what waits.
+    fn forget_old(&mut self, new: &[Reading]) {
+        let newest_ns = new.first().map_or(0, |reading| reading.time_ns);
+        let oldest_ns = newest_ns.saturating_sub(self.kept_ns);
+        while let Some(reading) = self.readings.front()
+            && reading.time_ns < oldest_ns
+        {
+            self.readings.pop_front();
+        }
+        let room = MOST_KEPT.saturating_sub(new.len());
+        while self.readings.len() > room {
+            self.readings.pop_front();
+            self.lost += 1;
+        }
     }
 
     fn write(

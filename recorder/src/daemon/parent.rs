@@ -9,11 +9,12 @@ use std::path::PathBuf;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, getppid, pidfd_open};
 
+use super::control::RunFacts;
 use super::error::RecordError;
 use super::report::Report;
 use super::run_directory::RunDirectory;
 use super::sink::TraceFile;
-use super::{Finish, GRACE, Recording, Setting, Settings, launch, provenance};
+use super::{Finish, GRACE, Recording, Setting, Settings, launch, provenance, window};
 
 /// Where there is no descriptor of the process to wait for, it is looked at this often.
 const LOOK_AGAIN: Timespec = Timespec {
@@ -65,8 +66,9 @@ pub fn record_parent(
     let directory = RunDirectory::create(&notice)?;
     directory.write_attach_files()?;
     directory.try_ring(settings.ring_bytes)?;
+    directory.prepare(&settings)?;
     let run = provenance::run_info(&command_of(process_id), &settings);
-    let variables = launch::environment(&directory, &library, &settings);
+    let variables = launch::environment(directory.path(), &library, &settings);
     let variables = variables
         .into_iter()
         .filter(|(name, _)| name.starts_with("OPTAPE_"))
@@ -76,6 +78,7 @@ pub fn record_parent(
         run_directory: directory.path().to_owned(),
         variables,
     };
+    let facts = RunFacts::new(&run, &output, false);
     let file = TraceFile::create(&output, force)?;
     let recording = Recording::start(
         directory,
@@ -83,10 +86,12 @@ pub fn record_parent(
         &run,
         Setting {
             ring_bytes: settings.ring_bytes,
+            window: window(&settings, &output)?,
             monitors: settings.monitors,
             own_process: true,
         },
         Box::new(notice),
+        Some(facts),
     )?;
     ready(&told).map_err(|source| RecordError::System {
         what: "tell the program that it may attach",

@@ -1,11 +1,11 @@
 //! Whether the process behind a ring still lives.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
-use std::time::{Duration, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, test_kill_process};
+
+use crate::clock::process_start_ticks;
 
 /// A recorded process, held by a descriptor so that another one which gets its number later is not taken for it.
 pub(super) enum Process {
@@ -18,19 +18,30 @@ pub(super) enum Process {
 }
 
 impl Process {
-    /// The process that made the ring file `path` and calls itself `process_id`.
-    pub(super) fn of_ring(path: &Path, process_id: u32) -> Self {
+    /// The process that calls itself `process_id` and started at `started_ticks` (see [`process_start_ticks`]; `None`: not known).
+    pub(super) fn of_ring(process_id: u32, started_ticks: Option<u64>) -> Self {
         let Some(pid) = i32::try_from(process_id).ok().and_then(Pid::from_raw) else {
             return Self::Gone;
         };
-        match Self::open(pid) {
-            // Its number may be one of an inner pid namespace.
-            Self::Gone => outer_process_id(process_id).map_or(Self::Gone, Self::open),
-            found if started_after(pid, path) => {
-                drop(found);
-                Self::Gone
-            }
-            found => found,
+        // Its number may be one of an inner pid namespace.
+        [Some(pid), None]
+            .into_iter()
+            .filter_map(|pid| pid.or_else(|| outer_process_id(process_id)))
+            .map(|pid| Self::open_started(pid, started_ticks))
+            .find(|process| !matches!(process, Self::Gone))
+            .unwrap_or(Self::Gone)
+    }
+
+    /// The process of that number, unless it is another one, which got a dead process's number.
+    fn open_started(pid: Pid, started_ticks: Option<u64>) -> Self {
+        let process = Self::open(pid);
+        // Asked after it was opened: what is held cannot change any more.
+        let now = u32::try_from(pid.as_raw_nonzero().get())
+            .ok()
+            .and_then(process_start_ticks);
+        match (started_ticks, now) {
+            (Some(then), Some(now)) if then != now => Self::Gone,
+            _ => process,
         }
     }
 
@@ -54,36 +65,6 @@ impl Process {
             Self::Gone => true,
         }
     }
-}
-
-/// Whether the process was born after the file: then it is another one, which got a dead process's number.
-fn started_after(pid: Pid, path: &Path) -> bool {
-    let started = process_age(pid).and_then(|age| SystemTime::now().checked_sub(age));
-    let made = std::fs::metadata(path).and_then(|m| m.created());
-    match (started, made) {
-        // The age is known to a hundredth of a second, and clocks get adjusted.
-        (Some(started), Ok(made)) => started > made + Duration::from_secs(1),
-        _ => false,
-    }
-}
-
-fn process_age(pid: Pid) -> Option<Duration> {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-    // The name may hold anything, also blanks and parentheses: count from its end. Field 22 is the start.
-    let ticks: u64 = stat
-        .rsplit_once(')')?
-        .1
-        .split_ascii_whitespace()
-        .nth(19)?
-        .parse()
-        .ok()?;
-    let started =
-        Duration::from_millis(ticks.saturating_mul(1000) / rustix::param::clock_ticks_per_second());
-    let uptime = std::fs::read_to_string("/proc/uptime").ok()?;
-    let uptime: f64 = uptime.split_ascii_whitespace().next()?.parse().ok()?;
-    Duration::try_from_secs_f64(uptime)
-        .ok()?
-        .checked_sub(started)
 }
 
 /// The process that is called `inner` in a pid namespace below ours.
@@ -113,37 +94,36 @@ mod tests {
 
     #[test]
     fn a_process_is_gone_once_it_is_dead_not_before() {
-        let file = tempfile::NamedTempFile::new().unwrap();
         let mut child = std::process::Command::new("sleep")
             .arg("100")
             .spawn()
             .unwrap();
-        let process = Process::of_ring(file.path(), child.id());
+        let process = Process::of_ring(child.id(), process_start_ticks(child.id()));
         assert!(matches!(process, Process::Watched(_) | Process::Asked(_)));
         assert!(!process.is_gone());
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(process.is_gone());
-        assert!(Process::of_ring(file.path(), child.id()).is_gone());
+        assert!(Process::of_ring(child.id(), None).is_gone());
     }
 
     #[test]
-    fn a_younger_process_of_the_same_number_is_not_the_one() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::thread::sleep(Duration::from_millis(1200));
+    fn another_process_with_its_number_is_not_the_one() {
         let mut child = std::process::Command::new("sleep")
             .arg("100")
             .spawn()
             .unwrap();
-        let found = Process::of_ring(file.path(), child.id()).is_gone();
+        let started = process_start_ticks(child.id()).unwrap();
+        let found = |ticks| !Process::of_ring(child.id(), ticks).is_gone();
+        let same = (found(Some(started)), found(None), found(Some(started - 1)));
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(found || std::fs::metadata(file.path()).unwrap().created().is_err());
+        assert_eq!(same, (true, true, false));
     }
 
     #[test]
     fn nonsense_is_nobody() {
-        assert!(Process::of_ring(Path::new("/nowhere"), 0).is_gone());
-        assert!(Process::of_ring(Path::new("/nowhere"), u32::MAX).is_gone());
+        assert!(Process::of_ring(0, None).is_gone());
+        assert!(Process::of_ring(u32::MAX, None).is_gone());
     }
 }

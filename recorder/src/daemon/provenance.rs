@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use optape_trace::RunInfo;
 use optape_trace::needs::NEEDS_VERSION;
 
-use super::Settings;
+use super::{Selection, Settings};
 use crate::clock::unix_ns;
 use crate::ring::OnFull;
 
@@ -58,10 +58,44 @@ pub(super) fn run_info(command: &[OsString], settings: &Settings) -> RunInfo {
         "capture.force_torch".into(),
         settings.force_torch.to_string(),
     );
+    facts.insert(
+        "capture.level".into(),
+        settings.detail.level.name().to_owned(),
+    );
+    if !settings.detail.states.is_empty() {
+        facts.insert("capture.states".into(), listed(&settings.detail.states));
+    }
+    if !settings.detail.watches.is_empty() {
+        facts.insert("capture.watches".into(), listed(&settings.detail.watches));
+        let gradients = settings
+            .detail
+            .watches
+            .iter()
+            .any(|w| w.names.iter().any(|n| n == "grad_input"));
+        if gradients {
+            facts.insert(
+                "capture.grad_input".into(),
+                "from the autograd nodes of each call".into(),
+            );
+        }
+    }
+    facts.insert(
+        "capture.keep".into(),
+        settings.detail.keep.name().to_owned(),
+    );
     if let Some(name) = &settings.run {
         facts.insert("run.name".into(), name.clone());
     }
     facts.insert("capture.functions".into(), settings.functions.to_string());
+    if let Some(schedule) = settings.schedule {
+        facts.insert("capture.schedule".into(), schedule.to_string());
+    }
+    if let Some(length) = settings.window {
+        facts.insert("capture.window_s".into(), length.as_secs().to_string());
+    }
+    if settings.paused {
+        facts.insert("capture.paused".into(), "true".into());
+    }
     RunInfo {
         run_uuid: run_uuid(settings.run.as_deref()).into_bytes(),
         optape_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -76,6 +110,13 @@ pub(super) fn run_info(command: &[OsString], settings: &Settings) -> RunInfo {
         needs_version: NEEDS_VERSION,
         facts,
     }
+}
+
+fn listed(selections: &[Selection]) -> String {
+    let all = selections
+        .iter()
+        .map(|s| format!("{}:{}", s.pattern, s.names.join(",")));
+    all.collect::<Vec<_>>().join(" ")
 }
 
 /// The same for every part of a run that goes by the same name; without a name a new one.

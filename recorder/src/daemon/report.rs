@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::monitor::SourceState;
 
 /// The result of a recording.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
     /// The file; `None` where nothing was recorded, and none was left behind.
     pub path: Option<PathBuf>,
@@ -40,7 +42,7 @@ pub struct Report {
 }
 
 /// What one process came to.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct StreamReport {
     /// Process id.
     pub process_id: u32,
@@ -60,8 +62,42 @@ pub struct StreamReport {
     pub clean: bool,
     /// Why its recording ended early.
     pub disabled: Option<String>,
+    /// Records that were older than what was to be kept (`--ring`).
+    pub expired_records: u64,
+    /// How often recording was paused, and for how long in all.
+    pub pauses: u64,
+    /// See `pauses`.
+    pub paused_ns: u64,
+    /// Steps that ended, recorded or not: of the optimizer, root-module calls, those that the program marked, root-module calls
+    /// that did not train.
+    pub steps: [u64; 4],
     /// Capture's own cost, by name.
     pub costs: BTreeMap<String, u64>,
+}
+
+/// Processes whose pauses are told one by one.
+const MOST_PAUSE_LINES: usize = 4;
+
+impl StreamReport {
+    /// How many steps ended, in words.
+    #[must_use]
+    pub fn steps_text(&self) -> String {
+        let [optimizer, root_calls, program, _] = self.steps;
+        let mut parts = Vec::new();
+        for (count, what) in [
+            (program, "steps that the program marked"),
+            (optimizer, "optimizer steps"),
+            (root_calls, "calls of the root module"),
+        ] {
+            if count > 0 {
+                parts.push(format!("{} {what}", grouped(count)));
+            }
+        }
+        match parts.is_empty() {
+            true => "it made no step".to_owned(),
+            false => format!("it made {}", parts.join(", ")),
+        }
+    }
 }
 
 impl Report {
@@ -204,7 +240,14 @@ impl Report {
 
     /// What is worth knowing though nothing went wrong, line by line.
     fn remarks(&self) -> Vec<String> {
-        let mut lines = Vec::new();
+        let mut lines = self.pause_lines();
+        let expired: u64 = self.streams.iter().map(|s| s.expired_records).sum();
+        if expired > 0 {
+            lines.push(format!(
+                "{} records were older than --ring keeps; they are not in the file",
+                grouped(expired)
+            ));
+        }
         let unclean = self
             .streams
             .iter()
@@ -223,6 +266,36 @@ impl Report {
         lines
     }
 
+    /// That what was recorded is not the whole run.
+    fn pause_lines(&self) -> Vec<String> {
+        let paused: Vec<&StreamReport> = self.streams.iter().filter(|s| s.pauses > 0).collect();
+        let mut lines = Vec::new();
+        for stream in paused.iter().take(MOST_PAUSE_LINES) {
+            let steps = stream.steps_text();
+            let times = match stream.pauses {
+                1 => "once".to_owned(),
+                n => format!("{} times", grouped(n)),
+            };
+            let recorded = if stream.op_calls == 0 {
+                "NOTHING was recorded: "
+            } else {
+                ""
+            };
+            lines.push(format!(
+                "process {}: {recorded}paused {times}, {} in all; {steps}",
+                stream.process_id,
+                time(stream.paused_ns)
+            ));
+        }
+        if paused.len() > MOST_PAUSE_LINES {
+            lines.push(format!(
+                "and {} more processes were paused",
+                paused.len() - MOST_PAUSE_LINES
+            ));
+        }
+        lines
+    }
+
     /// What went wrong, line by line.
     #[must_use]
     pub fn complaints(&self) -> Vec<String> {
@@ -234,6 +307,17 @@ impl Report {
                     stream.process_id
                 ));
             }
+        }
+        let lost_values: u64 = self
+            .streams
+            .iter()
+            .filter_map(|s| s.costs.get("capture.dropped_values"))
+            .sum();
+        if lost_values > 0 {
+            lines.push(format!(
+                "{} values that --keep asked for are lost: the ring was full, or they are longer than 32 MiB (a larger ring: --ring-size)",
+                grouped(lost_values)
+            ));
         }
         if let Some(failure) = &self.failure {
             lines.push(format!(

@@ -13,10 +13,11 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 
 use super::error::RecordError;
+use crate::capture::PAUSED_MARKER;
 use crate::ring::{OnFull, Producer};
 
 /// What a recorded process reads: name within the run directory, content.
-const ATTACH_FILES: [(&str, &str); 7] = [
+const ATTACH_FILES: [(&str, &str); 9] = [
     (
         "attach/_optape_attach.py",
         include_str!("../../python/_optape_attach.py"),
@@ -24,6 +25,14 @@ const ATTACH_FILES: [(&str, &str); 7] = [
     (
         "attach/_optape_functions.py",
         include_str!("../../python/_optape_functions.py"),
+    ),
+    (
+        "attach/_optape_facts.py",
+        include_str!("../../python/_optape_facts.py"),
+    ),
+    (
+        "attach/_optape_watch.py",
+        include_str!("../../python/_optape_watch.py"),
     ),
     (
         "attach/optape_attach-0.1.0.dist-info/entry_points.txt",
@@ -64,12 +73,7 @@ pub(super) struct RunDirectory {
 impl RunDirectory {
     /// Makes it on the first memory file system that can be written; a note says where that is no memory.
     pub(super) fn create(notice: &dyn Fn(&str)) -> Result<Self, RecordError> {
-        let mut places = vec![PathBuf::from("/dev/shm")];
-        places.extend(
-            std::env::var_os("XDG_RUNTIME_DIR")
-                .filter(|d| !d.is_empty())
-                .map(PathBuf::from),
-        );
+        let places = memory_places();
         let on_disk = std::env::temp_dir();
         let mut tried = Vec::new();
         for place in places {
@@ -143,19 +147,13 @@ impl RunDirectory {
         Ok(())
     }
 
-    /// First on PYTHONPATH: what torch's own entry points load.
-    pub(super) fn attach_path(&self) -> PathBuf {
-        self.path.join("attach")
-    }
-
-    /// On PYTHONPATH where torch does not load entry points.
-    pub(super) fn site_path(&self) -> PathBuf {
-        self.path.join("site")
-    }
-
-    /// The directory of the hook's source.
-    pub(super) fn hook_source(&self) -> PathBuf {
-        self.path.join("hook")
+    /// Leaves word for the processes that will begin to record.
+    pub(super) fn prepare(&self, settings: &super::Settings) -> Result<(), RecordError> {
+        if !settings.paused {
+            return Ok(());
+        }
+        let path = self.path.join(PAUSED_MARKER);
+        std::fs::write(&path, "").map_err(|source| RecordError::RunDirectory { path, source })
     }
 
     /// Makes a ring and removes it again: a memory file system that is too small shows here, not in training.
@@ -176,6 +174,21 @@ impl RunDirectory {
     }
 }
 
+/// First on PYTHONPATH: what torch's own entry points load.
+pub(super) fn attach_path(directory: &Path) -> PathBuf {
+    directory.join("attach")
+}
+
+/// On PYTHONPATH where torch does not load entry points.
+pub(super) fn site_path(directory: &Path) -> PathBuf {
+    directory.join("site")
+}
+
+/// The directory of the hook's source.
+pub(super) fn hook_source(directory: &Path) -> PathBuf {
+    directory.join("hook")
+}
+
 impl Drop for RunDirectory {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.path);
@@ -186,25 +199,49 @@ fn hexadecimal(run: &[u8; 16]) -> String {
     uuid::Uuid::from_bytes(*run).simple().to_string()
 }
 
+/// Memory file systems, the best first.
+fn memory_places() -> Vec<PathBuf> {
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|d| !d.is_empty());
+    let memory = std::iter::once(PathBuf::from("/dev/shm"));
+    memory.chain(runtime.map(PathBuf::from)).collect()
+}
+
 /// Where rings may be: memory first.
 fn places() -> Vec<PathBuf> {
-    let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|d| !d.is_empty());
-    let memory = std::iter::once(PathBuf::from("/dev/shm")).chain(runtime.map(PathBuf::from));
-    memory.chain([std::env::temp_dir()]).collect()
+    let mut places = memory_places();
+    places.push(std::env::temp_dir());
+    places
+}
+
+/// The run directories of this user, whoever made them, dead or alive.
+pub(super) fn existing() -> Vec<PathBuf> {
+    let prefix = prefix();
+    let own = rustix::process::getuid().as_raw();
+    let mut found: Vec<PathBuf> = places()
+        .iter()
+        .filter_map(|place| std::fs::read_dir(place).ok())
+        .flat_map(|entries| entries.flatten())
+        .filter(|entry| {
+            let ours = |name: &str| name.starts_with(&prefix);
+            entry.file_name().to_str().is_some_and(ours)
+                && entry
+                    .path()
+                    .symlink_metadata()
+                    .is_ok_and(|m| m.is_dir() && m.uid() == own)
+        })
+        .map(|entry| entry.path())
+        .collect();
+    found.sort();
+    found.dedup();
+    found
 }
 
 /// The directory that a run left behind, or works in.
 pub(super) fn of_run(run: &[u8; 16]) -> Option<PathBuf> {
-    let (prefix, run) = (prefix(), hexadecimal(run));
-    let directories = places().into_iter().flat_map(|place| {
-        let entries = std::fs::read_dir(place).into_iter().flatten().flatten();
-        entries.map(|entry| entry.path()).collect::<Vec<_>>()
-    });
-    let mut ours = directories.filter(|path| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.starts_with(&prefix)
-    });
-    ours.find(|path| std::fs::read_to_string(path.join(RUN)).is_ok_and(|text| text.trim() == run))
+    let run = hexadecimal(run);
+    existing()
+        .into_iter()
+        .find(|path| std::fs::read_to_string(path.join(RUN)).is_ok_and(|text| text.trim() == run))
 }
 
 /// Whether a daemon works in the directory: which process.
@@ -213,6 +250,13 @@ pub(super) fn daemon_of(directory: &Path) -> Option<String> {
     let free = flock(&lock, FlockOperation::NonBlockingLockShared).is_ok();
     let name = || std::fs::read_to_string(directory.join(LOCK)).unwrap_or_default();
     (!free).then(|| name().trim().to_owned())
+}
+
+/// Removes what killed daemons left behind, everywhere.
+pub(super) fn sweep_all() {
+    for place in places() {
+        sweep(&place);
+    }
 }
 
 fn prefix() -> String {
@@ -274,13 +318,27 @@ mod tests {
             0o700
         );
         directory.write_attach_files().unwrap();
-        assert!(directory.attach_path().join("_optape_attach.py").is_file());
         assert!(
-            !directory.attach_path().join("sitecustomize.py").exists(),
+            attach_path(directory.path())
+                .join("_optape_attach.py")
+                .is_file()
+        );
+        assert!(
+            !attach_path(directory.path())
+                .join("sitecustomize.py")
+                .exists(),
             "would shadow the user's own"
         );
-        assert!(directory.site_path().join("sitecustomize.py").is_file());
-        assert!(directory.hook_source().join("optape_hook.cpp").is_file());
+        assert!(
+            site_path(directory.path())
+                .join("sitecustomize.py")
+                .is_file()
+        );
+        assert!(
+            hook_source(directory.path())
+                .join("optape_hook.cpp")
+                .is_file()
+        );
         drop(directory);
         assert!(!path.exists());
     }

@@ -3,19 +3,22 @@
 //! The daemon frees a ring's room when what stood there is in the file, and the ring notes how many records that were. So the
 //! records behind the ring's tail that the file lacks are known by their number: those that both have are skipped, those that
 //! neither has are counted. The rings themselves are only read: a recovery can be repeated.
+//!
+//! Kept values are no records. Those of records that the file has may be missing there: a block is written before its values.
 
+use std::collections::HashSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use optape_trace::{
-    Continuation, DropReason, Loss, Recovery, StreamEnd, StreamId, Trace, TraceError, TraceWriter,
-    codec, recover_with,
+    Continuation, DType, DropReason, Elements, Event, Loss, Ordinal, Recovery, StreamEnd, StreamId,
+    Trace, TraceError, TraceWriter, Value, WatchId, codec, recover_with,
 };
 
 use super::intake::{Fault, State, Stream};
 use super::process::Process;
 use super::run_directory;
-use crate::ring::{Consumer, MessageKind};
+use crate::ring::{Consumer, Message, MessageKind, ValueMessage};
 
 /// What became of one ring.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +82,110 @@ pub fn salvage<W: Write>(
     Ok((sink, recovery, found))
 }
 
+/// Of a ring whose stream is in the file: what the file has of the values at its beginning, which follow records that are not in the ring any
+/// more, or that both have.
+struct KeptBefore {
+    /// How many of the ring's records were passed, those before its tail included.
+    passed: u64,
+    /// Ordinals in the file of the daemon's own records, rising: they are not among those of the ring.
+    own: Vec<u64>,
+    /// Records of the file's stream, and how many the copy has of it, with drops in the place of what is damaged.
+    in_file: u64,
+    in_copy: u64,
+    /// Records whose values the file has.
+    have: HashSet<u64>,
+    /// The record of which a value's beginning was taken, and the one whose value was given up.
+    begun: Option<u64>,
+    given_up: Option<u64>,
+}
+
+impl KeptBefore {
+    fn new<W: Write>(
+        known: &optape_trace::Stream,
+        own: Vec<u64>,
+        freed: u64,
+        trace: &Trace,
+        writer: &TraceWriter<W>,
+    ) -> Self {
+        let values = trace.values(known.id()).map_while(Result::ok);
+        let mut before = Self {
+            passed: freed,
+            own,
+            in_file: known.records(),
+            in_copy: writer.records(known.id()),
+            have: HashSet::new(),
+            begun: None,
+            given_up: None,
+        };
+        let from = before.record().unwrap_or(0);
+        before.have = values.map(|v| v.ordinal.0).filter(|o| *o >= from).collect();
+        before
+    }
+
+    /// A record is passed over: what follows may be its value.
+    fn next_record(&mut self, stream: &mut Stream) {
+        self.passed += 1;
+        if let Some(call) = self.place() {
+            stream.values.follow(call);
+        }
+    }
+
+    /// Ordinal in the file of the record that was passed last; `None` before the first.
+    fn record(&self) -> Option<u64> {
+        let last = self.passed.checked_sub(1)?;
+        Some(
+            self.own
+                .iter()
+                .fold(last, |ordinal, own| ordinal + u64::from(*own <= ordinal)),
+        )
+    }
+
+    /// Where the record stands in the copy.
+    fn place(&self) -> Option<Ordinal> {
+        let record = self.record().filter(|record| *record < self.in_file)?;
+        Some(Ordinal((record + self.in_copy).checked_sub(self.in_file)?))
+    }
+
+    /// Whether a piece of a value is to be taken. One whose beginning was freed before the file had all of it is told to be lost.
+    fn is_wanted<W: Write>(
+        &mut self,
+        message: &Message<'_>,
+        id: Option<StreamId>,
+        writer: &mut TraceWriter<W>,
+    ) -> Result<bool, Fault> {
+        let (Some(record), Some(call), Some(id)) = (self.record(), self.place(), id) else {
+            return Ok(false);
+        };
+        if self.have.contains(&record) || self.given_up == Some(record) {
+            return Ok(false);
+        }
+        let Some(piece) = ValueMessage::parse(message.words) else {
+            return Ok(true); // Whoever takes it says what is wrong.
+        };
+        if piece.offset == 0 || self.begun == Some(record) {
+            self.begun = Some(record);
+            return Ok(true);
+        }
+        self.given_up = Some(record);
+        let lost = Value {
+            ordinal: call,
+            watch: WatchId(piece.watch),
+            dtype: DType(piece.dtype),
+            shape: piece.shape.to_vec(),
+            elements: Elements::Lost,
+        };
+        writer.value(id, &lost)?;
+        Ok(false)
+    }
+}
+
+fn known_id(stream: &Stream) -> Option<StreamId> {
+    match stream.state {
+        State::Open(id) => Some(id),
+        _ => None,
+    }
+}
+
 /// The rings of a directory, in the order in which their streams began, those that have none yet last.
 fn files(directory: &Path) -> Result<Vec<PathBuf>, TraceError> {
     let unreadable = |source| TraceError::Io {
@@ -96,6 +203,13 @@ fn files(directory: &Path) -> Result<Vec<PathBuf>, TraceError> {
     }
     rings.sort();
     Ok(rings.into_iter().map(|(_, path)| path).collect())
+}
+
+/// Ordinals of a stream's records that never were in its ring: the daemon's own.
+fn own_records(trace: &Trace, stream: &optape_trace::Stream) -> Result<Vec<u64>, TraceError> {
+    let moments = trace.moments(stream.id())?.into_iter();
+    let marks = moments.filter(|(_, moment)| matches!(moment.event, Event::Mark { .. }));
+    Ok(marks.map(|(ordinal, _)| ordinal.0).collect())
 }
 
 /// Appends what a ring has beyond the file. Nothing where it never held a record.
@@ -118,7 +232,8 @@ fn append<W: Write>(
         }
     };
     // Asked first: what it commits until it is found dead is read afterwards.
-    let gone = Process::of_ring(path, ring.process_id()).is_gone();
+    let process = Process::of_ring(ring.process_id(), ring.process_start_ticks());
+    let gone = process.is_gone() || ring.is_abandoned();
     let mut state = RingState {
         process_id: ring.process_id(),
         appended: 0,
@@ -136,11 +251,19 @@ fn append<W: Write>(
     stream.report.process_id = ring.process_id();
     let mut skip = 0;
     let mut freed_unwritten = 0;
+    let mut kept = None;
     if let Some(known) = in_file {
         stream.state = State::Open(known.id());
         let freed = ring.mark().records;
-        skip = known.records().saturating_sub(freed);
-        freed_unwritten = freed.saturating_sub(known.records());
+        let own = own_records(trace, known)?;
+        let in_file = known.records().saturating_sub(own.len() as u64);
+        skip = in_file.saturating_sub(freed);
+        freed_unwritten = freed.saturating_sub(in_file);
+        let before = KeptBefore::new(known, own, freed, trace, writer);
+        if let Some(call) = before.place() {
+            stream.values.follow(call);
+        }
+        kept = Some(before);
     }
     let mut fault = None;
     let mut end = None;
@@ -150,7 +273,25 @@ fn append<W: Write>(
         }
         if message.kind.is_record() && skip > 0 {
             skip -= 1;
+            if let Some(kept) = &mut kept {
+                kept.next_record(&mut stream);
+            }
             return;
+        }
+        if message.kind.is_record() {
+            kept = None;
+        }
+        if message.kind == MessageKind::Value
+            && let Some(kept) = &mut kept
+        {
+            match kept.is_wanted(&message, known_id(&stream), writer) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    fault = Some(error);
+                    return;
+                }
+            }
         }
         let known = matches!(stream.state, State::Open(_));
         match message.kind {
@@ -188,6 +329,9 @@ fn append<W: Write>(
     let State::Open(id) = stream.state else {
         return Ok((state.fault.is_some()).then_some(state));
     };
+    if let Err(Fault::Sink(error)) = stream.values.give_up(id, &mut Some(&mut *writer)) {
+        return Err(error);
+    }
     state.appended = stream.report.records;
     continuation.records += state.appended;
     let untold = ring.untold_drops();

@@ -8,7 +8,7 @@
 //! a shell that runs us behind it) is ignored in the command, too, until it says otherwise, and passed on like the others.
 
 use std::io;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 /// A file that outgrew its limit: an error of `write`, and no end.
 const SURVIVED: i32 = libc::SIGXFSZ;
@@ -43,6 +43,43 @@ pub(super) fn install() -> io::Result<Witness> {
     // SAFETY: a plain system call; nobody else in this process waits for children by handler.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
     Witness::start()
+}
+
+/// The listening socket of `optape daemon`, while it serves.
+static LISTENER: AtomicI32 = AtomicI32::new(-1);
+/// A signal that ends `optape daemon` came.
+static SERVICE_ENDS: AtomicBool = AtomicBool::new(false);
+
+/// For `optape daemon`: SIGTERM, SIGINT and SIGHUP end it in order, by shutting the listening socket down, but for those that were
+/// ignored when it was started (`nohup`). Once per process.
+pub(super) fn install_for_service(listener: i32) -> io::Result<()> {
+    LISTENER.store(listener, Ordering::SeqCst);
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        handle(signal, end_service)?;
+    }
+    handle(SURVIVED, survive)
+}
+
+/// Whether one of these signals came.
+pub(super) fn service_is_to_end() -> bool {
+    SERVICE_ENDS.load(Ordering::SeqCst)
+}
+
+extern "C" fn end_service(
+    signal: libc::c_int,
+    _info: *mut libc::siginfo_t,
+    _context: *mut libc::c_void,
+) {
+    if was_ignored(signal) {
+        return;
+    }
+    SERVICE_ENDS.store(true, Ordering::SeqCst);
+    // SAFETY: `shutdown` is async-signal-safe; a socket that is gone is an error, and nothing else. errno is put back.
+    unsafe {
+        let errno = *libc::__errno_location();
+        libc::shutdown(LISTENER.load(Ordering::SeqCst), libc::SHUT_RDWR);
+        *libc::__errno_location() = errno;
+    }
 }
 
 /// The signal that arrived before the start, if one did.

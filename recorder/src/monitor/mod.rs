@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use optape_trace::series::{self, Quantity};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::clock::monotonic_ns;
@@ -35,7 +36,7 @@ pub const LONGEST_SILENCE: Duration = Duration::from_secs(60);
 pub const SHORTEST_INTERVAL: Duration = Duration::from_millis(1);
 
 /// A kind of source.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum SourceKind {
     /// GPUs, by NVML.
     Gpu,
@@ -64,7 +65,7 @@ impl SourceKind {
 }
 
 /// What to sample, and how often.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MonitorSettings {
     /// Which sources.
     pub sources: Vec<SourceKind>,
@@ -94,7 +95,7 @@ impl Default for MonitorSettings {
 }
 
 /// Why a source gives nothing.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Absence {
     /// What is missing.
     pub what: String,
@@ -103,7 +104,7 @@ pub struct Absence {
 }
 
 /// A source, and whether it is there.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceState {
     /// Which.
     pub source: SourceKind,

@@ -60,6 +60,44 @@ impl<'a> View<'a> {
         self.strides
     }
 
+    /// The elements in row-major order, as they stand in memory; `None` where sizes and strides do not make a tensor, elements have no whole bytes,
+    /// or there are more than `most_bytes` of these.
+    #[must_use]
+    pub fn gather(&self, most_bytes: usize) -> Option<Vec<u8>> {
+        let element = usize::try_from(self.dtype.bytes())
+            .ok()
+            .filter(|b| *b > 0)?;
+        let count = usize::try_from(self.elements()?).ok()?;
+        let total = count.checked_mul(element).filter(|b| *b <= most_bytes)?;
+        let mut bytes = Vec::with_capacity(total);
+        if count == 0 {
+            return Some(bytes);
+        }
+        // The last dimensions that lie one behind the other are copied in one go.
+        let (mut run, mut outer) = (1i64, self.sizes.len());
+        while outer > 0 && (self.sizes[outer - 1] == 1 || self.strides[outer - 1] == run) {
+            run *= self.sizes[outer - 1];
+            outer -= 1;
+        }
+        let run_bytes = usize::try_from(run).ok()? * element;
+        let mut index = vec![0i64; outer];
+        loop {
+            let offset: i64 = index.iter().zip(self.strides).map(|(i, s)| i * s).sum();
+            let offset = isize::try_from(offset).ok()? * isize::try_from(element).ok()?;
+            // SAFETY: `index` is inside of the outer sizes and the run inside of the others, so that the promise of `new` covers all elements of
+            // the run, which lie one behind the other.
+            bytes.extend_from_slice(unsafe {
+                std::slice::from_raw_parts(self.first.offset(offset), run_bytes)
+            });
+            let next = (0..outer).rev().find(|d| index[*d] + 1 < self.sizes[*d]);
+            let Some(next) = next else {
+                return Some(bytes);
+            };
+            index[next] += 1;
+            index[next + 1..].fill(0);
+        }
+    }
+
     /// How many elements there are; `None` where sizes and strides do not make a tensor.
     #[must_use]
     pub fn elements(&self) -> Option<u64> {

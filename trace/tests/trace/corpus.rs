@@ -6,9 +6,9 @@
 use std::path::PathBuf;
 
 use optape_trace::{
-    Columns, DropReason, Event, LateStatistic, Moment, Operand, Ordinal, RunEnd, StepSource,
-    StorageId, StreamEnd, TensorId, TextId, ThreadId, Trace, TraceWriter, When, dump, fields,
-    verify_bytes,
+    Columns, DType, Definition, DropReason, Elements, Event, LateStatistic, Moment, Operand,
+    Ordinal, RunEnd, StepSource, StorageId, StreamEnd, TensorId, TextId, ThreadId, Trace,
+    TraceWriter, Value, WatchDef, WatchId, When, dump, fields, verify_bytes,
 };
 
 use crate::program::{Entry, Loop, run_info, write};
@@ -117,6 +117,35 @@ fn every_event() -> Vec<u8> {
         }
         writer.flush().unwrap();
     }
+    let watch = WatchDef {
+        module: Some(optape_trace::ModuleId(0)),
+        what: "output".into(),
+    };
+    writer
+        .define(stream, &Definition::Watch(WatchId(0), watch))
+        .unwrap();
+    for (ordinal, dtype, shape, elements) in [
+        (0, DType::F32, vec![2, 3], Elements::Bits(vec![0b10_1101])),
+        (
+            3,
+            DType::F32,
+            vec![2],
+            Elements::Raw(vec![0, 0, 0, 63, 0, 0, 128, 64]),
+        ),
+        (3, DType::BOOL, vec![], Elements::Bits(vec![1])),
+        (9, DType::C64, vec![1], Elements::Raw(vec![1; 8])),
+        (12, DType::F64, vec![5, 0], Elements::Raw(vec![])),
+        (20, DType::F16, vec![7], Elements::Lost),
+    ] {
+        let value = Value {
+            ordinal: Ordinal(ordinal),
+            watch: WatchId(0),
+            dtype,
+            shape,
+            elements,
+        };
+        writer.value(stream, &value).unwrap();
+    }
     writer.end_stream(stream, &StreamEnd::default()).unwrap();
     writer.finish(&RunEnd::default()).unwrap()
 }
@@ -131,7 +160,7 @@ fn traces() -> Vec<(&'static str, Vec<u8>)> {
     };
     let whole = steps(72, 12, 6, 25, true);
     vec![
-        ("1.0-every-event.trace", every_event()),
+        ("1.0-values.trace", every_event()),
         ("1.0-steps.trace", whole),
         (
             "1.0-without-identities.trace",
@@ -160,6 +189,9 @@ fn text_of(trace: &Trace) -> String {
         for line in dump::record_lines(trace, stream.id(), 0..u64::MAX) {
             text += &(line.unwrap() + "\n");
         }
+        for value in trace.values(stream.id()) {
+            text += &(dump::value_line(stream, &value.unwrap()) + "\n");
+        }
     }
     text
 }
@@ -184,7 +216,7 @@ fn kept_traces_say_what_they_said() {
         );
         seen += 1;
     }
-    assert!(seen >= 3);
+    assert!(seen >= 4);
 }
 
 #[test]
@@ -215,6 +247,10 @@ fn every_event_has_a_line() {
         "samples 8",
         "disabled \"a test\"",
         "stats=0:lost",
+        "value 0 Net \"output\" float32[2,3] bits 1 0 1 1 0 1",
+        "value 3 Net \"output\" float32[2] raw 0.5 4",
+        "value 9 Net \"output\" complex64[1] raw 8 bytes",
+        "value 20 Net \"output\" float16[7] lost",
     ] {
         assert!(text.contains(word), "{word} is missing in\n{text}");
     }

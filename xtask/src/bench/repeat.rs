@@ -310,6 +310,9 @@ fn kept(record: &Record) -> bool {
                 | Event::Drop { .. }
                 | Event::Statistics { .. }
                 | Event::Disabled { .. }
+                | Event::Paused { .. }
+                | Event::Resumed
+                | Event::Mark { .. }
         ),
         _ => false,
     }

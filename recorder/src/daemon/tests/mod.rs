@@ -310,7 +310,14 @@ fn child_that_is_a_daemon() {
     )
     .unwrap();
     std::fs::rename(said.with_extension("new"), &said).unwrap();
-    wait_until("somebody kills this", || false);
+    wait_until("somebody kills this", || {
+        // Records of the daemon's own, which no ring counts.
+        let (reply, _answer) = bounded(1);
+        let text = "alive".to_owned();
+        let orders = recording.orders.as_ref().unwrap();
+        orders.send(Order::Mark { text, reply }).unwrap();
+        false
+    });
 }
 
 #[test]
@@ -474,6 +481,7 @@ fn recording_on(disk: Disk, notice: Notice) -> Recording {
         monitors: None,
         ring_bytes: RING,
         own_process: false,
+        window: None,
     };
     Recording::start_with(directory, disk, &RunInfo::default(), setting, notice).unwrap()
 }
@@ -729,7 +737,7 @@ fn a_forked_owner_does_not_end_its_parents_recording() {
     // As in a fork, whose process has another number.
     recording.process_id += 1;
     let (finish, thread, claim) = (
-        recording.finish.clone(),
+        recording.orders.clone(),
         recording.thread.take(),
         recording.claim.clone(),
     );
@@ -737,7 +745,10 @@ fn a_forked_owner_does_not_end_its_parents_recording() {
     assert!(run.exists());
     assert!(fake.call(0));
     fake.end();
-    finish.unwrap().send(Finish::default()).unwrap();
+    finish
+        .unwrap()
+        .send(Order::Finish(Finish::default()))
+        .unwrap();
     assert_eq!(thread.unwrap().join().unwrap().op_calls(), 2);
     assert_eq!(claim.unwrap().path, path);
     std::fs::remove_dir_all(run).unwrap();
@@ -756,4 +767,147 @@ fn the_sink_thread_can_be_started_alone() {
     sink.write_all(b"123").unwrap();
     sink.close();
     assert_eq!(*got.lock().unwrap(), b"123");
+}
+
+/// Changes a word of a ring's control page.
+fn patch(path: &Path, offset: u64, value: u64) {
+    use std::os::unix::fs::FileExt;
+    let file = OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(&value.to_le_bytes(), offset).unwrap();
+}
+
+#[test]
+fn a_ring_whose_image_is_gone_ends_though_its_process_lives() {
+    let directory = tempfile::tempdir().unwrap();
+    let (recording, path) = recording(directory.path());
+    let mut first = Fake::begin(recording.directory(), RING, OnFull::Wait);
+    for _ in 0..10 {
+        assert!(first.call(0));
+    }
+    let ring = first.ring.path().to_owned();
+    // As exec does: mapping and lock are gone, the process is the same.
+    drop(first);
+    wait_until("its ring is given up", || !ring.exists());
+    let mut second = Fake::begin(recording.directory(), RING, OnFull::Wait);
+    for _ in 0..20 {
+        assert!(second.call(0));
+    }
+    second.end();
+    let _ = recording.finish();
+    let trace = Trace::open(&path).unwrap();
+    let ends: Vec<_> = trace
+        .streams()
+        .iter()
+        .map(|s| (s.records(), s.end().unwrap().clean))
+        .collect();
+    assert_eq!(ends, [(10, false), (20, true)]);
+}
+
+#[test]
+fn a_ring_of_a_process_whose_number_was_given_again_is_drained_and_ended() {
+    let directory = tempfile::tempdir().unwrap();
+    let (recording, path) = recording(directory.path());
+    let mut fake = Fake::begin(directory.path(), RING, OnFull::Wait);
+    for _ in 0..10 {
+        assert!(fake.call(0));
+    }
+    // Made by a process that started at another time: field 24 of the control page.
+    patch(fake.ring.path(), 24, 1);
+    let moved = recording
+        .directory()
+        .join(fake.ring.path().file_name().unwrap());
+    std::fs::copy(fake.ring.path(), recording.directory().join(".copy")).unwrap();
+    std::fs::rename(recording.directory().join(".copy"), &moved).unwrap();
+    wait_until("its ring is given up", || !moved.exists());
+    let report = recording.finish();
+    assert_eq!(report.op_calls(), 10, "{report:?}");
+    let trace = Trace::open(&path).unwrap();
+    assert!(!trace.streams()[0].end().unwrap().clean);
+}
+
+#[test]
+fn marks_stand_in_every_open_stream() {
+    let directory = tempfile::tempdir().unwrap();
+    let (recording, path) = recording(directory.path());
+    let ask = |text: &str| {
+        let (reply, answer) = bounded(1);
+        let order = Order::Mark {
+            text: text.into(),
+            reply,
+        };
+        recording.orders.as_ref().unwrap().send(order).unwrap();
+        answer.recv().unwrap()
+    };
+    assert!(ask("nobody").unwrap_err().contains("no process"));
+    let mut fakes: Vec<Fake> = (0..3)
+        .map(|_| Fake::begin(recording.directory(), RING, OnFull::Wait))
+        .collect();
+    wait_until("they are found", || {
+        let (reply, answer) = bounded(1);
+        let orders = recording.orders.as_ref().unwrap();
+        orders.send(Order::Status(reply)).unwrap();
+        answer.recv().unwrap().len() == 3
+    });
+    assert_eq!(ask("here"), Ok(3));
+    for fake in &mut fakes {
+        assert!(fake.call(0));
+    }
+    fakes.into_iter().for_each(Fake::end);
+    let _ = recording.finish();
+    let trace = Trace::open(&path).unwrap();
+    for stream in trace.streams() {
+        assert_eq!(
+            events(&trace, stream),
+            [Event::Mark {
+                text: "here".into()
+            }]
+        );
+    }
+}
+
+#[test]
+fn only_the_last_of_it_is_kept_and_the_file_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("t.optape");
+    let mut options = options(quiet());
+    options.settings.window = Some(Duration::from_millis(400));
+    let recording = Recording::in_process(&path, options).unwrap();
+    let mut fake = Fake::begin(recording.directory(), RING, OnFull::Wait);
+    // Its times are 1 us per call, so early ones are old at once; what is late in its time is young.
+    let now = || crate::clock::monotonic_ns();
+    let epoch = now();
+    fake.ring.set_epoch_ns(epoch);
+    while now() < epoch + 1_500_000_000 {
+        fake.calls = (now() - epoch) / 1000;
+        assert!(fake.call(0));
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(path.metadata().unwrap().len(), 0, "nothing yet");
+    let last = fake.calls;
+    fake.end();
+    let report = recording.finish();
+    assert!(report.failure.is_none(), "{report:?}");
+    assert!(report.streams[0].expired_records > 0);
+    let trace = Trace::open(&path).unwrap();
+    assert!(matches!(trace.end(), TraceEnd::Clean(_)));
+    let [stream] = trace.streams() else {
+        panic!("{} streams", trace.streams().len())
+    };
+    let starts = calls(&trace, stream);
+    assert_eq!(starts.last(), Some(&(1000 * (last - 1))));
+    assert_eq!(
+        starts.len() as u64 + report.streams[0].expired_records,
+        report.op_calls()
+    );
+    let events = events(&trace, stream);
+    assert_eq!(
+        events[..2],
+        [
+            Event::Paused {
+                reason: optape_trace::PauseReason::Expired
+            },
+            Event::Resumed
+        ]
+    );
+    assert_eq!(stream.end().unwrap().costs["recording.pauses"], 1);
 }
