@@ -133,6 +133,31 @@ class Watches:
             self.complained.add(kind)
             self.say(f"--watch {label}: {why}; nothing is recorded of it")
 
+    def switch(self, on, selections):
+        """Switches watches on or off: all, or (pattern, labels) of modules that ran. Gives the patterns that no watch is of."""
+        if not selections:
+            self.capture.optape_watch_switch(-1, int(on))
+            return []
+        unmatched = []
+        for pattern, labels in selections:
+            found = [watch for watch, label in self._watches_of(pattern) if label in labels]
+            for watch in found:
+                self.capture.optape_watch_switch(watch, int(on))
+            if not found:
+                unmatched.append(pattern)
+        return unmatched
+
+    def _watches_of(self, pattern):
+        """The watches of modules that a pattern matches: id, label."""
+        for key, number in list(self.modules.numbers.items()):
+            module = self.modules.references[key]() if key in self.modules.references else None
+            if module is None or not matches(pattern, names_of(module, self.modules.names.get(key, ""))):
+                continue
+            if number in self.modules.watches:
+                yield self.modules.watches[number], "output"
+            for watch in self.of_module.get(number, ()):
+                yield watch[3], watch[4]
+
     @staticmethod
     def _attributes(module):
         if module is None:

@@ -85,17 +85,25 @@ def cell():
 
 
 def switched():
-    import _optape_attach
+    """All off at 2, on again at 4; only the input off at 5, on again at 6."""
+    import optape
 
-    capture = _optape_attach.attached[0]
     net = Cell()
-    for i in range(6):
+    for i in range(7):
         if i == 2:
-            capture.optape_watch_switch(-1, 0)
+            optape.switch_watches(False)
         if i == 4:
-            capture.optape_watch_switch(-1, 1)
+            optape.switch_watches(True)
+        if i in (5, 6):
+            optape.switch_watches(i == 6, "Cell:input, output")
         net(torch.full((2,), float(i)))
-    return {}
+    refused = 0
+    for wrong in ("Cell", "Cell:", "Nothing:input", "Cell:output"):
+        try:
+            optape.switch_watches(False, wrong)
+        except ValueError:
+            refused += 1
+    return {"refused": refused}
 
 
 def main():

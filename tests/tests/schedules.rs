@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use optape_tests::{Bench, Call, Done, Running, calls_of};
-use optape_trace::{Event, PauseReason, StepSource, Trace, TraceEnd};
+use optape_trace::{Elements, Event, Ordinal, PauseReason, Record, StepSource, Trace, TraceEnd};
 
 /// A run of `steps.py` under `optape record` with flags.
 fn recorded(bench: &Bench, flags: &[&str], arguments: &[&str]) -> Done {
@@ -181,6 +181,75 @@ fn a_schedule_that_never_starts_says_how_many_steps_there_were() {
     assert_eq!(trace.streams()[0].op_calls(), 0);
     let bad = recorded(&bench, &["--steps", "9..3"], &["1"]);
     bad.expect_code(2).expect_message("no step");
+}
+
+/// The facts of a trace that are about modules: module, key and value.
+fn facts_of_modules(trace: &Trace) -> BTreeSet<(String, String, String)> {
+    let dictionary = trace.streams()[0].dictionary();
+    events(trace)
+        .into_iter()
+        .filter_map(|event| match event {
+            Event::Fact {
+                module: Some(module),
+                key,
+                value,
+            } => Some((
+                dictionary.module(module).unwrap().name.clone(),
+                dictionary.text(key).unwrap().to_owned(),
+                value,
+            )),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn the_last_second_has_its_values_and_all_facts() {
+    let Some(bench) = Bench::new() else { return };
+    let watch = ["-q", "--watch", "Linear:output", "--keep", "values"];
+    recorded(&bench, &watch, &["2"]).expect_code(0);
+    let known = facts_of_modules(&trace(&bench));
+    assert!(!known.is_empty());
+
+    let flags = [&watch[..], &["--ring", "1s"]].concat();
+    recorded(&bench, &flags, &["300", "slow"]).expect_code(0);
+    let trace = trace(&bench);
+    let stream = &trace.streams()[0];
+    assert!(matches!(
+        events(&trace)[..],
+        [
+            Event::Paused {
+                reason: PauseReason::Expired
+            },
+            Event::Resumed,
+            ..
+        ]
+    ));
+    let last = steps(&trace);
+    assert_eq!(last.last(), Some(&299));
+    assert!(last[0] > 0, "the first step is too old");
+    assert_eq!(facts_of_modules(&trace), known);
+
+    let watched: Vec<Ordinal> = trace
+        .records(stream.id())
+        .map(Result::unwrap)
+        .filter_map(|(ordinal, record)| match record {
+            Record::OpCall(call) => {
+                let signature = stream.dictionary().signature(call.signature)?;
+                let op = stream.dictionary().op(signature.op)?;
+                (op.name == "optape::watch").then_some(ordinal)
+            }
+            _ => None,
+        })
+        .collect();
+    let kept: Vec<Ordinal> = trace
+        .values(stream.id())
+        .map(|value| value.unwrap())
+        .inspect(|value| assert_ne!(value.elements, Elements::Lost))
+        .map(|value| value.ordinal)
+        .collect();
+    assert!(!kept.is_empty());
+    assert_eq!(kept, watched);
 }
 
 #[test]

@@ -248,16 +248,19 @@ fn attributes_and_several_tensors() {
 #[test]
 fn a_watch_is_switched_off_and_on() {
     let Some(bench) = Bench::new() else { return };
-    watched(
+    let done = watched(
         &bench,
-        &["--keep", "values", "--watch", "Cell:input"],
+        &["--keep", "values", "--watch", "Cell:input,level"],
         "switched",
     );
-    let kept = values(&bench)
-        .remove(&(String::new(), "input".to_owned()))
-        .unwrap();
-    let seen: Vec<f64> = kept.iter().map(|v| v.to_f64().unwrap()[0]).collect();
-    assert_eq!(seen, [0.0, 1.0, 4.0, 5.0]);
+    assert_eq!(done.json()["refused"], 4);
+    let mut kept = values(&bench);
+    let mut firsts = |what: &str| -> Vec<f64> {
+        let kept = kept.remove(&(String::new(), what.to_owned())).unwrap();
+        kept.iter().map(|v| v.to_f64().unwrap()[0]).collect()
+    };
+    assert_eq!(firsts("input"), [0.0, 1.0, 4.0, 6.0]);
+    assert_eq!(firsts("level"), [0.0, 2.0, 8.0, 10.0, 12.0]);
 }
 
 #[test]

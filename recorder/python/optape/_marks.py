@@ -144,6 +144,23 @@ def watch(tensor: torch.Tensor, name: str) -> None:
         recorder.calls["watch"](tensor._cdata, number)
 
 
+def switch_watches(on: bool, *selections: str) -> None:
+    """Switches the watches of `--watch` and of spiking neurons on or off, from now on and on all threads: all of them, or
+    those that selections name as `--watch` does (`"IFNode:output,v"`), of modules that have run."""
+    asked = []
+    for selection in selections:
+        pattern, colon, labels = selection.rpartition(":")
+        if not colon or not pattern or not labels:
+            raise ValueError(f"{selection!r} is no selection of watches; one is, for example, 'IFNode:output,v'")
+        asked.append((pattern, [label.strip() for label in labels.split(",")]))
+    recorder = _live()
+    if recorder is None or recorder.facts is None:
+        return
+    unmatched = recorder.facts.watches.switch(on, asked)
+    if unmatched:
+        raise ValueError(f"no such watch is of a module that has run: {', '.join(unmatched)}")
+
+
 class Switch:
     """What `pause` and `resume` give: `with` undoes them at its end."""
 

@@ -461,7 +461,10 @@ impl Intake {
             }
         }
         self.look_at_monitors();
-        if let Some(window) = &mut self.window {
+        // The last minutes are those before the end of what was recorded, however long a program takes to end.
+        if let Some(window) = &mut self.window
+            && !self.rings.is_empty()
+        {
             window.look();
         }
         self.give_back_memory();
