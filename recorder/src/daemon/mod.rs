@@ -17,6 +17,7 @@ mod launch;
 mod monitors;
 mod order;
 mod parent;
+mod places;
 mod process;
 mod protocol;
 mod provenance;
