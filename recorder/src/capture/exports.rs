@@ -471,6 +471,19 @@ pub extern "C" fn optape_range_exit() {
     guarded(|| Capture::get().range_exit());
 }
 
+/// Work that the dispatcher did not see ran between two times of CLOCK_MONOTONIC.
+///
+/// # Safety
+/// `name` is a NUL-terminated text.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn optape_opaque(name: *const c_char, began_ns: u64, ended_ns: u64) {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let name = unsafe { owned(name) };
+        Capture::get().opaque(&name, began_ns, ended_ns);
+    });
+}
+
 /// The number of a text, for `optape_hook_function_begin`.
 ///
 /// # Safety

@@ -519,6 +519,26 @@ impl Capture {
         });
     }
 
+    /// Tells of work that the dispatcher did not see. Times are those of CLOCK_MONOTONIC. Nobody knows what it wrote.
+    pub fn opaque(&'static self, name: &str, began_ns: u64, ended_ns: u64) {
+        self.with(|state| {
+            state.identities.forget_values();
+            if state.paused != 0 || !state.has_stream(began_ns)? {
+                return Ok(());
+            }
+            let thread = state.thread(None)?;
+            let name = state.text(name)?;
+            state.moment_at(
+                began_ns,
+                thread,
+                Event::Opaque {
+                    name,
+                    duration_ns: ended_ns.saturating_sub(began_ns),
+                },
+            )
+        });
+    }
+
     /// States a fact about a module, or about the program, to the recording that runs. `value` is JSON text. What is known already is not told
     /// again; what is told before the stream begins stands at its beginning.
     pub fn fact(&'static self, module: Option<ModuleId>, key: &str, value: &str) {

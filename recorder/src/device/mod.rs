@@ -363,3 +363,6 @@ impl<T> Ring<T> {
         std::mem::take(&mut self.counts)
     }
 }
+
+#[cfg(test)]
+mod tests;
