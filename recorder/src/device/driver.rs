@@ -326,12 +326,16 @@ impl Device for Gpu {
         })
     }
 
-    fn is_capturing(&self, stream: Stream) -> bool {
-        let mut status = 0;
-        // SAFETY: a stream of torch's; writes one int. An error says that a graph is captured to which the default stream would belong; none of
-        // the captures ends by asking.
-        let code = unsafe { (self.driver.capturing)(stream.handle as Handle, &raw mut status) };
-        code != 0 || status != 0
+    fn is_capturing(&mut self, stream: Stream) -> bool {
+        let asked = self.within(|gpu| {
+            let mut status = 0;
+            // SAFETY: a stream of torch's, or the default stream of the context that is current now; writes one int.
+            let code = unsafe { (gpu.driver.capturing)(stream.handle as Handle, &raw mut status) };
+            gpu.driver.check(code, "cuStreamIsCapturing")?;
+            Ok(status != 0)
+        });
+        // An error says that a graph is captured which work of the default stream would break; asking breaks none.
+        asked.unwrap_or(true)
     }
 
     fn bind(&mut self, lane: usize, stream: Stream) -> Result<(), DeviceError> {

@@ -44,7 +44,7 @@ pub trait Device: Send {
     fn current_stream(&self) -> Option<Stream>;
 
     /// Whether work given to the stream now would become part of a graph instead of being done.
-    fn is_capturing(&self, stream: Stream) -> bool;
+    fn is_capturing(&mut self, stream: Stream) -> bool;
 
     /// The lane belongs to this stream from now on; launches on it that were in flight are done.
     ///

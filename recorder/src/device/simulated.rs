@@ -69,7 +69,7 @@ impl Device for Simulated {
         Some(Stream { handle, id: handle })
     }
 
-    fn is_capturing(&self, stream: Stream) -> bool {
+    fn is_capturing(&mut self, stream: Stream) -> bool {
         self.script.lock().capturing.contains(&stream.handle)
     }
 
