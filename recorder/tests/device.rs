@@ -1,5 +1,7 @@
 //! Calls with operands on a device, from the hook's table to the file: pending records, late statistics, what is lost.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::Arc;

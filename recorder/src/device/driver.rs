@@ -34,7 +34,7 @@ macro_rules! functions {
                         let found = unsafe {
                             library.get::<unsafe extern "C" fn($($argument),*) -> c_int>($symbol.as_bytes())
                         };
-                        *found.map_err(|_| DeviceError(format!("{} is missing: the driver is too old", $symbol)))?
+                        *found.map_err(|_| DeviceError(format!("{} is missing: its library is too old", $symbol)))?
                     },)*
                 })
             }
