@@ -20,6 +20,7 @@ def main() -> None:
     parser.add_argument("--tool", choices=sorted(TOOLS), default="bare")
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--core", type=int, help="run on this core only")
     parser.add_argument("--warm-up", type=int, default=10, metavar="STEPS")
     options = parser.parse_args()
@@ -32,17 +33,19 @@ def main() -> None:
     from workload import Workload
 
     torch.set_num_threads(options.threads)
-    workload = Workload(options.batch)
+    workload = Workload(options.batch, options.device)
+    wait = torch.cuda.synchronize if options.device == "cuda" else nothing
     tool = TOOLS[options.tool]()
     with tool():
         for _ in range(options.warm_up):
             workload.step()
+    wait()
     say(ready=True, torch=torch.__version__, threads=torch.get_num_threads())
 
     for line in sys.stdin:
         match line.split():
             case ["run", steps]:
-                say(seconds=timed(workload, tool, int(steps)))
+                say(seconds=timed(workload, tool, int(steps), wait))
             case ["count"]:
                 say(ops=count(workload))
             case ["quit"]:
@@ -51,12 +54,18 @@ def main() -> None:
                 sys.exit(f"unknown request {line!r}")
 
 
-def timed(workload, tool, steps: int) -> float:
+def nothing():
+    pass
+
+
+def timed(workload, tool, steps: int, wait) -> float:
+    """With what a GPU has still to do in the end."""
     gc.collect()
     with tool():
         started = time.perf_counter()
         for _ in range(steps):
             workload.step()
+        wait()
         return time.perf_counter() - started
 
 

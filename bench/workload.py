@@ -42,14 +42,14 @@ def node():
 class Workload:
     """One network, one batch; `step()` is one training step."""
 
-    def __init__(self, batch: int):
+    def __init__(self, batch: int, device: str = "cpu"):
         torch.manual_seed(0)
-        self.network = SpikingNet().train()
+        self.network = SpikingNet().train().to(device)
         with torch.no_grad():
             for parameter in self.network.parameters():
                 parameter.mul_(2)
-        self.spikes = (torch.rand(TIME_STEPS, batch, 2, SIDE, SIDE) < 0.3).to(torch.float32)
-        self.labels = torch.randint(0, 10, (batch,))
+        self.spikes = (torch.rand(TIME_STEPS, batch, 2, SIDE, SIDE) < 0.3).to(device, torch.float32)
+        self.labels = torch.randint(0, 10, (batch,)).to(device)
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=1e-3, momentum=0.9)
 
     def step(self):

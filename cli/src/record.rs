@@ -69,6 +69,9 @@ pub struct Options {
     /// Record calls of Python functions (linear, conv2d) as well as the ops that they run; compiled code shows none
     #[arg(long, env = "OPTAPE_FUNCTIONS", value_parser = clap::builder::FalseyValueParser::new())]
     pub functions: bool,
+    /// Disable torch.compile in the program, so that every op is recorded and counted: what compiled code runs is not seen
+    #[arg(long, env = "OPTAPE_EAGER", value_parser = clap::builder::FalseyValueParser::new())]
+    pub eager: bool,
     /// What to sample meanwhile.
     #[command(flatten)]
     pub monitors: MonitorOptions,
@@ -317,6 +320,7 @@ impl Options {
             run: self.run.clone(),
             monitors: self.monitors.settings(),
             functions: self.functions,
+            eager: self.eager,
             schedule: self.schedule(),
             paused: self.paused,
             window: self.ring,

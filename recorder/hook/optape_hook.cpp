@@ -753,14 +753,15 @@ struct Recorder {
     out.storage = storage;
     out.storage_base = nullptr;
     out.data = nullptr;
+    out.device_data = 0;
     out.storage_bytes = 0;
     if (LIKELY(storage != nullptr)) {
       out.storage_bytes = storage->nbytes();
       const char* base = static_cast<const char*>(storage->_mutable_data_ptr_no_checks().get());
       out.storage_base = base;
+      const uint64_t size = item_bytes[dtype];
+      const int64_t offset = Inside::offset(t);
       if (LIKELY(out.device_kind == static_cast<uint8_t>(c10::DeviceType::CPU))) {
-        const uint64_t size = item_bytes[dtype];
-        const int64_t offset = Inside::offset(t);
         if (UNLIKELY(empty)) {
           out.data = &no_elements;
         } else if (LIKELY(base != nullptr && size != 0 && static_cast<uint64_t>(offset + last + 1) * size <= out.storage_bytes)) {
@@ -769,6 +770,10 @@ struct Recorder {
         if (identities && base != nullptr) {
           flags |= ownership(storage);
         }
+      } else if (
+          out.device_kind == static_cast<uint8_t>(c10::DeviceType::CUDA) && !empty && base != nullptr && size != 0 &&
+          static_cast<uint64_t>(offset + last + 1) * size <= out.storage_bytes) {
+        out.device_data = reinterpret_cast<uintptr_t>(base) + static_cast<uint64_t>(offset) * size;
       }
     }
     out.flags = flags;
@@ -1373,7 +1378,7 @@ void before(Frame& frame, Thread& thread, const Operator& op, const IValue* argu
 COLD void refresh(Frame& frame, const Operator& op) {
   for (uint32_t i = 0; i < frame.call.input_count; ++i) {
     optape_tensor& t = frame.tensors.items[i];
-    if (t.data == nullptr ||
+    if ((t.data == nullptr && t.device_data == 0) ||
         std::find(op.hidden_writes.begin(), op.hidden_writes.end(), t.argument) == op.hidden_writes.end()) {
       continue;
     }
@@ -1382,6 +1387,7 @@ COLD void refresh(Frame& frame, const Operator& op) {
     if (storage == t.storage && const_cast<c10::StorageImpl*>(storage)->_mutable_data_ptr_no_checks().get() == t.storage_base) {
       continue;
     }
+    t.device_data = 0;
     t.data = nullptr;  // The words describe the tensor as it was; its values now are another tensor's.
   }
 }

@@ -16,7 +16,7 @@
 extern "C" {
 #endif
 
-#define OPTAPE_ABI_VERSION 2u
+#define OPTAPE_ABI_VERSION 3u
 
 /* ---- what the hook hands to capture ------------------------------------------------------------------------- */
 
@@ -50,6 +50,7 @@ typedef struct optape_tensor {
   const int64_t* sizes;     /* dim of them */
   const int64_t* strides;   /* dim of them, in elements; NULL where the tensor has none */
   uint64_t storage_bytes;
+  uint64_t device_data;     /* address of the first element in a CUDA device's memory; 0 where there is none */
   uint32_t version;         /* version counter; UINT32_MAX where there is none (inference tensors) */
   uint32_t flags;
   int8_t dtype;             /* c10::ScalarType */

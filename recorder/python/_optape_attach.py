@@ -13,6 +13,7 @@ are loaded once and stay.
 
 import atexit
 import ctypes
+import functools
 import hashlib
 import json
 import os
@@ -22,9 +23,10 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import weakref
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 
 class AttachError(Exception):
@@ -52,6 +54,7 @@ CAPTURE = {
     "optape_step": (None, [ctypes.c_uint64]),
     "optape_range_enter": (None, [ctypes.c_char_p]),
     "optape_range_exit": (None, []),
+    "optape_opaque": (None, [ctypes.c_char_p, ctypes.c_uint64, ctypes.c_uint64]),
     "optape_recording": (ctypes.c_int32, []),
     "optape_text": (ctypes.c_uint32, [ctypes.c_char_p]),
     "optape_plan_flags": (ctypes.c_uint32, [ctypes.c_uint32]),
@@ -729,6 +732,7 @@ class Recorder:
         hook_threads(_begin_thread)
         _pass_higher_order_operators(torch, self.key)
         _let_compiled_code_keep_watches(torch)
+        name_graphs(torch, self.capture)
         atexit.register(self.capture.optape_stop)
         self._follow_facts()
 
@@ -820,6 +824,32 @@ def _pass_higher_order_operators(torch, key_name):
             keys.append(key)
     for operator in operators._higher_order_ops.values():
         operator.fallthrough(key)
+
+
+def name_graphs(torch, capture):
+    """Replays of CUDA graphs become opaque regions: what a graph runs does not come by the dispatcher.
+
+    How long one took is what the launch took on this thread: nobody waits for the GPU to know more."""
+    graph_class = getattr(torch.cuda, "CUDAGraph", None)
+    original = getattr(graph_class, "replay", None)
+    if original is None:
+        return
+    names = weakref.WeakKeyDictionary()
+
+    @functools.wraps(original)
+    def replay(self):
+        if live is None:
+            return original(self)
+        name = names.get(self)
+        if name is None:
+            name = names[self] = f"CUDA graph {len(names)}".encode()
+        began = time.monotonic_ns()
+        try:
+            return original(self)
+        finally:
+            capture.optape_opaque(name, began, time.monotonic_ns())
+
+    graph_class.replay = replay
 
 
 def _let_compiled_code_keep_watches(torch):

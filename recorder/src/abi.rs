@@ -4,7 +4,7 @@
 use std::ffi::{c_char, c_void};
 
 /// `OPTAPE_ABI_VERSION`.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Bits of [`Tensor::flags`] that are not structure.
 pub mod tensor_state {
@@ -70,6 +70,8 @@ pub struct Tensor {
     pub strides: *const i64,
     /// Size of the storage.
     pub storage_bytes: u64,
+    /// Address of the first element in a CUDA device's memory, or 0.
+    pub device_data: u64,
     /// Version counter, `u32::MAX` where there is none.
     pub version: u32,
     /// `tensor_flags` in the low 16 bits, [`tensor_state`] above.

@@ -8,6 +8,7 @@ pub mod abi;
 pub mod capture;
 pub mod clock;
 pub mod daemon;
+pub mod device;
 pub mod monitor;
 pub mod ring;
 pub mod statistics;

@@ -311,6 +311,7 @@ EXPORT void optape_stage(const char*) {}
 EXPORT void optape_step(uint64_t) {}
 EXPORT void optape_range_enter(const char*) {}
 EXPORT void optape_range_exit() {}
+EXPORT void optape_opaque(const char*, uint64_t, uint64_t) {}
 EXPORT void optape_pause() {}
 EXPORT void optape_resume() {}
 EXPORT void optape_fact(int64_t, const char*, const char*) {}

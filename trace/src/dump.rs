@@ -480,6 +480,7 @@ fn pattern_text(pattern: &Pattern, words: &[u64]) -> String {
                 NotTaken::DType => ",not_taken(dtype)",
                 NotTaken::NoData => ",not_taken(no_data)",
                 NotTaken::Capturing => ",not_taken(capturing)",
+                NotTaken::DeviceFull => ",not_taken(device_full)",
             },
             State::Lost => ",lost",
         };

@@ -93,6 +93,8 @@ pub enum NotTaken {
     NoData,
     /// A CUDA graph was being captured.
     Capturing,
+    /// All places for a device's answers were in use, or the call has more operands than a launch takes.
+    DeviceFull,
 }
 
 /// Bits of [`PatternEntry::fields`]. Integer fields are stored as `u64`, float fields as the bits of an `f64`; bits

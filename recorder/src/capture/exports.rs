@@ -13,6 +13,7 @@ use optape_trace::{ArgumentDef, ModuleDef, ModuleId, OpDef, ReturnDef, TextId, W
 use parking_lot::lock_api::RawMutex as _;
 use serde::Deserialize;
 
+use super::device;
 use super::scopes::Entry;
 use super::watching::Keep;
 use super::{CAPTURE, Capture, CaptureError, Settings};
@@ -232,12 +233,16 @@ pub(super) fn install_fork_handlers() {
         unsafe extern "C" fn prepare() {
             // SAFETY: `state` is a static; the matching unlock stands in `parent` and `child`, on this same thread of control.
             unsafe { CAPTURE.state.raw() }.lock();
+            device::before_fork();
         }
         unsafe extern "C" fn parent() {
+            device::after_fork();
             // SAFETY: locked by `prepare`, and no guard exists.
             unsafe { CAPTURE.state.force_unlock() };
         }
         unsafe extern "C" fn child() {
+            device::after_fork();
+            device::forked();
             // SAFETY: as `parent`; the child's only thread is the one that ran `prepare`.
             unsafe { CAPTURE.state.force_unlock() };
             guarded(|| {
@@ -464,6 +469,19 @@ pub unsafe extern "C" fn optape_range_enter(name: *const c_char) {
 #[unsafe(no_mangle)]
 pub extern "C" fn optape_range_exit() {
     guarded(|| Capture::get().range_exit());
+}
+
+/// Work that the dispatcher did not see ran between two times of CLOCK_MONOTONIC.
+///
+/// # Safety
+/// `name` is a NUL-terminated text.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn optape_opaque(name: *const c_char, began_ns: u64, ended_ns: u64) {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let name = unsafe { owned(name) };
+        Capture::get().opaque(&name, began_ns, ended_ns);
+    });
 }
 
 /// The number of a text, for `optape_hook_function_begin`.

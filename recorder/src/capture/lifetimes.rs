@@ -171,6 +171,7 @@ mod tests {
             storage: pointer(storage),
             storage_base: pointer(base),
             data: std::ptr::null(),
+            device_data: 0,
             sizes: std::ptr::null(),
             strides: std::ptr::null(),
             storage_bytes: 64,

@@ -9,6 +9,7 @@ use optape_trace::{
     When, fields, pack_bits, tensor_flags,
 };
 
+use super::device::{self, Asking};
 use super::full;
 use super::inference::Inference;
 use crate::abi::{Call, Tensor, word};
@@ -70,7 +71,9 @@ pub(super) struct OpPlan {
     /// Where a convolution's arguments stand.
     convolution: Option<ConvolutionArguments>,
     /// Minimum and maximum, too.
-    extremes: bool,
+    pub(super) extremes: bool,
+    /// Inputs are after the op what they were before it: a GPU may be asked about them together with the outputs, in one launch.
+    inputs_last: bool,
     /// May write what its schema does not say.
     pub(super) opaque: bool,
     /// How the result's values follow from the operands', where they do.
@@ -189,7 +192,16 @@ impl OpPlan {
             )
         });
         let inference = Inference::of(op).filter(|_| preset != Preset::None);
+        let opaque =
+            !function && !matches!(namespace, "aten" | "prim" | "prims" | "profiler" | "optape");
+        // Running means are written without a word in the schema.
+        let inputs_last = outputs.is_some()
+            && !function
+            && !opaque
+            && !written.contains(&true)
+            && index("running_mean").is_none();
         Self {
+            inputs_last,
             looks_before: asked(&arguments) || more_before,
             looks_after: outputs.is_some() || again(&arguments) || more_after,
             more,
@@ -201,8 +213,7 @@ impl OpPlan {
             convolution,
             extremes: preset == Preset::All,
             function,
-            opaque: !function
-                && !matches!(namespace, "aten" | "prim" | "prims" | "profiler" | "optape"),
+            opaque,
         }
     }
 }
@@ -226,14 +237,39 @@ pub(super) struct Slot {
     pub(super) answer: Option<Answer>,
 }
 
+/// States in [`Slot::meta`], beside 0 for present; from the last on, reasons for not taking statistics.
+const PENDING: u64 = 1;
+const NOT_TAKEN: u64 = 3;
+
 impl Slot {
-    fn missing(operand: u16, when: When, reason: NotTaken) -> Self {
-        let state = 3 + reason as u64;
+    pub(super) fn missing(operand: u16, when: When, reason: NotTaken) -> Self {
+        Self::without_numbers(operand, when, NOT_TAKEN + reason as u64)
+    }
+
+    /// The numbers will come.
+    pub(super) fn pending(operand: u16, when: When) -> Self {
+        Self::without_numbers(operand, when, PENDING)
+    }
+
+    fn without_numbers(operand: u16, when: When, state: u64) -> Self {
         Self {
             meta: u64::from(operand) | (when as u64) << 16 | state << 20,
             numbers: [0; MOST_NUMBERS],
             answer: None,
         }
+    }
+
+    pub(super) fn is_pending(&self) -> bool {
+        self.meta >> 20 & 0xff == PENDING
+    }
+
+    /// The numbers will not come.
+    pub(super) fn give_up(&mut self, reason: NotTaken) {
+        self.meta = self.meta & !(0xff << 20) | (NOT_TAKEN + reason as u64) << 20;
+    }
+
+    pub(super) fn fields(&self) -> u32 {
+        (self.meta >> 32) as u32
     }
 
     pub(super) fn present(
@@ -295,7 +331,7 @@ impl Slot {
 
 /// The pattern that slots with these metas make.
 pub(super) fn pattern(metas: &[u64]) -> Pattern {
-    const REASONS: [NotTaken; 7] = [
+    const REASONS: [NotTaken; 8] = [
         NotTaken::Layout,
         NotTaken::LazyBit,
         NotTaken::Subclass,
@@ -303,6 +339,7 @@ pub(super) fn pattern(metas: &[u64]) -> Pattern {
         NotTaken::DType,
         NotTaken::NoData,
         NotTaken::Capturing,
+        NotTaken::DeviceFull,
     ];
     let entries = metas.iter().map(|meta| PatternEntry {
         operand: match *meta as u16 {
@@ -317,9 +354,10 @@ pub(super) fn pattern(metas: &[u64]) -> Pattern {
         },
         state: match meta >> 20 & 0xff {
             0 => State::Present,
+            PENDING => State::Pending,
             n => State::NotTaken(
                 REASONS
-                    .get((n - 3) as usize)
+                    .get(n.saturating_sub(NOT_TAKEN) as usize)
                     .copied()
                     .unwrap_or(NotTaken::NoData),
             ),
@@ -389,7 +427,8 @@ pub(super) fn payload(call: &Call) -> &[u64] {
     unsafe { std::slice::from_raw_parts(call.payload, call.payload_count as usize) }
 }
 
-pub(super) fn view(tensor: &Tensor) -> Result<View<'_>, NotTaken> {
+/// Whether the tensor has plain elements, wherever they are.
+pub(super) fn is_plain(tensor: &Tensor) -> Result<(), NotTaken> {
     const LAYOUTS: u32 = tensor_flags::SPARSE
         | tensor_flags::NESTED
         | tensor_flags::QUANTIZED
@@ -406,6 +445,12 @@ pub(super) fn view(tensor: &Tensor) -> Result<View<'_>, NotTaken> {
     if tensor.flags & tensor_flags::NO_VALUES != 0 {
         return Err(NotTaken::NoData);
     }
+    Ok(())
+}
+
+/// The elements of a tensor in host memory.
+pub(super) fn view(tensor: &Tensor) -> Result<View<'_>, NotTaken> {
+    is_plain(tensor)?;
     if tensor.device_kind != 0 {
         return Err(NotTaken::Device);
     }
@@ -448,11 +493,12 @@ pub(super) fn elements(tensor: &Tensor, only_spikes: bool) -> Result<Option<Elem
     })
 }
 
-/// Looks at the inputs. `recall` gives what is known already.
+/// Looks at the inputs, and asks about those on a device. `recall` gives what is known already.
 pub(super) fn before(
     plan: &OpPlan,
     call: &Call,
     mut recall: impl FnMut(&Tensor) -> Option<Answer>,
+    asking: &mut Asking,
     slots: &mut Vec<Slot>,
 ) {
     let first = slots.len();
@@ -469,6 +515,12 @@ pub(super) fn before(
         let Some(operand) = operand(index) else {
             break;
         };
+        if device::has(tensor) {
+            if !plan.inputs_last {
+                slots.push(asking.ask(plan, call, operand, When::Before, tensor, *question));
+            }
+            continue;
+        }
         let factor = plan
             .product
             .is_some_and(|(a, _, kind)| a == tensor.argument && kind == Product::Convolution);
@@ -479,6 +531,7 @@ pub(super) fn before(
         };
         slots.push(slot);
     }
+    slots.extend(asking.product(plan, call));
     if let Some((a, b, kind)) = plan.product {
         let find = |argument: u32, slots: &[Slot]| {
             slots.iter().find_map(|s| {
@@ -508,13 +561,22 @@ fn operand(index: usize) -> Option<u16> {
     u16::try_from(index).ok().filter(|index| *index < PRODUCT)
 }
 
-/// Looks at what the op wrote and returned.
-pub(super) fn after(plan: &OpPlan, call: &Call, slots: &mut Vec<Slot>) {
+/// Looks at what the op wrote and returned, and asks about what of it is on a device.
+pub(super) fn after(plan: &OpPlan, call: &Call, asking: &mut Asking, slots: &mut Vec<Slot>) {
     let more = plan.more.as_deref().and_then(|more| more.here(call));
     let arguments = more.map_or(&plan.arguments, |more| &more.arguments);
     for (index, tensor) in tensors(call).iter().enumerate() {
         let output = index >= call.input_count as usize;
         let argument = tensor.argument as usize;
+        if !output
+            && plan.inputs_last
+            && device::has(tensor)
+            && tensor.flags & tensor_flags::WRAPPED_NUMBER == 0
+            && let (Some(Some(question)), Some(operand)) = (arguments.get(argument), operand(index))
+        {
+            slots.push(asking.ask(plan, call, operand, When::Before, tensor, *question));
+            continue;
+        }
         let question = if output {
             more.map_or(plan.outputs, |more| {
                 more.outputs.get(argument).copied().flatten()
@@ -527,7 +589,12 @@ pub(super) fn after(plan: &OpPlan, call: &Call, slots: &mut Vec<Slot>) {
         let (Some(question), Some(operand)) = (question, operand(index)) else {
             continue;
         };
-        if tensor.flags & tensor_flags::WRAPPED_NUMBER == 0 {
+        if tensor.flags & tensor_flags::WRAPPED_NUMBER != 0 {
+            continue;
+        }
+        if device::has(tensor) {
+            slots.push(asking.ask(plan, call, operand, When::After, tensor, question));
+        } else {
             slots.push(look(
                 plan,
                 operand,
@@ -537,6 +604,9 @@ pub(super) fn after(plan: &OpPlan, call: &Call, slots: &mut Vec<Slot>) {
                 &mut |_| None,
             ));
         }
+    }
+    if plan.inputs_last {
+        slots.extend(asking.product(plan, call));
     }
 }
 
@@ -609,11 +679,12 @@ fn answers(answer: &Answer, question: Question) -> bool {
 }
 
 fn slot(plan: &OpPlan, operand: u16, when: When, answer: &Answer, question: Question) -> Slot {
-    with_fan_out(plan, operand, when, answer, question, None, None)
+    with_fan_out(plan.extremes, operand, when, answer, question, None, None)
 }
 
-fn with_fan_out(
-    plan: &OpPlan,
+/// The numbers of an answer. `extremes`: minimum and maximum, too.
+pub(super) fn with_fan_out(
+    extremes: bool,
     operand: u16,
     when: When,
     answer: &Answer,
@@ -633,14 +704,14 @@ fn with_fan_out(
             fields::MINIMUM,
             answer
                 .minimum
-                .filter(|_| full && plan.extremes)
+                .filter(|_| full && extremes)
                 .map(f64::to_bits),
         ),
         (
             fields::MAXIMUM,
             answer
                 .maximum
-                .filter(|_| full && plan.extremes)
+                .filter(|_| full && extremes)
                 .map(f64::to_bits),
         ),
         (
@@ -688,7 +759,7 @@ fn convolution(
         Ok(found) => Slot {
             answer: Some(found.answer),
             ..with_fan_out(
-                plan,
+                plan.extremes,
                 operand,
                 When::Before,
                 &found.answer,

@@ -7,6 +7,7 @@
 //! Nothing here may harm the program: no panic crosses the ABI (see [`exports`](self)), and what fails switches
 //! the recorder off, once and with its reason in the trace.
 
+mod device;
 pub mod exports;
 mod facts;
 mod full;
@@ -26,21 +27,24 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use optape_trace::{
-    CallId, Definition, Event, ModuleDef, ModuleId, Moment, OpDef, OpId, PatternId, PauseReason,
-    Role, ScopeDef, ScopeId, SignatureDef, StepSource, StreamEnd, StreamInfo, TensorId, TextId,
-    ThreadDef, ThreadId, WatchDef, WatchId, call_flags, codec,
+    CallId, Definition, Event, LateStatistic, ModuleDef, ModuleId, Moment, OpDef, OpId, Ordinal,
+    PatternId, PauseReason, Role, ScopeDef, ScopeId, SignatureDef, StepSource, StreamEnd,
+    StreamInfo, TensorId, TextId, ThreadDef, ThreadId, WatchDef, WatchId, call_flags, codec,
 };
 use parking_lot::{Mutex, MutexGuard};
 
+pub use device::install as install_device;
 pub use exports::table;
 pub use measuring::Preset;
 pub use schedule::{Schedule, StepCounts, StepsBy};
 
 use crate::abi::{Call, Plan, plan};
 use crate::clock::{monotonic_ns, unix_ns};
+use crate::device::LaunchId;
 use crate::ring::{
     MessageKind, OnFull, OpCallMessage, PAUSED_BY_COMMAND, PAUSED_BY_SCHEDULE, Producer, command,
 };
+use device::Asking;
 use facts::Facts;
 use identities::Identities;
 use inference::Inference;
@@ -235,6 +239,8 @@ struct State {
     stopped: bool,
     /// Root-module calls that did not train.
     inferences: u64,
+    /// Number in the ring of the record that was written last, if late statistics may name it.
+    record: Option<u64>,
 }
 
 /// The ops that `record_function` runs, once the hook has told them.
@@ -256,6 +262,26 @@ struct Stream {
     numbers: Vec<u64>,
     /// What ended with the call that is being written.
     ended: Vec<Event>,
+}
+
+impl Stream {
+    /// Writes statistics that came after their call, which has this number among the ring's records.
+    fn late(
+        &mut self,
+        time_ns: u64,
+        thread: usize,
+        record: u64,
+        values: Vec<LateStatistic>,
+    ) -> Result<(), Failure> {
+        Ok(self.outlet.moment(&Moment {
+            time_ns,
+            thread: ThreadId(thread as u32),
+            event: Event::Statistics {
+                call: Ordinal(record),
+                values,
+            },
+        })?)
+    }
 }
 
 /// Recording stopped because something failed; the text goes into the trace.
@@ -493,6 +519,26 @@ impl Capture {
         });
     }
 
+    /// Tells of work that the dispatcher did not see. Times are those of CLOCK_MONOTONIC. Nobody knows what it wrote.
+    pub fn opaque(&'static self, name: &str, began_ns: u64, ended_ns: u64) {
+        self.with(|state| {
+            state.identities.forget_values();
+            if state.paused != 0 || !state.has_stream(began_ns)? {
+                return Ok(());
+            }
+            let thread = state.thread(None)?;
+            let name = state.text(name)?;
+            state.moment_at(
+                began_ns,
+                thread,
+                Event::Opaque {
+                    name,
+                    duration_ns: ended_ns.saturating_sub(began_ns),
+                },
+            )
+        });
+    }
+
     /// States a fact about a module, or about the program, to the recording that runs. `value` is JSON text. What is known already is not told
     /// again; what is told before the stream begins stands at its beginning.
     pub fn fact(&'static self, module: Option<ModuleId>, key: &str, value: &str) {
@@ -591,13 +637,15 @@ impl Capture {
             let taken = SLOTS.try_with(|slots| {
                 let mut slots = slots.borrow_mut();
                 let first = slots.len();
+                let mut asking = Asking::default();
                 // One lock for all operands would mean a place to keep the answers: most calls have one operand worth asking for.
-                measuring::before(plan, call, recall, &mut slots);
-                first
+                measuring::before(plan, call, recall, &mut asking, &mut slots);
+                (first, asking.send(&mut slots[first..]))
             });
-            if let Ok(first) = taken {
+            if let Ok((first, launch)) = taken {
                 call.capture[0] = 1;
                 call.capture[1] = first as u64;
+                call.capture[2] = launch.map_or(0, LaunchId::to_word);
             }
         }
         if sampled {
@@ -612,6 +660,9 @@ impl Capture {
             let first = call.capture[1] as usize;
             // A thread that is going away has no slots left to forget.
             let _ = SLOTS.try_with(|slots| slots.borrow_mut().truncate(first));
+            if let Some(launch) = LaunchId::from_word(call.capture[2]) {
+                device::written(launch, None);
+            }
         }
     }
 
@@ -650,13 +701,27 @@ impl Capture {
             } else {
                 slots.len()
             };
+            let mut launches = [None; 2];
+            if call.capture[0] == 1 {
+                launches[0] = LaunchId::from_word(call.capture[2]);
+            }
             if let Some(plan) = plan {
-                measuring::after(plan, call, &mut slots);
+                let behind = slots.len();
+                let mut asking = Asking::default();
+                measuring::after(plan, call, &mut asking, &mut slots);
+                launches[1] = asking.send(&mut slots[behind..]);
             }
             if slots.len() > first + 1 {
                 measuring::sort(&mut slots[first..]);
             }
-            self.with(|state| state.op_call(call, &slots[first..], kept));
+            let record = self.with(|state| {
+                state.record = None;
+                state.op_call(call, &slots[first..], kept)?;
+                Ok(state.record)
+            });
+            for launch in launches.into_iter().flatten() {
+                device::written(launch, record);
+            }
             slots.truncate(first);
         });
     }
@@ -904,6 +969,7 @@ impl Default for State {
             obeyed: 0,
             stopped: false,
             inferences: 0,
+            record: None,
         }
     }
 }
@@ -1539,8 +1605,10 @@ impl State {
             tensors: identities.1,
             statistics: &stream.numbers,
         });
+        // A call whose structure is lost has no pattern that could wait.
+        self.record = sent.filter(|_| structure);
         if let Some(kept) = kept {
-            let whole = sent && stream.outlet.value(kept);
+            let whole = sent.is_some() && stream.outlet.value(kept);
             self.kept_values += u64::from(whole);
             self.dropped_values += u64::from(!whole);
         }
@@ -1553,6 +1621,9 @@ impl State {
             })?;
         }
         self.calls += 1;
+        if device::is_busy() {
+            self.late_statistics(thread)?;
+        }
         if self.range_ops.enters.contains(&call.op) {
             let name = measuring::payload(call).first().copied().unwrap_or(0);
             self.range_enter(thread, TextId(name as u32))?;
@@ -1560,11 +1631,38 @@ impl State {
         Ok(())
     }
 
+    /// Writes what devices have answered by now, and what there is to say about them.
+    #[cold]
+    fn late_statistics(&mut self, thread: usize) -> Result<(), Failure> {
+        for (key, value) in device::news() {
+            let key = self.text(&key)?;
+            self.fact(None, key, &value)?;
+        }
+        let Some(stream) = self.stream.as_mut() else {
+            return Ok(());
+        };
+        let time_ns = monotonic_ns().saturating_sub(stream.epoch_ns);
+        let mut result = Ok(());
+        device::arrived(|record, values| {
+            let told = stream.late(time_ns, thread, record, values);
+            if result.is_ok() {
+                result = told;
+            }
+        });
+        result
+    }
+
     fn end_stream(&mut self) {
         let Some(mut stream) = self.stream.take() else {
             return;
         };
-        let costs = BTreeMap::from([
+        let time_ns = monotonic_ns().saturating_sub(stream.epoch_ns);
+        let thread = (this_thread().0 as usize).min(self.threads.len().saturating_sub(1));
+        let devices = device::end(|record, values| {
+            // Nothing more can be done where this fails.
+            let _ = stream.late(time_ns, thread, record, values);
+        });
+        let mut costs = BTreeMap::from([
             (
                 "capture.time_ns".to_owned(),
                 OWN_TIME_NS.load(Ordering::Relaxed),
@@ -1588,6 +1686,19 @@ impl State {
             ("capture.dropped_values".to_owned(), self.dropped_values),
             ("capture.left_out_facts".to_owned(), self.facts.left_out),
         ]);
+        if devices != crate::device::Counts::default() {
+            costs.extend(
+                [
+                    ("device.launches", devices.launches),
+                    ("device.answers", devices.answers),
+                    ("device.lost", devices.lost),
+                    ("device.not_taken.full", devices.full),
+                    ("device.not_taken.capturing", devices.capturing),
+                    ("device.not_taken.refused", devices.refused),
+                ]
+                .map(|(name, count)| (name.to_owned(), count)),
+            );
+        }
         let end = StreamEnd {
             records: 0,
             dropped_records: 0,
@@ -1657,6 +1768,7 @@ impl State {
         self.lifetimes =
             (settings.statistics == Preset::Full).then(|| Box::new(Lifetimes::new(known)));
         self.facts = Facts::default();
+        device::tell_again();
         self.watching.clear();
         self.paused = 0;
         if settings.run_directory.join(PAUSED_MARKER).exists() {

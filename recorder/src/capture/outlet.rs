@@ -30,6 +30,8 @@ pub(super) struct Outlet {
     waiting_bytes: usize,
     /// Reused for encoding.
     scratch: Vec<u8>,
+    /// Records that went into the ring: the number of the next one.
+    records: u64,
 }
 
 /// The outlet cannot keep its promise.
@@ -50,6 +52,7 @@ impl Outlet {
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             scratch: Vec::new(),
+            records: 0,
         }
     }
 
@@ -83,6 +86,7 @@ impl Outlet {
             return Err(OutletError::TooLarge(self.scratch.len()));
         }
         if self.waiting.is_empty() && self.ring.push_bytes(kind, &self.scratch) {
+            self.records += u64::from(kind.is_record());
             return Ok(());
         }
         self.waiting_bytes += self.scratch.len();
@@ -106,17 +110,18 @@ impl Outlet {
             && self.ring.push_bytes(MessageKind::StreamEnd, bytes)
     }
 
-    /// False: the call was dropped.
+    /// Gives the number of the record among those of the ring; `None`: the call was dropped.
     #[inline]
-    pub(super) fn op_call(&mut self, call: &OpCallMessage<'_>) -> bool {
+    pub(super) fn op_call(&mut self, call: &OpCallMessage<'_>) -> Option<u64> {
         if (self.waiting.is_empty() || self.settle())
             && self.tell_drops(call.start_ns)
             && call.push(&mut self.ring)
         {
-            return true;
+            self.records += 1;
+            return Some(self.records - 1);
         }
         self.ring.count_dropped(1, call.start_ns);
-        false
+        None
     }
 
     /// Sends the value of the op call that was sent last, in pieces. Each may wait as long as a record may, and the first that finds no room
@@ -160,6 +165,8 @@ impl Outlet {
             || !self.ring.push_bytes(MessageKind::Moment, &self.scratch)
         {
             self.ring.count_dropped(1, moment.time_ns);
+        } else {
+            self.records += 1;
         }
         Ok(())
     }
@@ -170,6 +177,7 @@ impl Outlet {
             if !self.ring.push_bytes(*kind, bytes) {
                 return false;
             }
+            self.records += u64::from(kind.is_record());
             self.waiting_bytes -= bytes.len();
             self.waiting.pop_front();
         }
@@ -208,6 +216,7 @@ impl Outlet {
         if !self.ring.push_bytes(MessageKind::Moment, &bytes) {
             return false;
         }
+        self.records += 1;
         self.ring.drops_told(records);
         true
     }

@@ -17,6 +17,7 @@ use optape_trace::{
 use super::cost::{peak_resident_bytes, process_cpu_ns, thread_cpu_ns};
 use super::monitors::MonitorStream;
 use super::order::{Flushing, Order, StreamStatus};
+use super::places::Places;
 use super::process::Process;
 use super::pulse::Pulse;
 use super::report::{Report, StreamReport};
@@ -133,6 +134,7 @@ pub(super) struct Stream {
     scratch: Vec<u8>,
     has_threads: bool,
     pub(super) values: Assembly,
+    pub(super) places: Places,
     /// When the pause that is open began.
     paused_since_ns: Option<u64>,
     /// Its last minutes, where only they are kept.
@@ -989,7 +991,9 @@ impl Stream {
                         tensors: call.tensors,
                         statistics: call.statistics,
                     };
-                    self.values.follow(writer.op_call(id, call)?);
+                    let ordinal = writer.op_call(id, call)?;
+                    self.places.written(ordinal);
+                    self.values.follow(ordinal);
                 }
                 if let Some(kept) = &mut self.kept {
                     let end_ns = call.start_ns.saturating_add(call.duration_ns);
@@ -1005,9 +1009,12 @@ impl Stream {
                 );
             }
             MessageKind::Moment => {
-                let moment: Moment = codec::decode(encoded(message, &mut self.scratch)?)?.0;
+                let mut moment: Moment = codec::decode(encoded(message, &mut self.scratch)?)?.0;
                 if let Some(writer) = &mut writer {
-                    writer.moment(id, &moment)?;
+                    if !self.places.settle(&mut moment) {
+                        return Err(malformed("late statistics of a call that never came"));
+                    }
+                    self.places.written(writer.moment(id, &moment)?);
                 }
                 if let Some(kept) = &mut self.kept {
                     kept.record(message.kind, message.words, moment.time_ns, moment.time_ns);

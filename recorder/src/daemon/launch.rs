@@ -164,6 +164,10 @@ pub(super) fn environment(
     if settings.force_torch {
         variables.insert("OPTAPE_FORCE_TORCH", "1".into());
     }
+    if settings.eager {
+        // Read by torch._dynamo.config when it is imported.
+        variables.insert("TORCH_COMPILE_DISABLE", "1".into());
+    }
     // These also where there is nothing to say: the environment that we were started in may be that of another recording.
     let schedule = settings.schedule.map(|schedule| schedule.to_string());
     variables.insert("OPTAPE_SCHEDULE", schedule.unwrap_or_default().into());

@@ -17,6 +17,7 @@ mod launch;
 mod monitors;
 mod order;
 mod parent;
+mod places;
 mod process;
 mod protocol;
 mod provenance;
@@ -99,6 +100,8 @@ pub struct Settings {
     pub monitors: Option<MonitorSettings>,
     /// Record calls of Python functions (`linear`, `conv2d`) as well as ops.
     pub functions: bool,
+    /// Disable `torch.compile` in the command's processes.
+    pub eager: bool,
     /// Which steps are recorded; `None`: all.
     pub schedule: Option<Schedule>,
     /// Begin paused, until somebody resumes: the program, or `optape ctl`.
@@ -119,6 +122,7 @@ impl Default for Settings {
             run: None,
             monitors: None,
             functions: false,
+            eager: false,
             schedule: None,
             paused: false,
             window: None,

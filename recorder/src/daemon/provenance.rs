@@ -87,6 +87,9 @@ pub(super) fn run_info(command: &[OsString], settings: &Settings) -> RunInfo {
         facts.insert("run.name".into(), name.clone());
     }
     facts.insert("capture.functions".into(), settings.functions.to_string());
+    if settings.eager {
+        facts.insert("capture.eager".into(), "true".into());
+    }
     if let Some(schedule) = settings.schedule {
         facts.insert("capture.schedule".into(), schedule.to_string());
     }

@@ -16,6 +16,7 @@ use optape_trace::{
 };
 
 use super::intake::{Fault, State, Stream};
+use super::places::Places;
 use super::process::Process;
 use super::run_directory;
 use crate::ring::{Consumer, Message, MessageKind, ValueMessage};
@@ -260,6 +261,8 @@ fn append<W: Write>(
         skip = in_file.saturating_sub(freed);
         freed_unwritten = freed.saturating_sub(in_file);
         let before = KeptBefore::new(known, own, freed, trace, writer);
+        let more = before.in_copy.cast_signed() - before.in_file.cast_signed();
+        stream.places = Places::in_file(freed, &before.own, more);
         if let Some(call) = before.place() {
             stream.values.follow(call);
         }
@@ -273,6 +276,7 @@ fn append<W: Write>(
         }
         if message.kind.is_record() && skip > 0 {
             skip -= 1;
+            stream.places.passed();
             if let Some(kept) = &mut kept {
                 kept.next_record(&mut stream);
             }

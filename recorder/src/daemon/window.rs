@@ -18,6 +18,7 @@ use optape_trace::{
 };
 
 use super::intake::Fault;
+use super::places::Places;
 use super::sink::BackgroundSink;
 use super::values::Assembly;
 use crate::clock::monotonic_ns;
@@ -25,6 +26,8 @@ use crate::ring::{MessageKind, OpCallMessage, ValueMessage};
 
 /// Words of a piece before it is compressed.
 const PIECE_WORDS: usize = 64 << 10;
+/// In the kind of a message: a record of the daemon's own, which never was in the ring.
+const OWN: u64 = 1 << 16;
 /// No piece covers more than this share of the window.
 const PIECES_PER_WINDOW: u64 = 32;
 
@@ -150,6 +153,8 @@ struct Piece {
     bytes: usize,
     words: usize,
     records: u64,
+    /// Number of its first record in the ring.
+    first: u64,
     /// Nanoseconds since the stream's start.
     last_ns: u64,
     /// The facts among them.
@@ -165,9 +170,12 @@ pub(super) struct Kept {
     has_threads: bool,
     open: Vec<u64>,
     open_records: u64,
+    open_first: u64,
     open_first_ns: Option<u64>,
     open_last_ns: u64,
     open_facts: Vec<Moment>,
+    /// Records that came from the ring.
+    from_ring: u64,
     pieces: VecDeque<Piece>,
     /// What is true of modules and of the program does not grow old: the last facts of what was thrown away.
     old_facts: BTreeMap<(Option<ModuleId>, TextId), Moment>,
@@ -186,9 +194,11 @@ impl Kept {
             has_threads: false,
             open: Vec::new(),
             open_records: 0,
+            open_first: 0,
             open_first_ns: None,
             open_last_ns: 0,
             open_facts: Vec::new(),
+            from_ring: 0,
             pieces: VecDeque::new(),
             old_facts: BTreeMap::new(),
             expired: 0,
@@ -207,14 +217,14 @@ impl Kept {
         self.definitions.extend_from_slice(bytes);
     }
 
-    fn message(&mut self, kind: MessageKind, words: &[u64]) {
-        self.open.push((words.len() as u64) << 32 | kind as u64);
+    fn message(&mut self, kind: u64, words: &[u64]) {
+        self.open.push((words.len() as u64) << 32 | kind);
         self.open.extend_from_slice(words);
     }
 
     /// A piece of a kept value, as it came.
     pub(super) fn piece_of_value(&mut self, words: &[u64]) {
-        self.message(MessageKind::Value, words);
+        self.message(MessageKind::Value as u64, words);
     }
 
     /// The moment that was kept last.
@@ -226,6 +236,11 @@ impl Kept {
 
     /// A record, as it came.
     pub(super) fn record(&mut self, kind: MessageKind, words: &[u64], from_ns: u64, until_ns: u64) {
+        self.add(kind as u64, words, from_ns, until_ns);
+        self.from_ring += 1;
+    }
+
+    fn add(&mut self, kind: u64, words: &[u64], from_ns: u64, until_ns: u64) {
         self.message(kind, words);
         self.open_records += 1;
         self.open_first_ns.get_or_insert(from_ns);
@@ -247,7 +262,8 @@ impl Kept {
                 u64::from_le_bytes(word)
             }))
             .collect();
-        self.record(MessageKind::Moment, &words, moment.time_ns, moment.time_ns);
+        let kind = MessageKind::Moment as u64 | OWN;
+        self.add(kind, &words, moment.time_ns, moment.time_ns);
         Ok(())
     }
 
@@ -282,11 +298,13 @@ impl Kept {
             bytes: stored.len(),
             words: self.open.len(),
             records: self.open_records,
+            first: self.open_first,
             last_ns: self.open_last_ns,
             facts: std::mem::take(&mut self.open_facts),
         });
         self.open.clear();
         self.open_records = 0;
+        self.open_first = self.from_ring;
         self.open_first_ns = None;
         Ok(())
     }
@@ -356,9 +374,10 @@ impl Kept {
             }
         }
         let mut values = Assembly::default();
+        let mut places = Places::from(self.pieces.front().map_or(0, |piece| piece.first));
         for piece in &self.pieces {
             let words = spool.get(piece).map_err(system)?;
-            pour_messages(id, &words, &mut values, writer)?;
+            pour_messages(id, &words, &mut values, &mut places, writer)?;
             writer.flush()?;
         }
         understood(values.give_up(id, &mut Some(&mut *writer)))?;
@@ -408,6 +427,7 @@ fn pour_messages(
     id: StreamId,
     words: &[u64],
     values: &mut Assembly,
+    places: &mut Places,
     writer: &mut TraceWriter<BackgroundSink>,
 ) -> Result<(), TraceError> {
     let mut rest = words;
@@ -444,6 +464,7 @@ fn pour_messages(
                     statistics: call.statistics,
                 },
             )?;
+            places.written(call);
             values.follow(call);
             continue;
         }
@@ -454,12 +475,15 @@ fn pour_messages(
         let length = usize::try_from(*length)
             .unwrap_or(usize::MAX)
             .min(bytes.len());
-        let moment: Moment = codec::decode(bytes.get(..length).unwrap_or_default())?.0;
-        // It speaks of a call by its ordinal, which was another one: calls with pending statistics are not kept apart yet.
-        if matches!(moment.event, Event::Statistics { .. }) {
-            continue;
+        let mut moment: Moment = codec::decode(bytes.get(..length).unwrap_or_default())?.0;
+        if kind & OWN != 0 {
+            writer.moment(id, &moment)?;
+        } else if places.settle(&mut moment) {
+            places.written(writer.moment(id, &moment)?);
+        } else {
+            // Statistics of a call that was too old.
+            places.passed();
         }
-        writer.moment(id, &moment)?;
     }
     Ok(())
 }

@@ -74,6 +74,12 @@ pub(super) struct Meeting {
 }
 
 impl Geometry<'_> {
+    /// Whether these are the sizes of an input of the convolution: `[N, C, spatial..]` or `[C, spatial..]`.
+    pub(crate) fn takes(&self, sizes: &[i64]) -> bool {
+        let leading = sizes.len().checked_sub(self.kernel.len());
+        matches!(leading, Some(1 | 2)) && self.axes().is_some() && sizes.ends_with(self.input)
+    }
+
     /// The spatial dimensions, outermost first; `None` if the lists do not fit together.
     pub(super) fn axes(&self) -> Option<Axes> {
         let spatial = self.kernel.len();

@@ -657,5 +657,8 @@ const fn not_taken(why: NotTaken) -> &'static str {
         NotTaken::DType => "statistics are not taken of that element type",
         NotTaken::NoData => "the tensor has no data",
         NotTaken::Capturing => "a CUDA graph was being captured",
+        NotTaken::DeviceFull => {
+            "the device's ring was full, or the call has more operands than one launch takes"
+        }
     }
 }

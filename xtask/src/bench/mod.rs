@@ -11,7 +11,7 @@ mod worker;
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::Context;
 use clap::Args;
@@ -76,15 +76,22 @@ pub(crate) fn run(options: &Options, workspace: &Workspace) -> anyhow::Result<Ex
 
     let mut text = machine(&python, &bench.cores)?;
     let mut kept = true;
-    for setting in settings(options.quick) {
+    let mut settings_here = settings(options.quick);
+    if has_gpu(&python)? {
+        settings_here.extend(gpu_settings(options.quick));
+    } else {
+        text.push_str("\nRows on a GPU: NOT RUN, torch sees none here.\n");
+    }
+    for setting in settings_here {
         // The other parts read a trace of the first setting.
-        let needed =
-            setting.batch == 8 && !setting.all_cores && !bench.rules_trace(setting).is_file();
+        let needed = setting.batch == 8
+            && setting.suffix().is_empty()
+            && !bench.rules_trace(setting).is_file();
         if !wanted(Part::Overhead) && !needed {
             continue;
         }
         let measured = bench.overhead(setting)?;
-        let cores = if setting.all_cores { "-all-cores" } else { "" };
+        let cores = setting.suffix();
         save(
             &output.join(format!("overhead-batch{}{cores}.json", setting.batch)),
             &measured,
@@ -117,11 +124,34 @@ pub(crate) fn run(options: &Options, workspace: &Workspace) -> anyhow::Result<Ex
     })
 }
 
+/// Whether torch sees a GPU.
+fn has_gpu(python: &Python) -> anyhow::Result<bool> {
+    let output = Command::new(&python.interpreter)
+        .args(["-c", "import torch; print(torch.cuda.is_available())"])
+        .output()
+        .context("cannot ask torch for a GPU")?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim() == "True")
+}
+
+/// One step that is bound by launches, and one that fills the device.
+fn gpu_settings(quick: bool) -> [Setting; 2] {
+    let generations = if quick { 1 } else { 3 };
+    [8, 8192].map(|batch| Setting {
+        batch,
+        all_cores: true,
+        gpu: true,
+        steps: 24,
+        repetitions: 20,
+        generations,
+    })
+}
+
 fn settings(quick: bool) -> Vec<Setting> {
     let (repetitions, generations) = if quick { (20, 1) } else { (20, 3) };
     let setting = |batch, all_cores, steps| Setting {
         batch,
         all_cores,
+        gpu: false,
         steps,
         repetitions,
         generations,

@@ -70,18 +70,41 @@ const ROWS: [Row; 12] = [
     Row::plain("SpikingJelly, five counters", "spikingjelly", true),
 ];
 
+/// The rows on a GPU.
+const GPU_ROWS: [Row; 6] = [
+    BARE,
+    AGAIN,
+    Row::recorded("the hook alone", "hook"),
+    Row::recorded("optape record --stats none", "none"),
+    RULES,
+    Row::recorded("optape record --stats all", "all"),
+];
+
 /// One workload and how it is run.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Setting {
     pub(super) batch: u32,
     /// All cores, no pinning.
     pub(super) all_cores: bool,
+    /// On the first GPU.
+    pub(super) gpu: bool,
     /// Steps of a block of a fast row; slow rows run a quarter.
     pub(super) steps: u32,
     /// How often every row gets its turn, in each generation of processes.
     pub(super) repetitions: u32,
     /// How often all processes are started anew: what two processes do not share (memory layout) is a part of the noise.
     pub(super) generations: u32,
+}
+
+impl Setting {
+    /// What tells its files from those of the same batch otherwise.
+    pub(super) const fn suffix(self) -> &'static str {
+        match (self.gpu, self.all_cores) {
+            (true, _) => "-gpu",
+            (false, true) => "-all-cores",
+            (false, false) => "",
+        }
+    }
 }
 
 /// Everything measured of one row.
@@ -101,6 +124,7 @@ pub(super) struct Overhead {
     pub(super) threads: u64,
     pub(super) torch: String,
     pub(super) pinned: bool,
+    pub(super) gpu: bool,
     pub(super) ops_per_step: u64,
     pub(super) rows: Vec<Measured>,
 }
@@ -158,7 +182,9 @@ impl Cores {
 impl Bench<'_> {
     /// Runs one setting.
     pub(super) fn overhead(&self, setting: Setting) -> anyhow::Result<Overhead> {
-        let rows: &[Row] = if setting.all_cores {
+        let rows: &[Row] = if setting.gpu {
+            &GPU_ROWS
+        } else if setting.all_cores {
             &[BARE, AGAIN, RULES]
         } else {
             &ROWS
@@ -176,11 +202,14 @@ impl Bench<'_> {
             threads: 0,
             torch: String::new(),
             pinned: !setting.all_cores,
+            gpu: setting.gpu,
             ops_per_step: 0,
             rows: Vec::new(),
         };
         let turns = setting.generations * setting.repetitions;
-        let cores = if setting.all_cores {
+        let cores = if setting.gpu {
+            "on the GPU"
+        } else if setting.all_cores {
             "all cores"
         } else {
             "one thread"
@@ -284,6 +313,9 @@ impl Bench<'_> {
             .arg(self.workspace.root.join("bench/worker.py"))
             .args(["--tool", row.tool]);
         command.args(["--batch", &setting.batch.to_string()]);
+        if setting.gpu {
+            command.args(["--device", "cuda"]);
+        }
         let threads = if setting.all_cores {
             self.cores.count
         } else {
@@ -314,7 +346,7 @@ impl Bench<'_> {
 }
 
 fn file_name(row: &Row, setting: Setting) -> String {
-    let cores = if setting.all_cores { "-all-cores" } else { "" };
+    let cores = setting.suffix();
     let words: Vec<&str> = row
         .name
         .split(|c: char| !c.is_ascii_alphanumeric())
@@ -336,6 +368,7 @@ mod tests {
         let setting = Setting {
             batch: 8,
             all_cores: false,
+            gpu: false,
             steps: 1,
             repetitions: 1,
             generations: 1,
@@ -346,6 +379,16 @@ mod tests {
                 row,
                 Setting {
                     all_cores: true,
+                    ..setting
+                },
+            )
+        }));
+        names.extend(ROWS.iter().map(|row| {
+            file_name(
+                row,
+                Setting {
+                    all_cores: true,
+                    gpu: true,
                     ..setting
                 },
             )

@@ -10,7 +10,10 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use optape_trace::{Definition, DropReason, Event, Record, SignatureId, Stream, Trace, TraceEnd};
+use optape_trace::{
+    Definition, DropReason, Event, LateStatistic, Moment, Operand, Ordinal, Pattern, PatternEntry,
+    PatternId, Record, SignatureId, State, Stream, ThreadId, Trace, TraceEnd, When, codec, fields,
+};
 
 use super::run_directory::RunDirectory;
 use super::sink::BackgroundSink;
@@ -429,6 +432,123 @@ fn what_a_killed_daemon_left_in_the_ring_is_recovered() {
         assert_eq!(saved.len() as u64 + ring.lost, fake.calls);
         std::fs::remove_dir_all(run).unwrap();
     }
+}
+
+/// Statistics name their call by its number in the ring; those that come after the daemon's death, too.
+#[test]
+fn late_statistics_find_their_calls_behind_a_dead_daemon() {
+    const BEHIND: usize = 50;
+    let directory = tempfile::tempdir().unwrap();
+    let said = directory.path().join("said");
+    let path = directory.path().join("t.optape");
+    let mut daemon = child("child_that_is_a_daemon", &path, &said);
+    wait_until("the daemon says where", || said.exists());
+    let run = PathBuf::from(std::fs::read_to_string(&said).unwrap());
+    let mut fake = Fake::begin(&run, RING, OnFull::Drop);
+    let entry = PatternEntry {
+        operand: Operand::Product,
+        when: When::Before,
+        state: State::Pending,
+        binary: None,
+        fields: 0,
+    };
+    let pending = Pattern {
+        entries: vec![entry],
+    };
+    fake.define(&Definition::Pattern(PatternId(1), pending));
+    assert!(fake.call(0));
+    wait_until("the file has the call", || {
+        Trace::open(&path).is_ok_and(|t| t.streams().first().is_some_and(|s| s.records() > 0))
+    });
+    let (mut records, mut calls) = (1, 0u64);
+    let mut waiting = std::collections::VecDeque::new();
+    let mut go_on = |ring: &mut ring::Producer, count: usize| {
+        for _ in 0..count {
+            calls += 1;
+            let call = ring::OpCallMessage {
+                signature: 0,
+                pattern: 1,
+                thread: 0,
+                start_ns: calls,
+                duration_ns: 0,
+                sequence_number: -1,
+                payload: &[],
+                storages: &[],
+                tensors: &[],
+                statistics: &[],
+            };
+            assert!(call.push(ring));
+            waiting.push_back((records, calls));
+            records += 1;
+            if waiting.len() > BEHIND
+                && let Some((call, value)) = waiting.pop_front()
+            {
+                let late = LateStatistic {
+                    operand: Operand::Product,
+                    when: When::Before,
+                    binary: None,
+                    fields: fields::PRODUCT_SUM,
+                    values: vec![value],
+                    lost: false,
+                };
+                let moment = Moment {
+                    time_ns: value,
+                    thread: ThreadId(0),
+                    event: Event::Statistics {
+                        call: Ordinal(call),
+                        values: vec![late],
+                    },
+                };
+                let bytes = codec::encode(&moment).unwrap();
+                assert!(ring.push_bytes(ring::MessageKind::Moment, &bytes));
+                records += 1;
+            }
+        }
+        calls
+    };
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(400) {
+        go_on(&mut fake.ring, 4);
+        thread::sleep(Duration::from_millis(1));
+    }
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    let calls = go_on(&mut fake.ring, 1000);
+    let (bytes, _, found) = salvage(&path, Vec::new(), None).unwrap();
+    let [ring] = &found.rings[..] else {
+        panic!("{found:?}")
+    };
+    assert_eq!((ring.fault.as_ref(), ring.lost), (None, 0));
+    // Some before, some behind what the file had.
+    assert!(ring.appended > 1000 && ring.appended < records, "{found:?}");
+    let verification = optape_trace::verify_bytes(bytes.clone()).unwrap();
+    assert_eq!(verification.findings, []);
+    let trace = Trace::from_bytes(bytes).unwrap();
+    let stream = &trace.streams()[0];
+    let mut seen = 0;
+    for record in trace.records(stream.id()) {
+        let (_, Record::OpCall(call)) = record.unwrap() else {
+            continue;
+        };
+        let state = stream
+            .dictionary()
+            .pattern(call.pattern)
+            .unwrap()
+            .entries
+            .first()
+            .map(|e| e.state);
+        if call.start_ns == 0 || call.start_ns > calls - BEHIND as u64 {
+            assert_ne!(state, Some(State::Present));
+            continue;
+        }
+        assert_eq!(
+            (state, &call.statistics[..]),
+            (Some(State::Present), &[call.start_ns][..])
+        );
+        seen += 1;
+    }
+    assert_eq!(seen, calls - BEHIND as u64);
+    std::fs::remove_dir_all(run).unwrap();
 }
 
 #[test]

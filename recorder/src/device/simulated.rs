@@ -1,0 +1,129 @@
+//! A device for tests: its answers come late, in any order across streams, and may never come.
+//!
+//! What it answers is worked out at the launch, by whatever the test gives it; when it can be polled follows from a clock that the
+//! test moves.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::{Device, DeviceError, Found, Job, LANES, Stream};
+
+/// What it has been told to be and to do.
+#[derive(Debug, Default)]
+pub struct Script {
+    /// The stream of the thread that launches next.
+    pub stream: u64,
+    /// Streams that capture.
+    pub capturing: Vec<u64>,
+    /// Answers come only to as many polls of the clock later.
+    pub delay: u64,
+    /// No answers of these streams come any more.
+    pub stuck: Vec<u64>,
+    /// The next launch is refused.
+    pub refuses: bool,
+    /// The clock.
+    pub now: u64,
+    /// Launches that were made.
+    pub launches: u64,
+    /// Launches that were polled.
+    pub polls: u64,
+}
+
+type Worker = Box<dyn Fn(&Job) -> Found + Send>;
+
+/// The device.
+pub struct Simulated {
+    script: Arc<Mutex<Script>>,
+    worker: Worker,
+    lanes: [Option<u64>; LANES],
+    /// By lane, in order: place, ticket, when it is done.
+    queues: [VecDeque<(usize, u32, u64)>; LANES],
+    answers: HashMap<usize, (u32, Found)>,
+}
+
+impl Simulated {
+    /// A device that answers what `worker` works out, when `script` says.
+    pub fn new(
+        script: Arc<Mutex<Script>>,
+        worker: impl Fn(&Job) -> Found + Send + 'static,
+    ) -> Self {
+        Self {
+            script,
+            worker: Box::new(worker),
+            lanes: [None; LANES],
+            queues: Default::default(),
+            answers: HashMap::new(),
+        }
+    }
+}
+
+impl Device for Simulated {
+    fn name(&self) -> String {
+        "simulated".to_owned()
+    }
+
+    fn current_stream(&self) -> Option<Stream> {
+        let handle = self.script.lock().stream;
+        Some(Stream { handle, id: handle })
+    }
+
+    fn is_capturing(&mut self, stream: Stream) -> bool {
+        self.script.lock().capturing.contains(&stream.handle)
+    }
+
+    fn bind(&mut self, lane: usize, stream: Stream) -> Result<(), DeviceError> {
+        if !self.queues[lane].is_empty() {
+            return Err(DeviceError("the lane has launches in flight".to_owned()));
+        }
+        self.lanes[lane] = Some(stream.id);
+        Ok(())
+    }
+
+    fn launch(
+        &mut self,
+        lane: usize,
+        stream: Stream,
+        place: usize,
+        ticket: u32,
+        job: &Job,
+    ) -> Result<(), DeviceError> {
+        let mut script = self.script.lock();
+        if script.refuses || self.lanes[lane] != Some(stream.id) {
+            return Err(DeviceError("refused".to_owned()));
+        }
+        script.launches += 1;
+        let due = if script.stuck.contains(&stream.handle) {
+            u64::MAX
+        } else {
+            script.now + script.delay
+        };
+        self.queues[lane].push_back((place, ticket, due));
+        self.answers.insert(place, (ticket, (self.worker)(job)));
+        Ok(())
+    }
+
+    fn poll(&mut self, place: usize, ticket: u32) -> Option<Found> {
+        let mut script = self.script.lock();
+        script.polls += 1;
+        let queue = self
+            .queues
+            .iter_mut()
+            .find(|q| q.iter().any(|(p, t, _)| (*p, *t) == (place, ticket)))?;
+        // A stream's launches are done in order: all up to this one.
+        let at = queue
+            .iter()
+            .position(|(p, t, _)| (*p, *t) == (place, ticket))?;
+        if queue
+            .iter()
+            .take(at + 1)
+            .any(|(_, _, due)| *due > script.now)
+        {
+            return None;
+        }
+        queue.remove(at);
+        let (known, found) = self.answers.remove(&place)?;
+        (known == ticket).then_some(found)
+    }
+}
