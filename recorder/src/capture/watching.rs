@@ -2,10 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use optape_trace::WatchId;
+use optape_trace::{WatchId, call_flags};
 
 use super::outlet::KeptValue;
-use super::{Capture, Failure, HOOK_ONLY, State, call_flags, measuring, plans};
+use super::{Capture, Failure, HOOK_ONLY, State, measuring, plans};
 use crate::abi::{Call, word};
 
 /// Of a watch, beside its statistics.
