@@ -192,7 +192,8 @@ impl Options {
             .collect::<Result<Vec<_>, _>>()?;
         // Naming one kind of estimator asks for that kind alone.
         let named = |names: &[String], others: bool| match (names.is_empty(), others) {
-            (true, false) => Wanted::All,
+            (true, false) if self.all => Wanted::All,
+            (true, false) => Wanted::Usual,
             (true, true) => Wanted::Named(Vec::new()),
             (false, _) => {
                 let mut unique: Vec<String> = Vec::new();
