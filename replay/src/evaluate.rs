@@ -659,11 +659,10 @@ fn counters(rules: &RuleSet, request: &Request) -> Result<Vec<String>, ReplayErr
 const UNGROUPED: &str = "it counts calls of modules, not of ops, and cannot be grouped; leave --by away, or select with --scope, \
                          --stage or --step";
 
-/// The models, and whether each was asked for by name.
-fn models(
-    rules: &RuleSet,
-    request: &Request,
-) -> Result<Vec<(Box<dyn EnergyModel>, bool)>, ReplayError> {
+/// A model, and whether it was asked for by name.
+type Asked = (Box<dyn EnergyModel>, bool);
+
+fn models(rules: &RuleSet, request: &Request) -> Result<Vec<Asked>, ReplayError> {
     let mut files: Vec<(CostFile, bool)> = Vec::new();
     match &request.energy {
         Wanted::Usual | Wanted::All => {
@@ -729,7 +728,7 @@ fn follow(
     request: &Request,
     timelines: &[Timeline],
     counters: &[(&dyn Counter, bool)],
-    models: &[(Box<dyn EnergyModel>, bool)],
+    models: &[Asked],
 ) -> Result<(ByPlace, ByPlace), ReplayError> {
     let following = |simulates: bool, at: usize| simulates.then(|| (at, Followed::default()));
     let mut by_counter: ByPlace = counters

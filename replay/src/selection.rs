@@ -334,6 +334,11 @@ impl Selection {
         })
     }
 
+    /// Whether a stage is selected.
+    pub(crate) fn takes_stage(&self, stage: &str) -> bool {
+        self.stages.is_empty() || self.stages.iter().any(|s| s == stage)
+    }
+
     /// The names on a stack of modules that are called in one another (innermost first), sorted, if such a call is selected. Ops are not
     /// looked at, and a module's call counts as forward.
     pub(crate) fn takes_modules(
@@ -341,7 +346,7 @@ impl Selection {
         dictionary: &Dictionary,
         modules: &[ModuleId],
     ) -> Option<Vec<String>> {
-        if !self.stages.is_empty() && !self.stages.iter().any(|stage| stage == "forward") {
+        if !self.takes_stage("forward") {
             return None;
         }
         let definitions = || modules.iter().filter_map(|m| dictionary.module(*m));

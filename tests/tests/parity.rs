@@ -9,8 +9,41 @@ use std::path::Path;
 use optape_tests::{Bench, parity_corpus, workspace};
 use serde_json::Value;
 
-const COUNTERS: [&str; 5] = ["flop", "memory_access", "mac", "ac", "synop"];
-const MODELS: [&str; 3] = ["compute_fp32", "compute_fp16", "compute_int8"];
+const COUNTERS: [&str; 15] = [
+    "flop",
+    "memory_access",
+    "mac",
+    "ac",
+    "synop",
+    "neuron_state",
+    "lemaire_addressing",
+    "memory_residency",
+    "memory_residency_small",
+    "neuromc_add",
+    "neuromc_mul",
+    "neuromc_cmp",
+    "neuromc_sqrt",
+    "neuromc_mux",
+    "neuromorphic_memory_access",
+];
+const MODELS: [&str; 9] = [
+    "compute_fp32",
+    "compute_fp16",
+    "compute_int8",
+    "simple_fp32",
+    "simple_fp16",
+    "simple_int8",
+    "lemaire",
+    "lemaire_no_sparse",
+    "lemaire_nonstrict",
+];
+/// What a trace does not hold: the case, the rules, the estimator. In the backward pass no preset counts the nonzeros of what
+/// meets a neuron's state.
+const GAPS: [(&str, &str, &str); 1] = [(
+    "p06_train_sgd_momentum",
+    "spikingjelly-2.0.0",
+    "counters/neuron_state",
+)];
 const RULES: [&str; 2] = ["spikingjelly-2026-06", "spikingjelly-2.0.0"];
 
 /// For each case, how many values match under each of [`RULES`]: as many as the corpus has. They change only with it.
@@ -28,22 +61,22 @@ macro_rules! cases {
 }
 
 cases! {
-    p01_mlp_if: 121, 94;
-    p02_conv_lif_single: 140, 113;
-    p03_conv_lif_multi: 181, 154;
-    p04_conv_geometry: 156, 129;
-    p05_grouped_conv: 161, 134;
-    p06_train_sgd_momentum: 65, 38;
-    p07_train_conv_adam: 74, 49;
-    p08_bn_train_eval: 152, 125;
-    p09_sew_add: 186, 159;
-    p10_bool_spikes: 153, 126;
-    p11_attention_bmm: 186, 159;
-    p12_ann: 139, 112;
-    p13_nested_shared: 238, 211;
-    p14_sinabs_iaf: 127, 100;
-    p15_cnn_if_lif: 170, 143;
-    p16_logical_not: 48, 21;
+    p01_mlp_if: 387, 289;
+    p02_conv_lif_single: 446, 325;
+    p03_conv_lif_multi: 488, 375;
+    p04_conv_geometry: 485, 387;
+    p05_grouped_conv: 463, 330;
+    p06_train_sgd_momentum: 289, 182;
+    p07_train_conv_adam: 344, 265;
+    p08_bn_train_eval: 486, 328;
+    p09_sew_add: 504, 347;
+    p10_bool_spikes: 433, 279;
+    p11_attention_bmm: 589, 426;
+    p12_ann: 430, 240;
+    p13_nested_shared: 620, 333;
+    p14_sinabs_iaf: 376, 238;
+    p15_cnn_if_lif: 532, 401;
+    p16_logical_not: 146, 97;
 }
 
 #[test]
@@ -68,9 +101,9 @@ fn case(name: &str, wanted: [u64; 2]) {
         return;
     };
     let program = corpus.join("cases").join(format!("{name}.py"));
-    bench
-        .run(&mut bench.record("t.optape", bench.words(&program, &[])))
-        .expect_code(0);
+    let mut record = bench.optape(["-q", "record", "--level", "full", "-o", "t.optape", "--"]);
+    record.args(bench.words(&program, &[]));
+    bench.run(&mut record).expect_code(0);
 
     let path = corpus.join("expected").join(format!("{name}.json"));
     let expected: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
@@ -81,6 +114,11 @@ fn case(name: &str, wanted: [u64; 2]) {
             &["--rules", rules, "--range", "measure", "--all"],
         );
         let file = bench.write(&format!("{rules}.json"), replayed.to_string());
+        for (_, _, label) in GAPS.iter().filter(|gap| gap.0 == name && gap.1 == rules) {
+            if !replayed["skipped"][label].is_string() {
+                faults.push(format!("{rules}: {label} is no gap any more"));
+            }
+        }
         match compare(&bench, &corpus, &path, &expected, rules, &file) {
             Ok(matched) if matched == wanted => {}
             Ok(matched) => faults.push(format!(
@@ -109,13 +147,21 @@ fn compare(
             .iter()
             .copied()
             .filter(|name| !there[*name].is_null())
+            .filter(|name| {
+                let label = format!("{section}/{name}");
+                let case = expected["case"].as_str();
+                !GAPS
+                    .iter()
+                    .any(|gap| Some(gap.0) == case && gap.1 == rules && gap.2 == label)
+            })
             .collect::<Vec<_>>()
     };
     let names = [of("counters", &COUNTERS), of("energy", &MODELS)]
         .concat()
         .join(",");
     let mut python = bench.python([&corpus.join("compare.py"), path, replayed]);
-    python.args(["--rules", rules, "--names", &names, "--merge-inplace"]);
+    python.args(["--rules", rules, "--names", &names]);
+    python.args(["--merge-inplace", "--unsupported"]);
     if expected["kind"] == "inference" {
         python.arg("--scopes");
     }

@@ -6,6 +6,8 @@ use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 
+use super::neuromc::MEMORIES;
+
 use crate::error::{ReplayError, nearest, position};
 
 /// A cost file that is shipped.
@@ -38,6 +40,8 @@ pub const PRESETS: &[Preset] = presets! {
     RELEASE, "simple_int8", "simple_int8.toml";
     JUNE, "lemaire", "lemaire_2026_06.toml";
     JUNE, "lemaire_no_sparse", "lemaire_2026_06_no_sparse.toml";
+    JUNE, "neuromc", "neuromc_2026_06.toml";
+    RELEASE, "neuromc", "neuromc_2_0_0.toml";
     RELEASE, "lemaire", "lemaire_2_0_0.toml";
     RELEASE, "lemaire_nonstrict", "lemaire_2_0_0_nonstrict.toml";
 };
@@ -85,6 +89,8 @@ pub enum Setting {
     Number(f64),
     /// Pairs, the first numbers rising.
     Points(Vec<[f64; 2]>),
+    /// Numbers by name.
+    Table(BTreeMap<String, f64>),
 }
 
 /// What a setting has to be.
@@ -97,7 +103,12 @@ enum Kind {
     Share,
     /// So many pairs, finite and not negative, the first numbers rising.
     Points(usize),
+    /// A memory: [`MEMORY`].
+    Memory,
 }
+
+/// What there is to say of a memory: how many bits an access has, and what it costs.
+const MEMORY: [&str; 4] = ["read_bits", "write_bits", "read_pj", "write_pj"];
 
 /// A cost file: which model it is for, and its numbers.
 #[derive(Clone, Debug, PartialEq)]
@@ -118,6 +129,32 @@ struct Model {
     costs: &'static [&'static str],
     settings: &'static [(&'static str, Kind)],
 }
+
+const NEUROMC_COSTS: &[&str] = &[
+    "e_mux_pj",
+    "e_add_pj",
+    "e_mul_pj",
+    "e_comp_pj",
+    "e_sqrt_pj",
+    "e_mac_fp_soma_pj",
+    "e_mac_bp_grad_pj",
+    "e_mac_wg_pj",
+    "e_mac_ann_fe_pj",
+    "e_mac_ann_be_pj",
+    "e_mac_ann_we_pj",
+];
+
+const NEUROMC_SETTINGS: &[(&str, Kind)] = &{
+    let mut settings = [("", Kind::Memory); MEMORIES.len() + 2];
+    let mut at = 0;
+    while at < MEMORIES.len() {
+        settings[at] = (MEMORIES[at], Kind::Memory);
+        at += 1;
+    }
+    settings[at] = ("zero_dram_in_paper_energy", Kind::Flag);
+    settings[at + 1] = ("zero_sram_high_directions", Kind::Flag);
+    settings
+};
 
 /// The models.
 const MODELS: &[Model] = &[
@@ -140,6 +177,16 @@ const MODELS: &[Model] = &[
             ("enable_sparse_memory_estimation", Kind::Flag),
             ("strict", Kind::Flag),
         ],
+    },
+    Model {
+        name: "neuromc-2026-06",
+        costs: NEUROMC_COSTS,
+        settings: NEUROMC_SETTINGS,
+    },
+    Model {
+        name: "neuromc-2.0.0",
+        costs: NEUROMC_COSTS,
+        settings: NEUROMC_SETTINGS,
     },
     Model {
         name: "lemaire-2.0.0",
@@ -355,6 +402,24 @@ fn setting(kind: Kind, value: &DeValue<'_>) -> Result<Setting, String> {
             .filter(|n| plain(*n) && *n <= 1.0)
             .map(Setting::Number)
             .ok_or_else(|| "a number from 0 to 1".to_owned()),
+        (Kind::Memory, value) => {
+            let wanted = || format!("a table of {}, none negative", MEMORY.join(", "));
+            let DeValue::Table(table) = value else {
+                return Err(wanted());
+            };
+            let numbers: Option<BTreeMap<String, f64>> = table
+                .iter()
+                .map(|(key, value)| {
+                    let key = key.get_ref().as_ref();
+                    let number = number(value.get_ref()).filter(|n| plain(*n))?;
+                    MEMORY.contains(&key).then(|| (key.to_owned(), number))
+                })
+                .collect();
+            numbers
+                .filter(|numbers| numbers.len() == MEMORY.len())
+                .map(Setting::Table)
+                .ok_or_else(wanted)
+        }
         (Kind::Points(count), value) => {
             let wanted = || {
                 format!("{count} pairs of numbers that are not negative, the first numbers rising")

@@ -38,6 +38,7 @@ mod compute;
 mod costs;
 mod lemaire;
 mod lemaire_release;
+mod neuromc;
 mod simple;
 
 use std::collections::BTreeMap;
@@ -47,11 +48,13 @@ use serde::Serialize;
 use crate::ordered::{Amounts, Simulation};
 use crate::report::Ordered;
 use crate::rules::RuleError;
+use crate::rules::spikingjelly::Version;
 
 pub use compute::ComputeModel;
 pub use costs::{CostFile, PRESETS, Preset, Setting, presets, presets_of};
 pub use lemaire::Lemaire;
 pub use lemaire_release::LemaireRelease;
+pub use neuromc::NeuroMc;
 pub use simple::Simple;
 
 /// A counter that a model reads.
@@ -289,6 +292,10 @@ impl EnergyReport {
             match setting {
                 Setting::Flag(flag) => self.setting(name, *flag),
                 Setting::Number(number) => self.setting(name, *number),
+                Setting::Table(table) => {
+                    let numbers = table.iter().map(|(k, v)| (k.clone(), Figure::Float(*v)));
+                    self.config.push(name, Figure::Map(numbers.collect()));
+                }
                 Setting::Points(points) => {
                     let pair = |pair: &[f64; 2]| Figure::List(pair.map(Figure::Float).to_vec());
                     self.config
@@ -306,6 +313,8 @@ pub(crate) fn model(file: &CostFile) -> Box<dyn EnergyModel> {
         "simple" => Box::new(Simple::new(file)),
         "lemaire-2026-06" => Box::new(Lemaire::new(file)),
         "lemaire-2.0.0" => Box::new(LemaireRelease::new(file)),
+        "neuromc-2026-06" => Box::new(NeuroMc::new(file, Version::June2026)),
+        "neuromc-2.0.0" => Box::new(NeuroMc::new(file, Version::V2_0_0)),
         _ => Box::new(ComputeModel::new(file)),
     }
 }

@@ -1,5 +1,6 @@
 //! What counters add up beside one number per op: metrics by scope, bits by level, operations by stage.
 
+use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -92,6 +93,7 @@ pub struct Amounts {
     /// By row of op calls.
     pub(crate) rows: HashMap<RowKey, i128>,
     pub(crate) place: Place,
+    kept: Vec<Arc<dyn Any + Send + Sync>>,
 }
 
 impl Amounts {
@@ -167,6 +169,16 @@ impl Amounts {
     #[must_use]
     pub fn get(&self, section: &str, path: &[&str]) -> i128 {
         self.sections.get(section).map_or(0, |tree| tree.at(path))
+    }
+
+    /// Keeps what cannot be told as numbers, for the model that follows the stream itself.
+    pub fn keep<T: Any + Send + Sync>(&mut self, value: T) {
+        self.kept.push(Arc::new(value));
+    }
+
+    /// What was kept: one value for each stream that kept one.
+    pub fn kept<T: Any + Send + Sync>(&self) -> impl Iterator<Item = &T> {
+        self.kept.iter().filter_map(|value| value.downcast_ref())
     }
 
     /// The names in a section.

@@ -19,6 +19,8 @@ use crate::rules::{CallRow, RuleError};
 
 /// An op call at its place in the stream. Tensors are those of the signature, by index.
 pub struct OrderedCall<'a> {
+    /// Its place in the stream.
+    pub ordinal: u64,
     /// Structure, statistics and arguments, of this call alone.
     pub row: CallRow<'a>,
     /// Storage of each tensor; the same number is the same memory, and no number is used twice.

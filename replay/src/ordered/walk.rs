@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use optape_trace::{
     Argument, Columns, Event, ModuleId, Moment, OpCallRef, OpDef, Pattern, SignatureDef,
-    SignatureId, ThreadId, When, fields,
+    SignatureId, StepSource, ThreadId, When, fields,
 };
 
 use super::world::is_about;
@@ -265,7 +265,7 @@ impl<'a> Walk<'a, '_, '_> {
             && signature.selected
             && signature.kind == Kind::Op
         {
-            self.tell(&signature, call, pattern, step);
+            self.tell(ordinal, &signature, call, pattern, step);
         }
     }
 
@@ -289,6 +289,7 @@ impl<'a> Walk<'a, '_, '_> {
 
     fn tell(
         &mut self,
+        ordinal: u64,
         signature: &Signature<'a>,
         call: &OpCallRef<'_>,
         pattern: &'a Pattern,
@@ -319,6 +320,7 @@ impl<'a> Walk<'a, '_, '_> {
             notes: None,
         });
         let call_given = OrderedCall {
+            ordinal,
             row,
             storages: call.storages,
             tensors: call.tensors,
@@ -356,6 +358,27 @@ impl<'a> Walk<'a, '_, '_> {
                     let key = key.clone();
                     self.world.fact(*module, &key, value);
                 }
+            }
+            Event::Fact {
+                module: None,
+                key,
+                value,
+            } => {
+                if let Some(key) = self.world.dictionary.text(*key) {
+                    let key = key.clone();
+                    self.world.program_fact(&key, value);
+                }
+            }
+            Event::StepMark {
+                source: StepSource::Optimizer,
+                ..
+            } => {
+                let selected = self.pieces.step_of(ordinal).is_some()
+                    || ordinal
+                        .checked_sub(1)
+                        .is_some_and(|before| self.pieces.step_of(before).is_some());
+                self.world
+                    .optimizer_step(selected && self.selection.takes_stage("optimizer"));
             }
             Event::StateAssign {
                 module,
@@ -404,6 +427,7 @@ impl<'a> Walk<'a, '_, '_> {
                 let refer = |tensor: &u64| world.reference(*tensor);
                 let results: Vec<u64> = results.iter().map(|tensor| tensor.0).collect();
                 let ended = ModuleCall {
+                    ordinal,
                     call: *call,
                     module: *module,
                     arguments: arguments.iter().map(refer).collect(),

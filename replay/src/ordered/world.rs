@@ -37,6 +37,8 @@ pub struct TensorRef {
 /// A module call that has ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModuleCall {
+    /// Its place in the stream: where it ended.
+    pub ordinal: u64,
     /// Which call.
     pub call: CallId,
     /// Of which module.
@@ -155,6 +157,10 @@ pub struct World<'a> {
     storages: HashMap<u64, Storage>,
     /// Modules that were called while no other was running, in the order of their first call.
     roots: Vec<ModuleId>,
+    /// Facts about the program.
+    program: HashMap<String, Value>,
+    /// Steps of optimizers: before what is selected, and in it.
+    optimizer_steps: (u64, u64),
 }
 
 impl<'a> World<'a> {
@@ -165,6 +171,40 @@ impl<'a> World<'a> {
             tensors: HashMap::new(),
             storages: HashMap::new(),
             roots: Vec::new(),
+            program: HashMap::new(),
+            optimizer_steps: (0, 0),
+        }
+    }
+
+    /// A fact about the program, of optimizers for instance.
+    #[must_use]
+    pub fn program(&self, key: &str) -> Option<&Value> {
+        self.program.get(key)
+    }
+
+    /// Steps of optimizers in what is selected.
+    #[must_use]
+    pub const fn optimizer_steps(&self) -> u64 {
+        self.optimizer_steps.1
+    }
+
+    /// Steps of optimizers before what is selected.
+    #[must_use]
+    pub const fn earlier_optimizer_steps(&self) -> u64 {
+        self.optimizer_steps.0
+    }
+
+    pub(crate) fn optimizer_step(&mut self, selected: bool) {
+        if selected {
+            self.optimizer_steps.1 += 1;
+        } else if self.optimizer_steps.1 == 0 {
+            self.optimizer_steps.0 += 1;
+        }
+    }
+
+    pub(crate) fn program_fact(&mut self, key: &str, value: &str) {
+        if let Ok(value) = serde_json::from_str(value) {
+            self.program.insert(key.to_owned(), value);
         }
     }
 

@@ -395,7 +395,7 @@ impl Hierarchy {
     }
 
     /// Makes room in SRAM and puts a thing there. `false`: it does not fit.
-    fn into_sram(&mut self, thing: u32, bits: i128) -> bool {
+    fn put_into_sram(&mut self, thing: u32, bits: i128) -> bool {
         let capacity = self.capacities.sram_bits;
         if !Self::fits(bits, capacity) {
             return false;
@@ -423,7 +423,7 @@ impl Hierarchy {
         true
     }
 
-    fn into_registers(&mut self, thing: u32, bits: i128) -> bool {
+    fn put_into_registers(&mut self, thing: u32, bits: i128) -> bool {
         let capacity = self.capacities.registers_bits;
         if !Self::fits(bits, capacity) {
             return false;
@@ -443,7 +443,7 @@ impl Hierarchy {
                 return false;
             };
             self.note_read(Level::Registers, held);
-            let to = if self.into_sram(oldest, held) {
+            let to = if self.put_into_sram(oldest, held) {
                 Level::Sram
             } else {
                 Level::Dram
@@ -461,7 +461,7 @@ impl Hierarchy {
 
     /// From SRAM to the registers, if they have room.
     fn raise(&mut self, thing: u32, bits: i128) -> bool {
-        let raised = self.into_registers(thing, bits);
+        let raised = self.put_into_registers(thing, bits);
         if raised {
             self.note_read(Level::Sram, bits);
             self.note_move(Level::Sram, Level::Registers, bits);
@@ -481,10 +481,10 @@ impl Hierarchy {
         let in_sram = self.sram.bits_of(thing).is_some();
         if in_sram {
             self.sram.touch(thing);
-        } else if self.into_sram(thing, bits) {
+        } else if self.put_into_sram(thing, bits) {
             self.note_read(Level::Dram, bits);
             self.note_move(Level::Dram, Level::Sram, bits);
-        } else if self.into_registers(thing, bits) {
+        } else if self.put_into_registers(thing, bits) {
             self.note_read(Level::Dram, bits);
             self.note_move(Level::Dram, Level::Registers, bits);
             self.note_read(Level::Registers, bits);
@@ -515,9 +515,9 @@ impl Hierarchy {
                 Level::Sram
             };
             self.note_write(level, bits);
-        } else if self.into_registers(thing, bits) {
+        } else if self.put_into_registers(thing, bits) {
             self.note_write(Level::Registers, bits);
-        } else if self.into_sram(thing, bits) {
+        } else if self.put_into_sram(thing, bits) {
             self.note_write(Level::Sram, bits);
         } else {
             self.note_write(Level::Dram, bits);
@@ -581,10 +581,10 @@ mod tests {
     fn a_thing_that_has_grown_is_taken_anew() {
         let mut memory = hierarchy(100.0, 100.0);
         memory.read(0, 40);
-        assert!(memory.into_sram(0, 80));
+        assert!(memory.put_into_sram(0, 80));
         assert_eq!((memory.sram.bits, memory.registers.bits), (80, 0));
         assert_eq!(memory.moved.edges[0][2], 40);
-        assert!(!memory.into_sram(0, 101));
+        assert!(!memory.put_into_sram(0, 101));
     }
 
     #[test]
