@@ -26,7 +26,7 @@ const COUNTERS: [&str; 15] = [
     "neuromc_mux",
     "neuromorphic_memory_access",
 ];
-const MODELS: [&str; 9] = [
+const MODELS: [&str; 15] = [
     "compute_fp32",
     "compute_fp16",
     "compute_int8",
@@ -36,6 +36,12 @@ const MODELS: [&str; 9] = [
     "lemaire",
     "lemaire_no_sparse",
     "lemaire_nonstrict",
+    "neuromc",
+    "spikesim_dense",
+    "spikesim_event",
+    "spikesim_event_xbar4_sram",
+    "spikesim_dense_nonstrict",
+    "spikesim_event_nonstrict",
 ];
 /// What a trace does not hold: the case, the rules, the estimator. In the backward pass no preset counts the nonzeros of what
 /// meets a neuron's state.

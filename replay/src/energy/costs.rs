@@ -40,6 +40,14 @@ pub const PRESETS: &[Preset] = presets! {
     RELEASE, "simple_int8", "simple_int8.toml";
     JUNE, "lemaire", "lemaire_2026_06.toml";
     JUNE, "lemaire_no_sparse", "lemaire_2026_06_no_sparse.toml";
+    JUNE, "spikesim_dense", "spikesim_dense_2026_06.toml";
+    JUNE, "spikesim_event", "spikesim_event_2026_06.toml";
+    JUNE, "spikesim_event_xbar4_sram", "spikesim_event_xbar4_sram_2026_06.toml";
+    RELEASE, "spikesim_dense", "spikesim_dense_2_0_0.toml";
+    RELEASE, "spikesim_event", "spikesim_event_2_0_0.toml";
+    RELEASE, "spikesim_event_xbar4_sram", "spikesim_event_xbar4_sram_2_0_0.toml";
+    RELEASE, "spikesim_dense_nonstrict", "spikesim_dense_nonstrict.toml";
+    RELEASE, "spikesim_event_nonstrict", "spikesim_event_nonstrict.toml";
     JUNE, "neuromc", "neuromc_2026_06.toml";
     RELEASE, "neuromc", "neuromc_2_0_0.toml";
     RELEASE, "lemaire", "lemaire_2_0_0.toml";
@@ -87,6 +95,8 @@ pub enum Setting {
     Flag(bool),
     /// A number.
     Number(f64),
+    /// One of several words.
+    Choice(String),
     /// Pairs, the first numbers rising.
     Points(Vec<[f64; 2]>),
     /// Numbers by name.
@@ -99,6 +109,8 @@ enum Kind {
     Flag,
     /// A whole number of at least one.
     Count,
+    /// One of these words.
+    Choice(&'static [&'static str]),
     /// From 0 to 1.
     Share,
     /// So many pairs, finite and not negative, the first numbers rising.
@@ -187,6 +199,28 @@ const MODELS: &[Model] = &[
         name: "neuromc-2.0.0",
         costs: NEUROMC_COSTS,
         settings: NEUROMC_SETTINGS,
+    },
+    Model {
+        name: "spikesim",
+        costs: &[
+            "tile_buffer_pj",
+            "temp_buffer_pj",
+            "sub_pj",
+            "adc_pj",
+            "htree_pj",
+            "mux_pj",
+            "mem_fetch_pj",
+            "neuron_pj",
+            "rram_xbar_pj",
+            "sram_xbar_pj",
+        ],
+        settings: &[
+            ("xbar_size", Kind::Count),
+            ("device", Kind::Choice(&["rram", "sram"])),
+            ("activity_mode", Kind::Choice(&["dense", "event"])),
+            ("require_if_lif_neurons", Kind::Flag),
+            ("strict", Kind::Flag),
+        ],
     },
     Model {
         name: "lemaire-2.0.0",
@@ -367,6 +401,14 @@ impl CostFile {
         }
     }
 
+    /// A setting that is a word.
+    pub(crate) fn choice(&self, key: &str) -> &str {
+        match self.settings.get(key) {
+            Some(Setting::Choice(word)) => word,
+            _ => "",
+        }
+    }
+
     /// A setting that is pairs.
     pub(crate) fn points(&self, key: &str) -> &[[f64; 2]] {
         match self.settings.get(key) {
@@ -398,6 +440,10 @@ fn setting(kind: Kind, value: &DeValue<'_>) -> Result<Setting, String> {
             .filter(|n| plain(*n) && *n >= 1.0 && n.fract() == 0.0)
             .map(Setting::Number)
             .ok_or_else(|| "a whole number of at least 1".to_owned()),
+        (Kind::Choice(words), DeValue::String(word)) if words.contains(&word.as_ref()) => {
+            Ok(Setting::Choice(word.to_string()))
+        }
+        (Kind::Choice(words), _) => Err(format!("one of '{}'", words.join("', '"))),
         (Kind::Share, value) => number(value)
             .filter(|n| plain(*n) && *n <= 1.0)
             .map(Setting::Number)

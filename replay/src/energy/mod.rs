@@ -40,6 +40,7 @@ mod lemaire;
 mod lemaire_release;
 mod neuromc;
 mod simple;
+mod spikesim;
 
 use std::collections::BTreeMap;
 
@@ -56,6 +57,7 @@ pub use lemaire::Lemaire;
 pub use lemaire_release::LemaireRelease;
 pub use neuromc::NeuroMc;
 pub use simple::Simple;
+pub use spikesim::SpikeSim;
 
 /// A counter that a model reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,6 +188,12 @@ impl From<&str> for Figure {
     }
 }
 
+impl From<Ordered<Figure>> for Figure {
+    fn from(value: Ordered<Figure>) -> Self {
+        Self::Map(value)
+    }
+}
+
 impl<K: Into<String>, V: Into<Figure>, const N: usize> From<[(K, V); N]> for Figure {
     fn from(values: [(K, V); N]) -> Self {
         Self::Map(
@@ -292,6 +300,7 @@ impl EnergyReport {
             match setting {
                 Setting::Flag(flag) => self.setting(name, *flag),
                 Setting::Number(number) => self.setting(name, *number),
+                Setting::Choice(choice) => self.setting(name, choice.as_str()),
                 Setting::Table(table) => {
                     let numbers = table.iter().map(|(k, v)| (k.clone(), Figure::Float(*v)));
                     self.config.push(name, Figure::Map(numbers.collect()));
@@ -310,6 +319,7 @@ impl EnergyReport {
 #[must_use]
 pub(crate) fn model(file: &CostFile) -> Box<dyn EnergyModel> {
     match file.model.as_str() {
+        "spikesim" => Box::new(SpikeSim::new(file)),
         "simple" => Box::new(Simple::new(file)),
         "lemaire-2026-06" => Box::new(Lemaire::new(file)),
         "lemaire-2.0.0" => Box::new(LemaireRelease::new(file)),

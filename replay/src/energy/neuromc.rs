@@ -754,12 +754,6 @@ impl NeuroMc {
     }
 }
 
-impl From<Ordered<Figure>> for Figure {
-    fn from(value: Ordered<Figure>) -> Self {
-        Self::Map(value)
-    }
-}
-
 /// A product that an op computed.
 struct Product {
     shown: String,
@@ -773,6 +767,9 @@ struct Product {
     /// In a root module or in the backward pass.
     inside: bool,
 }
+
+/// An op and the shapes of its first factor and its result.
+type OpAndShapes<'p> = (&'p str, &'p [i64], &'p [i64]);
 
 /// A module's call, with what was known.
 struct Layer {
@@ -896,14 +893,10 @@ fn is_auxiliary(shown: &str) -> bool {
     )
 }
 
-fn learns(tensor: &TensorView<'_>) -> bool {
-    tensor.meta.is(tensor_flags::REQUIRES_GRAD)
-}
-
 impl Simulation for Fragments {
     fn call(
         &mut self,
-        _world: &World<'_>,
+        world: &World<'_>,
         call: &OrderedCall<'_>,
         _out: &mut Amounts,
     ) -> Result<(), RuleError> {
@@ -942,6 +935,11 @@ impl Simulation for Fragments {
         };
         let (x, y) = (row.tensor_at(x)?, row.tensor_at(y)?);
         let shape = |t: &TensorView<'_>| t.meta.shape.clone();
+        let learns = |t: &TensorView<'_>| {
+            call.tensors
+                .get(usize::from(t.index))
+                .is_some_and(|tensor| world.requires_grad(*tensor))
+        };
         // What a batch norm's gradient was given is no tensor any more when upstream asks whether it is made of spikes.
         let spikes = x.elements() > 0
             && name != "grad_out"
@@ -1202,7 +1200,7 @@ impl Fragments {
     fn of_products(&self, world: &World<'_>, exact: &str) -> Result<Vec<Fragment>, RuleError> {
         let refuse = |text: &str| Err(RuleError::Failed(format!("ValueError: {exact} {text}")));
         let parameters = self.trained_shapes(world);
-        let mut seen: HashMap<(&str, &[i64], &[i64]), Vec<bool>> = HashMap::new();
+        let mut seen: HashMap<OpAndShapes<'_>, Vec<bool>> = HashMap::new();
         let mut made = Vec::new();
         for product in self.products.iter().filter(|p| p.inside || !self.trained) {
             let size = |shape: &[i64]| shape.iter().map(|&s| i128::from(s)).product::<i128>();

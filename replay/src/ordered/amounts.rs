@@ -127,6 +127,12 @@ impl Amounts {
         self.place.scopes = scopes.into();
     }
 
+    /// The scopes of the present call, `Global` among them.
+    #[must_use]
+    pub fn scopes(&self) -> Arc<[String]> {
+        Arc::clone(&self.place.scopes)
+    }
+
     /// The op of the present call, as reports name it.
     #[must_use]
     pub fn op(&self) -> Arc<str> {

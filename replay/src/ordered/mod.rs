@@ -5,6 +5,8 @@
 //! [`Amounts`]. Counters that are linear in the statistics need none of this and are answered from summaries.
 
 mod amounts;
+#[cfg(test)]
+mod tests;
 mod walk;
 mod world;
 

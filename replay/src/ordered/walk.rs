@@ -57,6 +57,8 @@ struct Signature<'a> {
     written: Vec<usize>,
     /// Of each tensor of the results, a tensor of the arguments whose elements it may share.
     bases: Vec<(usize, Vec<usize>)>,
+    /// Gradients flow from its results to what they are views of.
+    flows: bool,
 }
 
 struct Walk<'a, 's, 'f> {
@@ -213,6 +215,7 @@ impl<'a> Walk<'a, '_, '_> {
             selected: self.selection.matches(dictionary, definition, op),
             written,
             bases,
+            flows: !op.name.starts_with("aten::detach"),
         })
     }
 
@@ -230,7 +233,7 @@ impl<'a> Walk<'a, '_, '_> {
                 .zip(call.storages)
         };
         for ((meta, &tensor), &storage) in tensors().take(inputs) {
-            self.world.place(tensor, storage, meta, None);
+            self.world.place(tensor, storage, meta, None, false);
         }
         let pattern = self
             .at
@@ -257,7 +260,7 @@ impl<'a> Walk<'a, '_, '_> {
                 .iter()
                 .filter(|at| call.storages.get(**at) == Some(&storage))
                 .find_map(|at| call.tensors.get(*at).copied());
-            self.world.place(tensor, storage, meta, base);
+            self.world.place(tensor, storage, meta, base, signature.flows);
         }
         self.learn(call, pattern, When::After);
         let step = self.pieces.step_of(ordinal);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use optape_trace::{
     CallId, Dictionary, ModuleDef, ModuleId, Operand, PatternEntry, TensorMeta, TextId, When,
-    fields,
+    fields, tensor_flags,
 };
 use serde_json::Value;
 
@@ -137,6 +137,8 @@ fn bytes_of(dtype: &str) -> Option<i128> {
 struct Tensor {
     storage: u64,
     root: u64,
+    /// The tensor at the beginning of a chain of views that gradients flow through.
+    gradient_base: Option<u64>,
     meta: TensorMeta,
 }
 
@@ -274,6 +276,18 @@ impl<'a> World<'a> {
         self.tensors.get(&tensor).map(|t| &t.meta)
     }
 
+    /// Whether gradients flow into a tensor, or into one that it is a view of: torch says so of views that were made without grad mode,
+    /// which a call's flags do not.
+    #[must_use]
+    pub fn requires_grad(&self, tensor: u64) -> bool {
+        let flag = |tensor: u64| {
+            self.meta_of(tensor)
+                .is_some_and(|meta| meta.is(tensor_flags::REQUIRES_GRAD))
+        };
+        let base = self.tensors.get(&tensor).and_then(|t| t.gradient_base);
+        flag(tensor) || base.is_some_and(flag)
+    }
+
     /// The present values of a tensor.
     #[must_use]
     pub fn content_of(&self, tensor: u64) -> Option<Content> {
@@ -321,13 +335,14 @@ impl<'a> World<'a> {
         }
     }
 
-    /// A tensor is at hand; `base`: one that shares all its elements.
+    /// A tensor is at hand; `base`: one that shares all its elements. `flows`: gradients flow from the one to the other.
     pub(crate) fn place(
         &mut self,
         tensor: u64,
         storage: u64,
         meta: &TensorMeta,
         base: Option<u64>,
+        flows: bool,
     ) {
         if tensor == 0 || storage == 0 {
             return;
@@ -336,6 +351,12 @@ impl<'a> World<'a> {
             .and_then(|base| self.tensors.get(&base))
             .filter(|base| base.storage == storage)
             .map_or(tensor, |base| base.root);
+        let gradient_base = base.filter(|_| flows).map(|base| {
+            self.tensors
+                .get(&base)
+                .and_then(|known| known.gradient_base)
+                .unwrap_or(base)
+        });
         match self.tensors.get_mut(&tensor) {
             Some(known) if known.storage == storage => {
                 known.meta.clone_from(meta);
@@ -351,6 +372,7 @@ impl<'a> World<'a> {
             Tensor {
                 storage,
                 root,
+                gradient_base,
                 meta: meta.clone(),
             },
         );

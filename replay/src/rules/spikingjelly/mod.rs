@@ -83,8 +83,8 @@ pub fn rule_set(version: Version) -> RuleSet {
         accumulations_are_add: true,
         lists_unsupported: version >= Version::V2_0_0,
         models: match version {
-            Version::June2026 => &["compute", "lemaire-2026-06", "neuromc-2026-06"],
-            Version::V2_0_0 => &["simple", "lemaire-2.0.0", "neuromc-2.0.0"],
+            Version::June2026 => &["compute", "lemaire-2026-06", "neuromc-2026-06", "spikesim"],
+            Version::V2_0_0 => &["simple", "lemaire-2.0.0", "neuromc-2.0.0", "spikesim"],
         },
     }
 }
