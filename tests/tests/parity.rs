@@ -67,21 +67,21 @@ macro_rules! cases {
 }
 
 cases! {
-    p01_mlp_if: 387, 289;
-    p02_conv_lif_single: 446, 325;
-    p03_conv_lif_multi: 488, 375;
-    p04_conv_geometry: 485, 387;
-    p05_grouped_conv: 463, 330;
-    p06_train_sgd_momentum: 289, 182;
-    p07_train_conv_adam: 344, 265;
-    p08_bn_train_eval: 486, 328;
-    p09_sew_add: 504, 347;
-    p10_bool_spikes: 433, 279;
-    p11_attention_bmm: 589, 426;
-    p12_ann: 430, 240;
-    p13_nested_shared: 620, 333;
-    p14_sinabs_iaf: 376, 238;
-    p15_cnn_if_lif: 532, 401;
+    p01_mlp_if: 399, 371;
+    p02_conv_lif_single: 705, 584;
+    p03_conv_lif_multi: 747, 634;
+    p04_conv_geometry: 1149, 1051;
+    p05_grouped_conv: 475, 342;
+    p06_train_sgd_momentum: 438, 342;
+    p07_train_conv_adam: 344, 435;
+    p08_bn_train_eval: 742, 684;
+    p09_sew_add: 999, 942;
+    p10_bool_spikes: 445, 291;
+    p11_attention_bmm: 601, 438;
+    p12_ann: 689, 499;
+    p13_nested_shared: 1050, 766;
+    p14_sinabs_iaf: 632, 494;
+    p15_cnn_if_lif: 788, 657;
     p16_logical_not: 146, 97;
 }
 
