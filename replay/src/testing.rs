@@ -4,8 +4,8 @@ use optape_trace::{
     Argument, ArgumentDef, CallId, DType, Definition, Event, ModuleDef, ModuleId, Moment,
     OpCallRef, OpDef, OpId, Operand, Pattern, PatternEntry, PatternId, ReturnDef, Role, RunEnd,
     RunInfo, ScopeDef, ScopeId, SignatureDef, SignatureId, Stage, State, StepSource, StreamEnd,
-    StreamId, StreamInfo, TensorId, TensorMeta, TextId, ThreadDef, ThreadId, Trace, TraceWriter, WatchDef,
-    WatchId, When, call_flags, fields,
+    StreamId, StreamInfo, TensorId, TensorMeta, TextId, ThreadDef, ThreadId, Trace, TraceWriter,
+    WatchDef, WatchId, When, call_flags, fields,
 };
 
 /// Writes a trace in memory, handing out ids as capture does.

@@ -303,18 +303,46 @@ enum Count {
 type Variable = (Count, i128, &'static str, &'static str, i128, bool);
 
 const SOMA: &[Variable] = &[
-    (Count::Outputs, 16, "reg_16b", "sram_fp_conv_out_xi", 1, true),
+    (
+        Count::Outputs,
+        16,
+        "reg_16b",
+        "sram_fp_conv_out_xi",
+        1,
+        true,
+    ),
     (Count::Outputs, 16, "reg_16b", "sram_fp_soma_u", 1, true),
     (Count::Outputs, 1, "reg_1b", "sram_fp_soma_s", 1, true),
     (Count::Outputs, 1, "reg_1b", "sram_fp_soma_smask", 0, true),
 ];
 /// Of these 2.0.0 writes the second to SRAM and the last to registers.
 const SOMA_BACKWARD: &[Variable] = &[
-    (Count::Inputs, 16, "reg_16b", "sram_bp_conv_out_res", 1, false),
+    (
+        Count::Inputs,
+        16,
+        "reg_16b",
+        "sram_bp_conv_out_res",
+        1,
+        false,
+    ),
     (Count::Inputs, 16, "reg_16b", "sram_bp_grad_in_u", 1, false),
     (Count::Inputs, 1, "reg_1b", "sram_bp_grad_in_s", 1, false),
-    (Count::Inputs, 1, "reg_1b", "sram_bp_grad_in_smask", 1, false),
-    (Count::Inputs, 16, "reg_16b", "sram_bp_grad_out_du", 1, false),
+    (
+        Count::Inputs,
+        1,
+        "reg_1b",
+        "sram_bp_grad_in_smask",
+        1,
+        false,
+    ),
+    (
+        Count::Inputs,
+        16,
+        "reg_16b",
+        "sram_bp_grad_out_du",
+        1,
+        false,
+    ),
 ];
 const BATCH_NORM: &[Variable] = &[
     (Count::OutputChannels, 16, "reg_16b", "sram_2MB", 2, true),
@@ -398,23 +426,43 @@ impl NeuroMc {
         let (registers, memories) = match fragment.core {
             "fp_soma" => (
                 ["reg_1b", "reg_16b", "reg_16b"],
-                ["sram_fp_conv_in_s", "sram_fp_conv_in_w", "sram_fp_conv_out_xi"],
+                [
+                    "sram_fp_conv_in_s",
+                    "sram_fp_conv_in_w",
+                    "sram_fp_conv_out_xi",
+                ],
             ),
             "ann_fe" => (
                 ["reg_16b"; 3],
-                ["sram_fp_conv_in_w", "sram_fp_conv_in_w", "sram_fp_conv_out_xi"],
+                [
+                    "sram_fp_conv_in_w",
+                    "sram_fp_conv_in_w",
+                    "sram_fp_conv_out_xi",
+                ],
             ),
             "bp_grad" | "ann_be" => (
                 ["reg_16b"; 3],
-                ["sram_bp_conv_in_du", "sram_bp_conv_in_w", "sram_bp_conv_out_res"],
+                [
+                    "sram_bp_conv_in_du",
+                    "sram_bp_conv_in_w",
+                    "sram_bp_conv_out_res",
+                ],
             ),
             "ann_we" => (
                 ["reg_16b"; 3],
-                ["sram_wg_conv_in_du", "sram_wg_conv_in_du", "sram_wg_conv_out_dw"],
+                [
+                    "sram_wg_conv_in_du",
+                    "sram_wg_conv_in_du",
+                    "sram_wg_conv_out_dw",
+                ],
             ),
             "wg" => (
                 ["reg_1b", "reg_16b", "reg_16b"],
-                ["sram_wg_conv_in_s", "sram_wg_conv_in_du", "sram_wg_conv_out_dw"],
+                [
+                    "sram_wg_conv_in_s",
+                    "sram_wg_conv_in_du",
+                    "sram_wg_conv_out_dw",
+                ],
             ),
             _ => return traffic,
         };
@@ -859,7 +907,8 @@ fn is_auxiliary(shown: &str) -> bool {
     matches!(
         (name, overload),
         (
-            "all" | "_local_scalar_dense"
+            "all"
+                | "_local_scalar_dense"
                 | "lift_fresh"
                 | "_to_copy"
                 | "cat"
@@ -882,8 +931,21 @@ fn is_auxiliary(shown: &str) -> bool {
                 | "zeros_like",
             "default"
         ) | (
-            "add" | "add_" | "sub" | "sub_" | "rsub" | "mul" | "mul_" | "div" | "div_" | "eq" | "ne" | "lt"
-                | "le" | "gt" | "ge",
+            "add"
+                | "add_"
+                | "sub"
+                | "sub_"
+                | "rsub"
+                | "mul"
+                | "mul_"
+                | "div"
+                | "div_"
+                | "eq"
+                | "ne"
+                | "lt"
+                | "le"
+                | "gt"
+                | "ge",
             "Tensor" | "Scalar"
         ) | ("where", "self" | "ScalarOther" | "ScalarSelf")
             | ("empty", "memory_format")
@@ -916,11 +978,11 @@ impl Simulation for Fragments {
         if backward || row.signature.stage == Stage::Forward {
             self.in_backward = backward;
         }
-        let inside = matches!(row.signature.stage, Stage::Forward | Stage::Backward | Stage::Recompute);
-        *self
-            .ops
-            .entry((inside, call.shown.to_owned()))
-            .or_default() += 1;
+        let inside = matches!(
+            row.signature.stage,
+            Stage::Forward | Stage::Backward | Stage::Recompute
+        );
+        *self.ops.entry((inside, call.shown.to_owned())).or_default() += 1;
         let again = backward && row.signature.flags & call_flags::GRAD_MODE != 0;
         if again && self.version >= Version::V2_0_0 {
             return Ok(());
@@ -949,7 +1011,9 @@ impl Simulation for Fragments {
             stage: if backward { "backward" } else { "forward" },
             x: shape(&x),
             y: shape(&y),
-            out: row.optional_output(0).map_or_else(|| vec![0], |out| shape(&out)),
+            out: row
+                .optional_output(0)
+                .map_or_else(|| vec![0], |out| shape(&out)),
             x_learns: learns(&x),
             y_learns: learns(&y),
             spikes,
@@ -1054,7 +1118,9 @@ impl Fragments {
         }
         let backward = "aten.convolution_backward.default";
         if self.version >= Version::V2_0_0
-            && found.get(backward).is_some_and(|n| *n <= convolution_backwards)
+            && found
+                .get(backward)
+                .is_some_and(|n| *n <= convolution_backwards)
         {
             found.remove(backward);
         }
@@ -1109,19 +1175,42 @@ impl Fragments {
             Some(Kind::Neuron) => {
                 let layout = layout(state, &call.output.meta.shape)?;
                 let loops = layout.channelwise();
-                Fragment::other("forward", "soma.forward", "fp_soma", Process::Soma, loops, 1, [x, 0, y])
+                Fragment::other(
+                    "forward",
+                    "soma.forward",
+                    "fp_soma",
+                    Process::Soma,
+                    loops,
+                    1,
+                    [x, 0, y],
+                )
             }
             Some(Kind::BatchNorm) => {
                 let layout = layout(state, &call.input.meta.shape)?;
                 let core = if call.spikes { "fp_bn" } else { "ann_bn" };
                 let loops = layout.channelwise();
                 let elements = [x, layout.channels * 2, y];
-                Fragment::other("forward", "bn.forward", core, Process::BatchNorm, loops, 16, elements)
+                Fragment::other(
+                    "forward",
+                    "bn.forward",
+                    core,
+                    Process::BatchNorm,
+                    loops,
+                    16,
+                    elements,
+                )
             }
             Some(Kind::Linear) => {
                 let loops = linear_loops(world, call.module, state, &call.input.meta.shape)?;
                 let weight = weight(world, call.module, state)?;
-                Fragment::product("forward", "linear.forward", core, loops, bits, [x, weight, y])
+                Fragment::product(
+                    "forward",
+                    "linear.forward",
+                    core,
+                    loops,
+                    bits,
+                    [x, weight, y],
+                )
             }
             _ => {
                 let loops = convolution_loops(world, call.module, state, &call.output.meta.shape)?;
@@ -1144,7 +1233,11 @@ impl Fragments {
         let spikes = remembered.spikes;
         let (name, loops) = match self.told.get(&call.module) {
             Some(Kind::Neuron) => {
-                let tensor = if call.learns { &call.input } else { &call.output };
+                let tensor = if call.learns {
+                    &call.input
+                } else {
+                    &call.output
+                };
                 let loops = layout(state, &tensor.meta.shape)?.channelwise();
                 let sizes = [y, 0, elements(tensor)];
                 return Ok(vec![Fragment::other(
@@ -1179,7 +1272,14 @@ impl Fragments {
         if call.learns {
             let core = if spikes { "bp_grad" } else { "ann_be" };
             let name = format!("{name}.backward.grad_input");
-            made.push(Fragment::product("backward", &name, core, loops, 16, [y, weight, x]));
+            made.push(Fragment::product(
+                "backward",
+                &name,
+                core,
+                loops,
+                16,
+                [y, weight, x],
+            ));
         }
         let parameters = state.facts.get("parameters").and_then(Value::as_array);
         let trains = parameters.into_iter().flatten().any(|p| {
@@ -1191,7 +1291,9 @@ impl Fragments {
             let bits = if spikes { 1 } else { 16 };
             let name = format!("{name}.backward.grad_weight");
             let sizes = [elements(&remembered.input), y, weight];
-            made.push(Fragment::product("backward", &name, core, loops, bits, sizes));
+            made.push(Fragment::product(
+                "backward", &name, core, loops, bits, sizes,
+            ));
         }
         Ok(made)
     }
@@ -1222,7 +1324,14 @@ impl Fragments {
                     [at(out, 2), at(out, 3)],
                     [at(y, 2), at(y, 3)],
                 );
-                made.push(Fragment::product(product.stage, op, core, loops, bits, sizes));
+                made.push(Fragment::product(
+                    product.stage,
+                    op,
+                    core,
+                    loops,
+                    bits,
+                    sizes,
+                ));
                 continue;
             }
             if op.contains("batch_norm") {
@@ -1240,16 +1349,35 @@ impl Fragments {
                 let sizes = [size(x), layout.channels * 2, size(out)];
                 let loops = layout.channelwise();
                 let norm = Process::BatchNorm;
-                made.push(Fragment::other(product.stage, name, core, norm, loops, 16, sizes));
+                made.push(Fragment::other(
+                    product.stage,
+                    name,
+                    core,
+                    norm,
+                    loops,
+                    16,
+                    sizes,
+                ));
                 continue;
             }
             let matrix = x.len() == 2;
-            let rows = if matrix { at(x, 0) } else { at(x, 0) * at(x, 1) };
+            let rows = if matrix {
+                at(x, 0)
+            } else {
+                at(x, 0) * at(x, 1)
+            };
             let plain = Loops::new([1, rows], [last(x), last(y)], [1, 1], [1, 1]);
             if forward {
                 seen.entry((op, x, out)).or_default().push(product.spikes);
                 let core = if product.spikes { "fp_soma" } else { "ann_fe" };
-                made.push(Fragment::product(product.stage, op, core, plain, bits, sizes));
+                made.push(Fragment::product(
+                    product.stage,
+                    op,
+                    core,
+                    plain,
+                    bits,
+                    sizes,
+                ));
                 continue;
             }
             let of_weight = match (product.x_learns, product.y_learns) {
@@ -1262,7 +1390,14 @@ impl Fragments {
                 let channels = at(x, usize::from(!matrix));
                 let loops = Loops::new([1, depth], [channels, last(y)], [1, 1], [1, 1]);
                 let core = if product.spikes { "wg" } else { "ann_we" };
-                made.push(Fragment::product(product.stage, op, core, loops, bits, sizes));
+                made.push(Fragment::product(
+                    product.stage,
+                    op,
+                    core,
+                    loops,
+                    bits,
+                    sizes,
+                ));
             } else {
                 let other = match op {
                     "aten.addmm.default" => "aten.mm.default",
@@ -1288,7 +1423,13 @@ impl Fragments {
             .filter_map(|(_, module)| world.module(module)?.facts.get("parameters")?.as_array())
             .flatten()
             .filter(|p| p.get("requires_grad").and_then(Value::as_bool) == Some(true))
-            .filter_map(|p| p.get("shape")?.as_array()?.iter().map(Value::as_i64).collect())
+            .filter_map(|p| {
+                p.get("shape")?
+                    .as_array()?
+                    .iter()
+                    .map(Value::as_i64)
+                    .collect()
+            })
             .collect()
     }
 }
@@ -1361,7 +1502,12 @@ fn linear_loops(
             .ok_or_else(|| missing_fact(world, module, name))
     };
     let features = [fact("in_features")?, fact("out_features")?];
-    Ok(Loops::new([layout.steps, layout.batch], features, [1, 1], [1, 1]))
+    Ok(Loops::new(
+        [layout.steps, layout.batch],
+        features,
+        [1, 1],
+        [1, 1],
+    ))
 }
 
 fn convolution_loops(
@@ -1408,7 +1554,10 @@ fn optimizer(world: &World<'_>, step: u64, exact: &str) -> Result<Vec<Fragment>,
         let groups: Vec<(&Value, &Value)> = (0..)
             .map_while(|group| {
                 let key = format!("optimizer.{number}.group.{group}");
-                Some((world.program(&key)?, world.program(&format!("{key}.parameters"))?))
+                Some((
+                    world.program(&key)?,
+                    world.program(&format!("{key}.parameters"))?,
+                ))
             })
             .collect();
         let own = classes.first().copied().unwrap_or_default();

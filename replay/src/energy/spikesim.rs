@@ -248,7 +248,8 @@ impl EnergyModel for SpikeSim {
             }
         }
         if stages == 0 {
-            let text = "No supported Conv2d forward inference stages were profiled by SpikeSim energy.";
+            let text =
+                "No supported Conv2d forward inference stages were profiled by SpikeSim energy.";
             if self.file.flag("strict") {
                 return Err(RuleError::Failed(format!("ValueError: {text}")));
             }
@@ -575,8 +576,8 @@ mod tests {
             panic!("dense energy has one part");
         };
         assert_eq!(name, "pe_cycle_pj");
-        let control = 157.12 + 4.64 + 397.0 + 8.0 * 16.0 * 1.15e-6 + 8.0 * 0.2
-            + 64.0 * (2.03084 + 0.094_245);
+        let control =
+            157.12 + 4.64 + 397.0 + 8.0 * 16.0 * 1.15e-6 + 8.0 * 0.2 + 64.0 * (2.03084 + 0.094_245);
         let cycle = control + 5.096 + 8.0 * 9.0 * 1.76423;
         assert!((energy - 10.0 * cycle).abs() < 1e-6, "{energy}");
     }

@@ -14,11 +14,7 @@ fn tape(mut tape: Tape) -> Trace {
     let (fc, fc_scope) = tape.module(root, "Net.fc", "torch.nn.modules.linear.Linear", false);
     let (neuron, neuron_scope) = tape.module(root, "Net.lif", BASE_NODE, true);
     tape.fact(net, "children", r#"[["fc",1],["lif",2]]"#);
-    tape.fact(
-        fc,
-        "attributes",
-        r#"{"in_features":3,"out_features":4}"#,
-    );
+    tape.fact(fc, "attributes", r#"{"in_features":3,"out_features":4}"#);
     tape.fact(
         fc,
         "parameters",
@@ -129,7 +125,10 @@ fn lemaire_reads_sparse_inputs_by_their_spikes() {
     assert_eq!(counts["read_in_bytes"], 2 * 5 * 4);
     assert_eq!(counts["write_out_bytes"], 2 * 8 * 4);
     assert_eq!(counts["read_params_bytes"], 2 * (5 * 4 * 4 + 8 * 4));
-    assert_eq!(text["buffer_sizes_bytes"]["params_buffer_bytes"], 5 * 4 * 4 + 8 * 4);
+    assert_eq!(
+        text["buffer_sizes_bytes"]["params_buffer_bytes"],
+        5 * 4 * 4 + 8 * 4
+    );
     let dense = serde_json::to_value(report.energy.get("lemaire_no_sparse").unwrap()).unwrap();
     assert_eq!(dense["counts"]["read_in_bytes"], 2 * 6 * 4);
     assert_eq!(dense["counts"]["read_params_bytes"], 2 * 16 * 4);
@@ -170,7 +169,11 @@ fn a_recording_without_the_level_is_refused() {
     let traces = Traces::of("rules", crate::testing::spiking_tape().trace());
     let rules = RuleSet::named("spikingjelly-2026-06").unwrap();
     let report = evaluate(&traces, &rules, &all()).unwrap();
-    for label in ["counters/neuron_state", "counters/memory_residency", "energy/lemaire"] {
+    for label in [
+        "counters/neuron_state",
+        "counters/memory_residency",
+        "energy/lemaire",
+    ] {
         assert!(report.skipped[label].contains("--level full"), "{label}");
     }
     let named = Request {

@@ -260,7 +260,8 @@ impl<'a> Walk<'a, '_, '_> {
                 .iter()
                 .filter(|at| call.storages.get(**at) == Some(&storage))
                 .find_map(|at| call.tensors.get(*at).copied());
-            self.world.place(tensor, storage, meta, base, signature.flows);
+            self.world
+                .place(tensor, storage, meta, base, signature.flows);
         }
         self.learn(call, pattern, When::After);
         let step = self.pieces.step_of(ordinal);

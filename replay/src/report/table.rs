@@ -272,6 +272,9 @@ fn counters(report: &Report) -> Section {
     }
 }
 
+/// So many costs fit into a line.
+const FEW_COSTS: usize = 4;
+
 fn energy(report: &Report) -> Section {
     let mut head = ["model", "total", "mac", "ac", "costs"]
         .map(str::to_owned)
@@ -295,7 +298,11 @@ fn energy(report: &Report) -> Section {
                 numbers::energy(e.total_pj),
                 part("energy_mac_pj"),
                 part("energy_ac_pj"),
-                costs.join(", "),
+                if costs.len() <= FEW_COSTS {
+                    costs.join(", ")
+                } else {
+                    format!("{} costs and settings, in the JSON", costs.len())
+                },
             ];
             if let Some(per) = &report.per {
                 row.insert(
