@@ -43,7 +43,7 @@ pub struct Options {
         help_heading = "What to compute"
     )]
     pub rules: String,
-    /// Counters, separated by commas: flop, memory_access, mac, ac, synop, and others of the rule set (`optape rules NAME`)
+    /// Counters, separated by commas: flop, memory_access, mac, ac, synop, and others of the rule set (`optape rules`)
     #[arg(
         long,
         value_name = "NAMES",
