@@ -43,7 +43,7 @@ pub struct Options {
         help_heading = "What to compute"
     )]
     pub rules: String,
-    /// Counters, separated by commas: flop, memory_access, mac, ac, synop
+    /// Counters, separated by commas: flop, memory_access, mac, ac, synop, and others of the rule set (`optape rules`)
     #[arg(
         long,
         value_name = "NAMES",
@@ -51,7 +51,7 @@ pub struct Options {
         help_heading = "What to compute"
     )]
     pub counters: Vec<String>,
-    /// Energy presets, separated by commas: compute_fp32, compute_fp16, compute_int8
+    /// Energy presets, separated by commas: compute_fp32, compute_fp16, compute_int8, and others of the rule set (`optape presets`)
     #[arg(
         long,
         value_name = "NAMES",
@@ -192,7 +192,8 @@ impl Options {
             .collect::<Result<Vec<_>, _>>()?;
         // Naming one kind of estimator asks for that kind alone.
         let named = |names: &[String], others: bool| match (names.is_empty(), others) {
-            (true, false) => Wanted::All,
+            (true, false) if self.all => Wanted::All,
+            (true, false) => Wanted::Usual,
             (true, true) => Wanted::Named(Vec::new()),
             (false, _) => {
                 let mut unique: Vec<String> = Vec::new();

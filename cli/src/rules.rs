@@ -45,12 +45,16 @@ pub fn run(options: &Options, _global: &GlobalOptions) -> anyhow::Result<ExitCod
                     set.name, set.version, set.description
                 )?;
                 for counter in &set.counters {
+                    let by = if counter.simulation().is_some() {
+                        "follows the stream".to_owned()
+                    } else {
+                        format!("{} ops", counter.ops().len())
+                    };
                     writeln!(
                         text,
-                        "  {:<14} in {:<6} {} ops",
+                        "  {:<14} in {:<6} {by}",
                         counter.name(),
-                        counter.unit(),
-                        counter.ops().len()
+                        counter.unit()
                     )?;
                 }
             }
@@ -67,7 +71,7 @@ pub fn run(options: &Options, _global: &GlobalOptions) -> anyhow::Result<ExitCod
             }
             for set in &sets {
                 writeln!(text, "{op} under {}", set.name)?;
-                for counter in &set.counters {
+                for counter in set.counters.iter().filter(|c| c.simulation().is_none()) {
                     match counter.rule(op) {
                         None => writeln!(text, "  {:<14} no rule", counter.name())?,
                         Some(rule) => match rule.zero_reason() {

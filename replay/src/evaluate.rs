@@ -6,24 +6,27 @@ use std::sync::Arc;
 use optape_trace::{Dictionary, OpDef, Pattern, SignatureDef, call_flags};
 
 use crate::aggregate::{self, Reading, Row, Rows};
-use crate::energy::{ComputeModel, CostFile, PRESETS};
+use crate::energy::{self, CostFile, EnergyModel, EnergyReport, Given};
 use crate::error::ReplayError;
 use crate::firing;
 use crate::load::{Traces, stack};
 use crate::monitors::{Measurement, Part};
+use crate::ordered::{Amounts, Following, Place, RowKey, walk};
 use crate::report::{
     CounterCoverage, CounterReport, Coverage, Group, GroupCounter, Measured, MonitorsReport,
     Normalised, Per, Report, RulesInfo, SelectionInfo, SourceInfo, StreamReport,
 };
-use crate::rules::{CallRow, Counted, Counter, MissingLevel, RuleSet};
+use crate::rules::{CallRow, Counted, Counter, MissingLevel, RuleError, RuleSet};
 use crate::selection::{Divisors, Selection, stage_of};
 use crate::timeline::Timeline;
 
 /// Which estimators to evaluate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Wanted {
-    /// All that the rule set has; what cannot be had is skipped, with the reason.
+    /// What answers the first questions, from summaries; what cannot be had is skipped, with the reason.
     #[default]
+    Usual,
+    /// All that the rule set has; what cannot be had is skipped, with the reason.
     All,
     /// These; what cannot be had is an error.
     Named(Vec<String>),
@@ -103,9 +106,9 @@ pub(crate) enum Kind {
 pub(crate) struct Facts {
     pub(crate) kind: Kind,
     /// `aten.add.Tensor`, as the rule set's reports name it.
-    pub(crate) shown: String,
+    pub(crate) shown: Arc<str>,
     /// Names on the stack as a set, `Global` among them.
-    pub(crate) scopes: Vec<String>,
+    pub(crate) scopes: Arc<[String]>,
     /// The innermost module.
     pub(crate) module: String,
     pub(crate) stage: String,
@@ -149,15 +152,15 @@ fn facts_of(
     scopes.dedup();
     Facts {
         kind: kind_of(op, signature.flags),
-        shown: rules.shown_name(op, signature.flags),
-        scopes,
+        shown: rules.shown_name(op, signature.flags).into(),
+        scopes: scopes.into(),
         module,
         stage: stage_of(dictionary, signature),
         unattributed: signature.flags & call_flags::UNATTRIBUTED != 0,
     }
 }
 
-const NO_PATTERN: &Pattern = &Pattern {
+pub(crate) const NO_PATTERN: &Pattern = &Pattern {
     entries: Vec::new(),
 };
 
@@ -211,6 +214,10 @@ struct Outcome<'a> {
     /// One per row; `None` for rows that are no executed ops.
     counted: Vec<Option<Counted>>,
     refusal: Option<Refusal>,
+    /// What the counter has beside the rows.
+    amounts: Amounts,
+    /// It followed the stream.
+    followed: bool,
 }
 
 enum Refusal {
@@ -219,6 +226,13 @@ enum Refusal {
 }
 
 impl Refusal {
+    fn of(error: &RuleError) -> Self {
+        match error {
+            RuleError::Missing(missing) => Self::Missing(missing.clone()),
+            RuleError::Failed(text) | RuleError::Unsuited(text) => Self::Failed(text.clone()),
+        }
+    }
+
     fn text(&self) -> String {
         match self {
             Self::Missing(missing) => missing.to_string(),
@@ -240,12 +254,39 @@ impl Refusal {
     }
 }
 
-fn run<'a>(counter: &'a dyn Counter, seen: &[Seen<'_>], lenient: bool) -> Outcome<'a> {
+/// What something that follows the streams has added up, and what it met.
+#[derive(Default)]
+struct Followed {
+    amounts: Amounts,
+    errors: Vec<RuleError>,
+}
+
+impl Followed {
+    /// Why there is no result; what is missing is none with `lenient`.
+    fn refusal(&self, lenient: bool) -> Option<Refusal> {
+        let counts = |e: &&RuleError| !lenient || !matches!(e, RuleError::Missing(_));
+        self.errors.iter().find(counts).map(Refusal::of)
+    }
+}
+
+fn run<'a>(
+    counter: &'a dyn Counter,
+    seen: &[Seen<'_>],
+    lenient: bool,
+    followed: Option<Followed>,
+) -> Outcome<'a> {
+    let value_of = |s: &Seen<'_>| {
+        let followed = followed.as_ref()?;
+        followed.amounts.rows.get(&row_key(s.row)).copied()
+    };
     let counted: Vec<Option<Counted>> = seen
         .iter()
-        .map(|s| (s.facts.kind == Kind::Op).then(|| counter.count(&s.call)))
+        .map(|s| {
+            (s.facts.kind == Kind::Op)
+                .then(|| value_of(s).map_or_else(|| counter.count(&s.call), Counted::Value))
+        })
         .collect();
-    let mut refusal = None;
+    let mut refusal = followed.as_ref().and_then(|f| f.refusal(lenient));
     for counted in counted.iter().flatten() {
         match counted {
             Counted::Failed(text) => {
@@ -258,11 +299,39 @@ fn run<'a>(counter: &'a dyn Counter, seen: &[Seen<'_>], lenient: bool) -> Outcom
             _ => {}
         }
     }
+    let is_followed = followed.is_some();
+    let amounts = match followed {
+        Some(followed) => followed.amounts,
+        None => {
+            let mut amounts = Amounts::default();
+            for s in seen.iter().filter(|s| s.facts.kind == Kind::Op) {
+                amounts.place = Place {
+                    scopes: Arc::clone(&s.facts.scopes),
+                    op: Arc::clone(&s.facts.shown),
+                    row: None,
+                };
+                counter.amounts(&s.call, &mut amounts);
+            }
+            amounts
+        }
+    };
     Outcome {
         counter,
         counted,
         refusal,
+        amounts,
+        followed: is_followed,
     }
+}
+
+const fn row_key(row: &Row) -> RowKey {
+    (
+        row.source,
+        row.stream,
+        row.step,
+        row.sums.signature,
+        row.sums.pattern,
+    )
 }
 
 impl Outcome<'_> {
@@ -287,19 +356,29 @@ impl Outcome<'_> {
             .any(|c| matches!(c, Counted::Value(_) | Counted::Zero))
     }
 
+    /// Whether its count is the sum over rows, so that it can be grouped.
+    fn counts_ops(&self) -> bool {
+        !self.followed || self.amounts.rows.values().sum::<i128>() == self.amounts.total
+    }
+
     fn report(&self, seen: &[Seen<'_>], lists_unsupported: bool) -> CounterReport {
         let mut scopes: BTreeMap<String, BTreeMap<String, i128>> = BTreeMap::new();
         let mut total: i128 = 0;
-        for (at, s) in seen.iter().enumerate() {
-            let value = self.value(at);
-            if value == 0 {
-                continue;
-            }
-            total = total.saturating_add(value);
-            for scope in &s.facts.scopes {
-                let ops = scopes.entry(scope.clone()).or_default();
-                let sum = ops.entry(s.facts.shown.clone()).or_default();
-                *sum = sum.saturating_add(value);
+        if self.followed {
+            scopes.clone_from(&self.amounts.scopes);
+            total = self.amounts.total;
+        } else {
+            for (at, s) in seen.iter().enumerate() {
+                let value = self.value(at);
+                if value == 0 {
+                    continue;
+                }
+                total = total.saturating_add(value);
+                for scope in s.facts.scopes.iter() {
+                    let ops = scopes.entry(scope.clone()).or_default();
+                    let sum = ops.entry(s.facts.shown.to_string()).or_default();
+                    *sum = sum.saturating_add(value);
+                }
             }
         }
         let unsupported = lists_unsupported.then(|| {
@@ -308,11 +387,11 @@ impl Outcome<'_> {
                 let without_rule = match s.facts.kind {
                     Kind::Op => matches!(self.counted.get(at), Some(Some(Counted::Unknown(None)))),
                     // Live tools see the ops that begin and end ranges, and have no rule for them.
-                    Kind::Range => true,
+                    Kind::Range => !self.counter.knows_every_op(),
                     Kind::NotExecuted | Kind::Watch | Kind::Function => false,
                 };
                 if without_rule {
-                    *unsupported.entry(s.facts.shown.clone()).or_default() += s.row.sums.calls;
+                    *unsupported.entry(s.facts.shown.to_string()).or_default() += s.row.sums.calls;
                 }
             }
             unsupported
@@ -323,6 +402,7 @@ impl Outcome<'_> {
             scopes,
             unsupported,
             partial: self.is_partial(),
+            details: self.amounts.sections.clone(),
         }
     }
 
@@ -337,7 +417,7 @@ impl Outcome<'_> {
                     coverage.unknown += calls;
                     let name = match why {
                         Some(why) => format!("{}: {why}", s.facts.shown),
-                        None => s.facts.shown.clone(),
+                        None => s.facts.shown.to_string(),
                     };
                     *coverage.unknown_ops.entry(name).or_default() += calls;
                 }
@@ -401,70 +481,91 @@ pub fn evaluate(
 
     let mut skipped = BTreeMap::new();
     // Counters that energy models need are counted too, but shown only where they were asked for.
+    let inputs: Vec<energy::Input> = models.iter().flat_map(|(m, _)| m.inputs()).collect();
+    let wanted: Vec<(&dyn Counter, bool)> = rules
+        .counters
+        .iter()
+        .map(|counter| {
+            let shown = counters.iter().any(|name| name == counter.name());
+            (counter.as_ref(), shown)
+        })
+        .filter(|(counter, shown)| {
+            *shown || inputs.iter().any(|input| input.counter == counter.name())
+        })
+        .collect();
+    let (mut by_counter, mut by_model) =
+        follow(traces, rules, request, &timelines, &wanted, &models)?;
     let mut results: Vec<(Outcome<'_>, bool)> = Vec::new();
-    for counter in &rules.counters {
-        let shown = counters.iter().any(|name| name == counter.name());
-        let needed = !models.is_empty() && ComputeModel::COUNTERS.contains(&counter.name());
-        if shown || needed {
-            results.push((run(counter.as_ref(), &seen, request.lenient), shown));
-        }
+    for (at, (counter, shown)) in wanted.iter().enumerate() {
+        let outcome = run(*counter, &seen, request.lenient, by_counter.remove(&at));
+        results.push((outcome, *shown));
     }
+    let grouped = request.by.is_some();
     let mut reports = Vec::new();
     for (result, shown) in &results {
         let name = result.counter.name();
-        match &result.refusal {
+        let by_name = matches!(request.counters, Wanted::Named(_));
+        let refusal = match &result.refusal {
+            None if grouped && !result.counts_ops() => Some(Refusal::Failed(UNGROUPED.to_owned())),
+            _ => None,
+        };
+        match result.refusal.as_ref().or(refusal.as_ref()) {
             _ if !shown => {}
             None => reports.push((
                 name.to_owned(),
                 result.report(&seen, rules.lists_unsupported),
             )),
-            Some(refusal) if matches!(request.counters, Wanted::Named(_)) => {
-                return Err(refusal.error(name));
-            }
+            Some(refusal) if by_name => return Err(refusal.error(name)),
             Some(refusal) => {
                 skipped.insert(format!("counters/{name}"), refusal.text());
             }
         }
     }
 
-    let inputs: Vec<&Outcome<'_>> = ComputeModel::COUNTERS
-        .iter()
-        .filter_map(|name| {
-            results
-                .iter()
-                .map(|(r, _)| r)
-                .find(|r| r.counter.name() == *name)
-        })
-        .collect();
-    let refused = inputs.iter().find_map(|r| {
-        r.refusal
-            .as_ref()
-            .map(|refusal| (r.counter.name(), refusal))
-    });
     let mut energy = Vec::new();
     let mut usable_models = Vec::new();
-    for (model, by_name) in models {
-        match refused {
-            Some((counter, refusal)) if by_name => {
-                return Err(refusal.error(&format!("{} (its counter {counter})", model.name)));
+    for (at, (model, by_name)) in models.iter().enumerate() {
+        let followed = by_model.remove(&at);
+        let inputs = inputs_of(model.as_ref(), &results);
+        let refused = inputs.iter().find_map(|(_, r)| {
+            r.refusal
+                .as_ref()
+                .map(|refusal| (r.counter.name(), refusal))
+        });
+        let own = followed.as_ref().and_then(|f| f.refusal(request.lenient));
+        let ungrouped = (grouped && model.simulation().is_some())
+            .then(|| Refusal::Failed(UNGROUPED.to_owned()));
+        let report = match (refused, own.or(ungrouped)) {
+            (Some((counter, refusal)), _) if *by_name => {
+                return Err(refusal.error(&format!("{} (its counter {counter})", model.name())));
             }
-            Some((counter, refusal)) => {
-                skipped.insert(
-                    format!("energy/{}", model.name),
-                    format!("counter {counter}: {}", refusal.text()),
-                );
-            }
-            None => {
+            (Some((counter, refusal)), _) => Err(format!("counter {counter}: {}", refusal.text())),
+            (None, Some(refusal)) if *by_name => return Err(refusal.error(model.name())),
+            (None, Some(refusal)) => Err(refusal.text()),
+            (None, None) => {
                 let all = 0..seen.len();
-                energy.push((model.name.clone(), energy_of(rules, &model, &inputs, all)));
-                usable_models.push(model);
+                let given = given(rules, &inputs, &seen, all, followed.as_ref());
+                match model.report(&given) {
+                    Ok(report) => Ok(report),
+                    Err(error) if *by_name => return Err(Refusal::of(&error).error(model.name())),
+                    Err(error) => Err(error.to_string()),
+                }
+            }
+        };
+        match report {
+            Ok(report) => {
+                energy.push((model.name().to_owned(), report));
+                usable_models.push(model.as_ref());
+            }
+            Err(reason) => {
+                skipped.insert(format!("energy/{}", model.name()), reason);
             }
         }
     }
 
     let shown: Vec<&Outcome<'_>> = results
         .iter()
-        .filter(|(r, shown)| *shown && r.refusal.is_none())
+        .filter(|(r, shown)| *shown && r.refusal.is_none() && (!grouped || r.counts_ops()))
         .map(|(r, _)| r)
         .collect();
     let measurement = Measurement::read(
@@ -485,7 +586,7 @@ pub fn evaluate(
         rows: &rows,
         seen: &seen,
         shown: &shown,
-        inputs: &inputs,
+        results: &results,
         models: &usable_models,
     };
     let groups = request.by.map(|by| grouper.groups(by)).transpose()?;
@@ -532,6 +633,12 @@ pub fn evaluate(
 
 fn counters(rules: &RuleSet, request: &Request) -> Result<Vec<String>, ReplayError> {
     match &request.counters {
+        Wanted::Usual => Ok(rules
+            .counters
+            .iter()
+            .filter(|counter| counter.is_usual())
+            .map(|counter| counter.name().to_owned())
+            .collect()),
         Wanted::All => Ok(rules.counter_names().map(str::to_owned).collect()),
         Wanted::Named(names) => {
             for name in names {
@@ -548,72 +655,215 @@ fn counters(rules: &RuleSet, request: &Request) -> Result<Vec<String>, ReplayErr
     }
 }
 
-/// The models, and whether each was asked for by name.
-fn models(rules: &RuleSet, request: &Request) -> Result<Vec<(ComputeModel, bool)>, ReplayError> {
-    let mut models = Vec::new();
-    let presets: Vec<(String, bool)> = match &request.energy {
-        Wanted::All if rules.has_compute_model => PRESETS
-            .iter()
-            .map(|(name, _)| ((*name).to_owned(), false))
-            .collect(),
-        Wanted::All => Vec::new(),
-        Wanted::Named(names) => names.iter().map(|name| (name.clone(), true)).collect(),
-    };
-    if !rules.has_compute_model
-        && let Some(name) = presets
-            .iter()
-            .map(|(name, _)| name)
-            .chain(request.costs.iter().map(|c| &c.name))
-            .next()
-    {
-        return Err(ReplayError::Selection(format!(
-            "the rule set {} has no energy model '{name}': the compute-only model belongs to optape and spikingjelly-2026-06",
-            rules.name
-        )));
+/// Why something is left out where groups are asked for.
+const UNGROUPED: &str = "it counts calls of modules, not of ops, and cannot be grouped; leave --by away, or select with --scope, \
+                         --stage or --step";
+
+/// A model, and whether it was asked for by name.
+type Asked = (Box<dyn EnergyModel>, bool);
+
+fn models(rules: &RuleSet, request: &Request) -> Result<Vec<Asked>, ReplayError> {
+    let mut files: Vec<(CostFile, bool)> = Vec::new();
+    match &request.energy {
+        Wanted::Usual | Wanted::All => {
+            for preset in energy::presets_of(rules.name, rules.models) {
+                files.push((preset.costs()?, false));
+            }
+            if request.energy == Wanted::Usual {
+                files.retain(|(file, _)| energy::model(file).simulation().is_none());
+            }
+        }
+        Wanted::Named(names) => {
+            for name in names {
+                if let Some(elsewhere) = energy::presets(name).next()
+                    && !energy::presets_of(rules.name, rules.models).any(|p| p.name == name)
+                {
+                    return Err(ReplayError::Selection(format!(
+                        "the rule set {} has no energy model '{name}': it belongs to {}",
+                        rules.name,
+                        elsewhere.rules.unwrap_or("optape and spikingjelly-2026-06")
+                    )));
+                }
+                let file = CostFile::preset(name, rules.name, rules.models)?;
+                files.push((file, true));
+            }
+        }
     }
-    for (name, by_name) in presets {
-        models.push((ComputeModel::new(&CostFile::preset(&name)?), by_name));
+    for file in &request.costs {
+        if !rules.models.contains(&file.model.as_str()) {
+            return Err(ReplayError::Selection(format!(
+                "the rule set {} has no energy model '{}', which the cost file '{}' is for; it has: {}",
+                rules.name,
+                file.model,
+                file.name,
+                rules.models.join(", ")
+            )));
+        }
+        files.push((file.clone(), true));
     }
-    models.extend(
-        request
-            .costs
-            .iter()
-            .map(|costs| (ComputeModel::new(costs), true)),
-    );
-    for (at, (model, _)) in models.iter().enumerate() {
-        if models
+    for (at, (file, _)) in files.iter().enumerate() {
+        if files
             .iter()
             .skip(at + 1)
-            .any(|(other, _)| other.name == model.name)
+            .any(|(other, _)| other.name == file.name)
         {
             return Err(ReplayError::Selection(format!(
                 "two energy models are named '{}'; give the cost file another `name`",
-                model.name
+                file.name
             )));
         }
     }
-    Ok(models)
+    Ok(files
+        .iter()
+        .map(|(file, by_name)| (energy::model(file), *by_name))
+        .collect())
 }
 
-fn energy_of(
+type ByPlace = HashMap<usize, Followed>;
+
+/// Goes through the streams once for all counters and models that follow them; by their places.
+fn follow(
+    traces: &Traces,
     rules: &RuleSet,
-    model: &ComputeModel,
-    inputs: &[&Outcome<'_>],
-    rows: impl Iterator<Item = usize> + Clone,
-) -> crate::energy::ComputeReport {
-    let mut totals = [0i128; 4];
-    for (total, input) in totals.iter_mut().zip(inputs) {
-        for row in rows.clone() {
-            *total = total.saturating_add(input.value(row));
+    request: &Request,
+    timelines: &[Timeline],
+    counters: &[(&dyn Counter, bool)],
+    models: &[Asked],
+) -> Result<(ByPlace, ByPlace), ReplayError> {
+    let following = |simulates: bool, at: usize| simulates.then(|| (at, Followed::default()));
+    let mut by_counter: ByPlace = counters
+        .iter()
+        .enumerate()
+        .filter_map(|(at, (counter, _))| following(counter.simulation().is_some(), at))
+        .collect();
+    let mut by_model: ByPlace = models
+        .iter()
+        .enumerate()
+        .filter_map(|(at, (model, _))| following(model.simulation().is_some(), at))
+        .collect();
+    if by_counter.is_empty() && by_model.is_empty() {
+        return Ok((by_counter, by_model));
+    }
+    let streams = traces
+        .streams()
+        .zip(timelines)
+        .filter(|(at, _)| request.selection.takes(*at));
+    for (at, timeline) in streams {
+        let full = at.trace.run().statistics == "full" && at.stream.info().identities;
+        if !full {
+            let missing = MissingLevel {
+                level: "T6, T7",
+                what: "lifetimes of storages, calls of modules and states of neurons".to_owned(),
+                way_out: "record with `optape record --level full`".to_owned(),
+            };
+            for followed in by_counter.values_mut().chain(by_model.values_mut()) {
+                followed
+                    .errors
+                    .push(RuleError::Missing(Box::new(missing.clone())));
+            }
+            continue;
         }
+        let by_step = request.by == Some(By::Step);
+        let pieces = request.selection.pieces(at, timeline, by_step);
+        let of_counter = |place: &usize| counters.get(*place).and_then(|(c, _)| c.simulation());
+        let of_model = |place: &usize| models.get(*place).and_then(|(m, _)| m.simulation());
+        let simulations = by_counter
+            .iter_mut()
+            .map(|(place, followed)| (of_counter(place), followed))
+            .chain(
+                by_model
+                    .iter_mut()
+                    .map(|(place, followed)| (of_model(place), followed)),
+            );
+        let mut following: Vec<Following<'_>> = simulations
+            .filter_map(|(simulation, followed)| {
+                Some(Following {
+                    simulation: simulation?,
+                    amounts: &mut followed.amounts,
+                    errors: &mut followed.errors,
+                    lenient: request.lenient,
+                })
+            })
+            .collect();
+        walk(
+            traces,
+            rules,
+            &request.selection,
+            at,
+            &pieces,
+            &mut following,
+        )?;
     }
-    let mut report = model.report(rules.name, totals, inputs.iter().any(|r| r.matched()));
-    if inputs.iter().any(|r| r.is_partial()) {
-        report
-            .warnings
-            .push("partial: calls without statistics count as zero (--lenient)".to_owned());
+    Ok((by_counter, by_model))
+}
+
+/// The results that a model reads.
+fn inputs_of<'r, 'a>(
+    model: &dyn EnergyModel,
+    results: &'r [(Outcome<'a>, bool)],
+) -> Vec<(energy::Input, &'r Outcome<'a>)> {
+    model
+        .inputs()
+        .into_iter()
+        .filter_map(|input| {
+            let (outcome, _) = results
+                .iter()
+                .find(|(r, _)| r.counter.name() == input.counter)?;
+            Some((input, outcome))
+        })
+        .collect()
+}
+
+/// What a model makes its report of, from some rows.
+fn given<'g>(
+    rules: &'g RuleSet,
+    inputs: &[(energy::Input, &'g Outcome<'_>)],
+    seen: &[Seen<'_>],
+    rows: impl Iterator<Item = usize> + Clone,
+    followed: Option<&'g Followed>,
+) -> Given<'g> {
+    let ignored = |row: usize, classes: &[&str]| {
+        !classes.is_empty()
+            && seen.get(row).is_some_and(|s| {
+                stack(s.dictionary, s.call.signature.scope)
+                    .iter()
+                    .any(|(_, of)| of.iter().any(|class| classes.contains(&class.as_str())))
+            })
+    };
+    let totals = inputs
+        .iter()
+        .map(|(input, outcome)| {
+            let total = rows
+                .clone()
+                .filter(|row| !ignored(*row, input.ignored))
+                .fold(0i128, |sum, row| sum.saturating_add(outcome.value(row)));
+            (input.counter, total)
+        })
+        .collect();
+    let coverage: Vec<(&'static str, CounterCoverage)> = inputs
+        .iter()
+        .map(|(input, outcome)| (input.counter, outcome.coverage(seen)))
+        .collect();
+    Given {
+        rules: rules.name,
+        totals,
+        amounts: inputs
+            .iter()
+            .map(|(input, outcome)| (input.counter, &outcome.amounts))
+            .collect(),
+        followed: followed.map(|f| &f.amounts),
+        matched: inputs.iter().any(|(_, r)| r.matched()),
+        unknown: coverage
+            .first()
+            .map(|(_, first)| first.unknown_ops.keys().cloned().collect())
+            .unwrap_or_default(),
+        coverage: coverage
+            .iter()
+            .map(|(name, coverage)| (*name, coverage.share))
+            .collect(),
+        partial: inputs.iter().any(|(_, r)| r.is_partial())
+            || followed.is_some_and(|f| !f.errors.is_empty()),
     }
-    report
 }
 
 fn nothing_selected(traces: &Traces) -> String {
@@ -671,8 +921,8 @@ struct Grouper<'g, 'a> {
     rows: &'g Rows,
     seen: &'g [Seen<'a>],
     shown: &'g [&'g Outcome<'g>],
-    inputs: &'g [&'g Outcome<'g>],
-    models: &'g [ComputeModel],
+    results: &'g [(Outcome<'g>, bool)],
+    models: &'g [&'g dyn EnergyModel],
 }
 
 impl Grouper<'_, '_> {
@@ -684,8 +934,8 @@ impl Grouper<'_, '_> {
                 continue;
             }
             let keys: Vec<String> = match by {
-                By::Scope => s.facts.scopes.clone(),
-                By::Op => vec![s.facts.shown.clone()],
+                By::Scope => s.facts.scopes.to_vec(),
+                By::Op => vec![s.facts.shown.to_string()],
                 By::Stage => vec![s.facts.stage.clone()],
                 By::Module => vec![s.facts.module.clone()],
                 By::Step => vec![
@@ -748,16 +998,15 @@ impl Grouper<'_, '_> {
                 (result.counter.name().to_owned(), GroupCounter { total })
             })
             .collect();
-        let energy: Vec<(String, crate::energy::ComputeReport)> = self
-            .models
-            .iter()
-            .map(|model| {
-                (
-                    model.name.clone(),
-                    energy_of(self.rules, model, self.inputs, rows.iter().copied()),
-                )
-            })
-            .collect();
+        let mut energy: Vec<(String, EnergyReport)> = Vec::new();
+        for model in self.models {
+            let inputs = inputs_of(*model, self.results);
+            let rows = rows.iter().copied();
+            let report = model
+                .report(&given(self.rules, &inputs, self.seen, rows, None))
+                .map_err(|error| Refusal::of(&error).error(model.name()))?;
+            energy.push((model.name().to_owned(), report));
+        }
         let part = match by {
             By::Stage => Some(Part::Stage(&key)),
             By::Step => Some(Part::Step(key.parse().ok())),
@@ -772,9 +1021,7 @@ impl Grouper<'_, '_> {
                 self.request.per,
                 divisor,
                 counters.iter().map(|(name, c)| (name.clone(), c.total)),
-                energy
-                    .iter()
-                    .map(|(name, e)| (name.clone(), e.energy_total_pj)),
+                energy.iter().map(|(name, e)| (name.clone(), e.total_pj)),
                 measured.as_ref(),
             )
         });
@@ -791,7 +1038,7 @@ impl Grouper<'_, '_> {
     fn normalised_total(
         &self,
         reports: &[(String, CounterReport)],
-        energy: &[(String, crate::energy::ComputeReport)],
+        energy: &[(String, EnergyReport)],
         measured: Option<&Measured>,
     ) -> Result<Option<Normalised>, ReplayError> {
         Ok(self.divisor(None)?.map(|divisor| {
@@ -799,9 +1046,7 @@ impl Grouper<'_, '_> {
                 self.request.per,
                 divisor,
                 reports.iter().map(|(name, r)| (name.clone(), r.total)),
-                energy
-                    .iter()
-                    .map(|(name, e)| (name.clone(), e.energy_total_pj)),
+                energy.iter().map(|(name, e)| (name.clone(), e.total_pj)),
                 measured,
             )
         }))

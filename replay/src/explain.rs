@@ -112,6 +112,7 @@ pub fn explain(
             .counters
             .iter()
             .filter(|c| match &request.counters {
+                Wanted::Usual => c.is_usual(),
                 Wanted::All => true,
                 Wanted::Named(names) => names.iter().any(|name| name == c.name()),
             })
@@ -151,7 +152,7 @@ pub fn explain(
             })
             .collect();
         calls.push(Explained {
-            op: s.facts.shown.clone(),
+            op: s.facts.shown.to_string(),
             module: s.facts.module.clone(),
             stage: s.facts.stage.clone(),
             calls: s.row.sums.calls,
@@ -163,7 +164,7 @@ pub fn explain(
         let mut known: Vec<String> = seen
             .iter()
             .filter(|s| s.facts.kind == Kind::Op)
-            .map(|s| s.facts.shown.clone())
+            .map(|s| s.facts.shown.to_string())
             .collect();
         known.extend(seen.iter().flat_map(|s| s.facts.scopes.iter().cloned()));
         return Err(ReplayError::unknown_name(

@@ -23,6 +23,7 @@ mod explain;
 mod firing;
 mod load;
 mod monitors;
+pub mod ordered;
 pub mod report;
 pub mod rules;
 mod selection;

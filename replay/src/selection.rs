@@ -334,6 +334,38 @@ impl Selection {
         })
     }
 
+    /// Whether a stage is selected.
+    pub(crate) fn takes_stage(&self, stage: &str) -> bool {
+        self.stages.is_empty() || self.stages.iter().any(|s| s == stage)
+    }
+
+    /// The names on a stack of modules that are called in one another (innermost first), sorted, if such a call is selected. Ops are not
+    /// looked at, and a module's call counts as forward.
+    pub(crate) fn takes_modules(
+        &self,
+        dictionary: &Dictionary,
+        modules: &[ModuleId],
+    ) -> Option<Vec<String>> {
+        if !self.takes_stage("forward") {
+            return None;
+        }
+        let definitions = || modules.iter().filter_map(|m| dictionary.module(*m));
+        let mut names: Vec<String> = definitions().map(|def| def.name.clone()).collect();
+        names.push("Global".to_owned());
+        names.sort_unstable();
+        names.dedup();
+        let inside = self.scopes.is_empty()
+            || names
+                .iter()
+                .any(|name| self.scopes.iter().any(|glob| glob.matches(name)));
+        let left_out = definitions().any(|def| {
+            self.exclude
+                .iter()
+                .any(|glob| module_matches(glob, &def.name, &def.classes))
+        });
+        (inside && !left_out).then_some(names)
+    }
+
     /// The selected pieces of a stream. `by_step` cuts at every step mark.
     pub(crate) fn pieces(&self, at: StreamRef<'_>, timeline: &Timeline, by_step: bool) -> Pieces {
         let records = at.stream.records();
@@ -395,7 +427,7 @@ impl Selection {
 
 impl Pieces {
     /// The step of the piece that a record stands in, if it stands in one.
-    fn step_of(&self, ordinal: u64) -> Option<Option<u64>> {
+    pub(crate) fn step_of(&self, ordinal: u64) -> Option<Option<u64>> {
         let next = self
             .pieces
             .partition_point(|piece| piece.ordinals.end <= ordinal);

@@ -4,8 +4,8 @@ use optape_trace::{
     Argument, ArgumentDef, CallId, DType, Definition, Event, ModuleDef, ModuleId, Moment,
     OpCallRef, OpDef, OpId, Operand, Pattern, PatternEntry, PatternId, ReturnDef, Role, RunEnd,
     RunInfo, ScopeDef, ScopeId, SignatureDef, SignatureId, Stage, State, StepSource, StreamEnd,
-    StreamId, StreamInfo, TensorMeta, TextId, ThreadDef, ThreadId, Trace, TraceWriter, WatchDef,
-    WatchId, When, call_flags, fields,
+    StreamId, StreamInfo, TensorId, TensorMeta, TextId, ThreadDef, ThreadId, Trace, TraceWriter,
+    WatchDef, WatchId, When, call_flags, fields,
 };
 
 /// Writes a trace in memory, handing out ids as capture does.
@@ -19,6 +19,7 @@ pub struct Tape {
     modules: Vec<ModuleDef>,
     texts: Vec<String>,
     time_ns: u64,
+    identities: bool,
 }
 
 /// One operand's statistics: whose, when, binary or not, and the fields with their numbers, lowest field first.
@@ -261,22 +262,32 @@ impl Default for Tape {
     reason = "a helper of tests: a fault in it is a fault of the test"
 )]
 impl Tape {
-    /// An empty trace with one stream.
+    /// An empty trace with one stream, recorded by the default preset.
     #[must_use]
     pub fn new() -> Self {
+        Self::recorded("rules", false)
+    }
+
+    /// An empty trace with one stream, recorded with `--level full`: calls have identities ([`Self::call_on`]).
+    #[must_use]
+    pub fn full() -> Self {
+        Self::recorded("full", true)
+    }
+
+    fn recorded(statistics: &str, identities: bool) -> Self {
         let run = RunInfo {
             run_uuid: *b"optape test run.",
             optape_version: "0.1.0".to_owned(),
             command: vec!["python".to_owned(), "train.py".to_owned()],
             host: "testhost".to_owned(),
-            statistics: "rules".to_owned(),
+            statistics: statistics.to_owned(),
             needs_version: optape_trace::needs::NEEDS_VERSION,
             ..RunInfo::default()
         };
         let mut writer = TraceWriter::create(Vec::new(), &run).unwrap();
         let info = StreamInfo {
             process_id: 100,
-            identities: false,
+            identities,
             ..StreamInfo::default()
         };
         let stream = writer.begin_stream(&info).unwrap();
@@ -316,6 +327,7 @@ impl Tape {
             modules: Vec::new(),
             texts: Vec::new(),
             time_ns: 0,
+            identities,
         }
     }
 
@@ -423,8 +435,57 @@ impl Tape {
         });
     }
 
-    /// Writes a call.
+    /// A fact about a module; `value` is JSON.
+    pub fn fact(&mut self, module: ModuleId, key: &str, value: &str) {
+        let key = self.text(key);
+        self.moment(Event::Fact {
+            module: Some(module),
+            key,
+            value: value.to_owned(),
+        });
+    }
+
+    /// Begins a module's call with tensors.
+    pub fn enter_with(&mut self, call: u64, module: ModuleId, tensors: &[u64]) {
+        self.moment(Event::ModuleEnter {
+            call: CallId(call),
+            module,
+            arguments: tensors.iter().map(|t| TensorId(*t)).collect(),
+        });
+    }
+
+    /// Ends a module's call with tensors.
+    pub fn exit_with(&mut self, call: u64, module: ModuleId, tensors: &[u64]) {
+        self.moment(Event::ModuleExit {
+            call: CallId(call),
+            module,
+            results: tensors.iter().map(|t| TensorId(*t)).collect(),
+        });
+    }
+
+    /// A neuron's state becomes a tensor.
+    pub fn assign(&mut self, module: ModuleId, attribute: &str, tensor: u64) {
+        let attribute = self.text(attribute);
+        self.moment(Event::StateAssign {
+            module,
+            attribute,
+            tensor: TensorId(tensor),
+        });
+    }
+
+    /// Writes a call without identities.
     pub fn call(&mut self, scope: ScopeId, call: &Call) {
+        assert!(!self.identities, "a full recording has identities");
+        self.write(scope, call, &[]);
+    }
+
+    /// Writes a call whose tensors, those of the results among them, have these identities: each tensor object's own, in memory of the same
+    /// number.
+    pub fn call_on(&mut self, scope: ScopeId, call: &Call, tensors: &[u64]) {
+        self.write(scope, call, tensors);
+    }
+
+    fn write(&mut self, scope: ScopeId, call: &Call, identities: &[u64]) {
         let definition = op(call.schema);
         let op = match self.ops.iter().position(|o| *o == definition) {
             Some(at) => OpId(at as u32),
@@ -488,8 +549,8 @@ impl Tape {
                     duration_ns: 50,
                     sequence_number: -1,
                     payload: &payload,
-                    storages: &[],
-                    tensors: &[],
+                    storages: identities,
+                    tensors: identities,
                     statistics: &statistics,
                 },
             )

@@ -548,7 +548,7 @@ fn measured_joules_stand_beside_modelled_picojoules() {
         report
             .energy
             .values()
-            .map(|e| e.energy_total_pj)
+            .map(|e| e.total_pj)
             .collect::<Vec<_>>()
     };
     assert_eq!(energies(&report), energies(&without));

@@ -9,8 +9,47 @@ use std::path::Path;
 use optape_tests::{Bench, parity_corpus, workspace};
 use serde_json::Value;
 
-const COUNTERS: [&str; 5] = ["flop", "memory_access", "mac", "ac", "synop"];
-const MODELS: [&str; 3] = ["compute_fp32", "compute_fp16", "compute_int8"];
+const COUNTERS: [&str; 15] = [
+    "flop",
+    "memory_access",
+    "mac",
+    "ac",
+    "synop",
+    "neuron_state",
+    "lemaire_addressing",
+    "memory_residency",
+    "memory_residency_small",
+    "neuromc_add",
+    "neuromc_mul",
+    "neuromc_cmp",
+    "neuromc_sqrt",
+    "neuromc_mux",
+    "neuromorphic_memory_access",
+];
+const MODELS: [&str; 15] = [
+    "compute_fp32",
+    "compute_fp16",
+    "compute_int8",
+    "simple_fp32",
+    "simple_fp16",
+    "simple_int8",
+    "lemaire",
+    "lemaire_no_sparse",
+    "lemaire_nonstrict",
+    "neuromc",
+    "spikesim_dense",
+    "spikesim_event",
+    "spikesim_event_xbar4_sram",
+    "spikesim_dense_nonstrict",
+    "spikesim_event_nonstrict",
+];
+/// What a trace does not hold: the case, the rules, the estimator. In the backward pass no preset counts the nonzeros of what
+/// meets a neuron's state.
+const GAPS: [(&str, &str, &str); 1] = [(
+    "p06_train_sgd_momentum",
+    "spikingjelly-2.0.0",
+    "counters/neuron_state",
+)];
 const RULES: [&str; 2] = ["spikingjelly-2026-06", "spikingjelly-2.0.0"];
 
 /// For each case, how many values match under each of [`RULES`]: as many as the corpus has. They change only with it.
@@ -28,22 +67,22 @@ macro_rules! cases {
 }
 
 cases! {
-    p01_mlp_if: 121, 94;
-    p02_conv_lif_single: 140, 113;
-    p03_conv_lif_multi: 181, 154;
-    p04_conv_geometry: 156, 129;
-    p05_grouped_conv: 161, 134;
-    p06_train_sgd_momentum: 65, 38;
-    p07_train_conv_adam: 74, 49;
-    p08_bn_train_eval: 152, 125;
-    p09_sew_add: 186, 159;
-    p10_bool_spikes: 153, 126;
-    p11_attention_bmm: 186, 159;
-    p12_ann: 139, 112;
-    p13_nested_shared: 238, 211;
-    p14_sinabs_iaf: 127, 100;
-    p15_cnn_if_lif: 170, 143;
-    p16_logical_not: 48, 21;
+    p01_mlp_if: 399, 371;
+    p02_conv_lif_single: 705, 584;
+    p03_conv_lif_multi: 747, 634;
+    p04_conv_geometry: 1149, 1051;
+    p05_grouped_conv: 475, 342;
+    p06_train_sgd_momentum: 438, 342;
+    p07_train_conv_adam: 344, 435;
+    p08_bn_train_eval: 742, 684;
+    p09_sew_add: 999, 942;
+    p10_bool_spikes: 445, 291;
+    p11_attention_bmm: 601, 438;
+    p12_ann: 689, 499;
+    p13_nested_shared: 1050, 766;
+    p14_sinabs_iaf: 632, 494;
+    p15_cnn_if_lif: 788, 657;
+    p16_logical_not: 146, 97;
 }
 
 #[test]
@@ -68,9 +107,9 @@ fn case(name: &str, wanted: [u64; 2]) {
         return;
     };
     let program = corpus.join("cases").join(format!("{name}.py"));
-    bench
-        .run(&mut bench.record("t.optape", bench.words(&program, &[])))
-        .expect_code(0);
+    let mut record = bench.optape(["-q", "record", "--level", "full", "-o", "t.optape", "--"]);
+    record.args(bench.words(&program, &[]));
+    bench.run(&mut record).expect_code(0);
 
     let path = corpus.join("expected").join(format!("{name}.json"));
     let expected: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
@@ -81,6 +120,11 @@ fn case(name: &str, wanted: [u64; 2]) {
             &["--rules", rules, "--range", "measure", "--all"],
         );
         let file = bench.write(&format!("{rules}.json"), replayed.to_string());
+        for (_, _, label) in GAPS.iter().filter(|gap| gap.0 == name && gap.1 == rules) {
+            if !replayed["skipped"][label].is_string() {
+                faults.push(format!("{rules}: {label} is no gap any more"));
+            }
+        }
         match compare(&bench, &corpus, &path, &expected, rules, &file) {
             Ok(matched) if matched == wanted => {}
             Ok(matched) => faults.push(format!(
@@ -109,13 +153,21 @@ fn compare(
             .iter()
             .copied()
             .filter(|name| !there[*name].is_null())
+            .filter(|name| {
+                let label = format!("{section}/{name}");
+                let case = expected["case"].as_str();
+                !GAPS
+                    .iter()
+                    .any(|gap| Some(gap.0) == case && gap.1 == rules && gap.2 == label)
+            })
             .collect::<Vec<_>>()
     };
     let names = [of("counters", &COUNTERS), of("energy", &MODELS)]
         .concat()
         .join(",");
     let mut python = bench.python([&corpus.join("compare.py"), path, replayed]);
-    python.args(["--rules", rules, "--names", &names, "--merge-inplace"]);
+    python.args(["--rules", rules, "--names", &names]);
+    python.args(["--merge-inplace", "--unsupported"]);
     if expected["kind"] == "inference" {
         python.arg("--scopes");
     }

@@ -3,120 +3,87 @@
 //! It leaves out memory, addressing, state and idle energy, and takes no account of the element type that really
 //! ran: it is a way to compare networks under one set of costs.
 
-use std::collections::BTreeMap;
-
-use serde::Serialize;
-
-use super::CostFile;
+use super::{CostFile, EnergyModel, EnergyReport, Given, Input, float};
+use crate::rules::RuleError;
 
 /// The model with its costs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ComputeModel {
-    /// Under which its report appears.
-    pub name: String,
-    /// Of a multiply-accumulate.
-    pub e_mac_pj: f64,
-    /// Of an accumulate.
-    pub e_ac_pj: f64,
-}
-
-/// What the model says.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct ComputeReport {
-    /// Sum of the parts.
-    pub energy_total_pj: f64,
-    /// Of multiply-accumulates.
-    pub energy_mac_pj: f64,
-    /// Of accumulates.
-    pub energy_ac_pj: f64,
-    /// The parts by name.
-    pub breakdown_pj: BTreeMap<&'static str, f64>,
-    /// The counts that went in (`mac`, `ac`) and those that are shown beside them (`synop`, `flop`).
-    pub counts: BTreeMap<&'static str, i128>,
-    /// What a reader should know.
-    pub warnings: Vec<String>,
-    /// `pJ`.
-    pub unit: &'static str,
-    /// What is and is not in the figure.
-    pub boundary: &'static str,
-    /// The costs.
-    pub config: BTreeMap<&'static str, f64>,
-    /// Name of the rule set that counted.
-    pub rules: String,
+    file: CostFile,
 }
 
 impl ComputeModel {
-    /// The counters that the model reads or shows.
-    pub const COUNTERS: [&'static str; 4] = ["mac", "ac", "synop", "flop"];
-
     /// The model with the costs of a file.
     #[must_use]
-    pub fn new(costs: &CostFile) -> Self {
-        let cost = |key| costs.costs.get(key).copied().unwrap_or_default();
-        Self {
-            name: costs.name.clone(),
-            e_mac_pj: cost("e_mac_pj"),
-            e_ac_pj: cost("e_ac_pj"),
-        }
+    pub fn new(file: &CostFile) -> Self {
+        Self { file: file.clone() }
+    }
+}
+
+impl EnergyModel for ComputeModel {
+    fn name(&self) -> &str {
+        &self.file.name
     }
 
-    /// Applies the model to the totals of [`Self::COUNTERS`], in that order. `matched`: any op has a rule in any of them.
-    #[must_use]
-    pub fn report(&self, rules: &str, totals: [i128; 4], matched: bool) -> ComputeReport {
-        let [mac, ac, synop, flop] = totals;
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "energies are floats; counts beyond 2^53 keep 53 bits"
-        )]
-        let (energy_mac_pj, energy_ac_pj) = (mac as f64 * self.e_mac_pj, ac as f64 * self.e_ac_pj);
-        let mut warnings = Vec::new();
-        if !matched {
-            warnings.push(
+    fn inputs(&self) -> Vec<Input> {
+        ["mac", "ac", "synop", "flop"].map(Input::all).to_vec()
+    }
+
+    fn report(&self, given: &Given<'_>) -> Result<EnergyReport, RuleError> {
+        let count = |name| given.total(name);
+        let energy_mac_pj = float(count("mac")) * self.file.cost("e_mac_pj");
+        let energy_ac_pj = float(count("ac")) * self.file.cost("e_ac_pj");
+        let mut report = EnergyReport::new(energy_mac_pj + energy_ac_pj, given);
+        report.field("energy_total_pj", report.total_pj);
+        report.field("energy_mac_pj", energy_mac_pj);
+        report.field("energy_ac_pj", energy_ac_pj);
+        report.field(
+            "breakdown_pj",
+            [("ac_pj", energy_ac_pj), ("mac_pj", energy_mac_pj)],
+        );
+        report.field(
+            "counts",
+            ["ac", "flop", "mac", "synop"].map(|name| (name, count(name))),
+        );
+        if !given.matched {
+            report.warnings.push(
                 "none of the selected ops has a rule in mac, ac, synop or flop, so the energy is zero for want of rules, not \
                  of work"
                     .to_owned(),
             );
         }
-        ComputeReport {
-            energy_total_pj: energy_mac_pj + energy_ac_pj,
-            energy_mac_pj,
-            energy_ac_pj,
-            breakdown_pj: BTreeMap::from([("mac_pj", energy_mac_pj), ("ac_pj", energy_ac_pj)]),
-            counts: BTreeMap::from([("mac", mac), ("ac", ac), ("synop", synop), ("flop", flop)]),
-            warnings,
-            unit: "pJ",
-            boundary: "arithmetic only: multiply-accumulates and accumulates of the selected ops; no memory, addressing, state \
-                       or idle energy",
-            config: BTreeMap::from([("e_mac_pj", self.e_mac_pj), ("e_ac_pj", self.e_ac_pj)]),
-            rules: rules.to_owned(),
-        }
+        report.boundary = "arithmetic only: multiply-accumulates and accumulates of the selected ops; no memory, addressing, state \
+                           or idle energy";
+        report.configure(&self.file);
+        Ok(report)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::energy::{given, presets};
+
+    fn fp32() -> ComputeModel {
+        ComputeModel::new(&presets("compute_fp32").next().unwrap().costs().unwrap())
+    }
 
     #[test]
     fn energy_is_counts_times_costs() {
-        let model = ComputeModel::new(&CostFile::preset("compute_fp32").unwrap());
-        let report = model.report("optape", [10, 100, 50, 1000], true);
+        let counts = given(&[("mac", 10), ("ac", 100), ("synop", 50), ("flop", 1000)]);
+        let report = fp32().report(&counts).unwrap();
         assert!(
-            (report.energy_total_pj - 136.0).abs() < 1e-9,
+            (report.total_pj - 136.0).abs() < 1e-9,
             "{}",
-            report.energy_total_pj
+            report.total_pj
         );
         assert!(report.warnings.is_empty());
-        assert_eq!(report.counts["flop"], 1000);
     }
 
     #[test]
     fn nothing_matched_is_said() {
-        let model = ComputeModel {
-            name: "x".into(),
-            e_mac_pj: 1.0,
-            e_ac_pj: 1.0,
-        };
-        assert_eq!(model.report("optape", [0; 4], false).warnings.len(), 1);
+        let mut nothing = given(&[]);
+        nothing.matched = false;
+        assert_eq!(fp32().report(&nothing).unwrap().warnings.len(), 1);
     }
 }

@@ -48,7 +48,7 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> Result<(), ReplayEr
                     }
                     (None, None) => {
                         row.extend(group.counters.values().map(|c| c.total.to_string()));
-                        row.extend(group.energy.values().map(|e| e.energy_total_pj.to_string()));
+                        row.extend(group.energy.values().map(|e| e.total_pj.to_string()));
                         row.extend(measured.iter().map(|device| {
                             number(group.measured.as_ref().and_then(|m| m.energy_j.get(device)))
                         }));
@@ -114,14 +114,7 @@ fn flat<W: Write>(report: &Report, csv: &mut csv::Writer<W>) -> Result<(), Repla
     for (name, energy) in report.energy.iter() {
         line(
             csv,
-            &[
-                "energy",
-                name,
-                "",
-                "",
-                &energy.energy_total_pj.to_string(),
-                "pJ",
-            ],
+            &["energy", name, "", "", &energy.total_pj.to_string(), "pJ"],
         )?;
     }
     if let Some(measured) = report

@@ -13,9 +13,10 @@ use serde::Serialize;
 
 use optape_trace::TraceEnd;
 
-use crate::energy::ComputeReport;
+use crate::energy::EnergyReport;
 use crate::error::ReplayError;
 use crate::load::{Source, StreamRef};
+use crate::ordered::Tree;
 use crate::selection::{Selection, steps_text};
 
 pub use numbers::{grouped, scaled};
@@ -48,8 +49,14 @@ impl Per {
 }
 
 /// An ordered map that is written as an object: reports keep the order of rule sets and first use, not the alphabet.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Ordered<T>(Vec<(String, T)>);
+
+impl<T> Default for Ordered<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
 
 impl<T> Ordered<T> {
     /// A value by name.
@@ -69,6 +76,11 @@ impl<T> Ordered<T> {
     /// Values, in order.
     pub fn values(&self) -> impl Iterator<Item = &T> {
         self.0.iter().map(|(_, value)| value)
+    }
+
+    /// Adds a value behind the others.
+    pub fn push(&mut self, name: &str, value: T) {
+        self.0.push((name.to_owned(), value));
     }
 
     /// Whether there is nothing.
@@ -113,7 +125,7 @@ pub struct Report {
     /// Counters, in the order of the rule set.
     pub counters: Ordered<CounterReport>,
     /// Energy models.
-    pub energy: Ordered<ComputeReport>,
+    pub energy: Ordered<EnergyReport>,
     /// What monitors saw meanwhile, where any ran.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub monitors: Option<MonitorsReport>,
@@ -371,6 +383,9 @@ pub struct CounterReport {
     /// Calls without statistics count as zero (`--lenient`).
     #[serde(skip_serializing_if = "is_false")]
     pub partial: bool,
+    /// What the counter has beside its count: metrics by scope, bits by level, operations by stage.
+    #[serde(flatten)]
+    pub details: BTreeMap<&'static str, Tree>,
 }
 
 #[expect(
@@ -523,7 +538,7 @@ pub struct Group {
     /// Counters.
     pub counters: Ordered<GroupCounter>,
     /// Energy models.
-    pub energy: Ordered<ComputeReport>,
+    pub energy: Ordered<EnergyReport>,
     /// What sensors measured meanwhile; by stage and step alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub measured: Option<Measured>,

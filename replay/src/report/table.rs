@@ -6,7 +6,7 @@ use std::io::Write;
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, presets};
 
 use super::{Measured, Report, numbers};
-use crate::energy::ComputeReport;
+use crate::energy::EnergyReport;
 use crate::error::ReplayError;
 
 pub(super) fn write(report: &Report, out: &mut dyn Write) -> Result<(), ReplayError> {
@@ -272,6 +272,9 @@ fn counters(report: &Report) -> Section {
     }
 }
 
+/// So many costs fit into a line.
+const FEW_COSTS: usize = 4;
+
 fn energy(report: &Report) -> Section {
     let mut head = ["model", "total", "mac", "ac", "costs"]
         .map(str::to_owned)
@@ -289,12 +292,17 @@ fn energy(report: &Report) -> Section {
                 .iter()
                 .map(|(key, cost)| format!("{key} {cost}"))
                 .collect();
+            let part = |name| e.quantity(name).map(numbers::energy).unwrap_or_default();
             let mut row = vec![
                 name.to_owned(),
-                numbers::energy(e.energy_total_pj),
-                numbers::energy(e.energy_mac_pj),
-                numbers::energy(e.energy_ac_pj),
-                costs.join(", "),
+                numbers::energy(e.total_pj),
+                part("energy_mac_pj"),
+                part("energy_ac_pj"),
+                if costs.len() <= FEW_COSTS {
+                    costs.join(", ")
+                } else {
+                    format!("{} costs and settings, in the JSON", costs.len())
+                },
             ];
             if let Some(per) = &report.per {
                 row.insert(
@@ -409,7 +417,7 @@ fn groups(report: &Report) -> Vec<Section> {
         let cells = |at: Option<usize>| -> Vec<String> {
             let group = at.and_then(|at| groups.get(at));
             let per = group.map_or(&report.per, |group| &group.per);
-            let total = |e: &ComputeReport| numbers::energy(e.energy_total_pj);
+            let total = |e: &EnergyReport| numbers::energy(e.total_pj);
             match (per, group) {
                 (Some(per), _) => per
                     .energy_total_pj

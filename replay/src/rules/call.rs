@@ -578,6 +578,41 @@ impl<'a> CallRow<'a> {
         Ok(self.note("product_sum", sum))
     }
 
+    /// Elements of the product of two binary factors that are not zero, over all calls.
+    ///
+    /// # Errors
+    /// [`RuleError::Missing`] where they were not counted.
+    pub fn nonempty_products(&self) -> Result<i128, RuleError> {
+        let when = if self.pattern.entry(Operand::Product, When::After).is_some() {
+            When::After
+        } else {
+            When::Before
+        };
+        let what = || "the nonzeros of the product of the two binary factors".to_owned();
+        let field = fields::NONEMPTY_OUTPUTS;
+        let sum = self.integer_sum(Operand::Product, when, field, "T3", what)?;
+        Ok(self.note("nonzeros(product)", sum))
+    }
+
+    /// Rows or columns of a binary factor that have a spike, or the outputs with one in their receptive field
+    /// ([`fields::NONEMPTY_ROWS`], [`fields::NONEMPTY_COLUMNS`], [`fields::NONEMPTY_OUTPUTS`]), over all calls.
+    ///
+    /// # Errors
+    /// [`RuleError::Missing`] where they were not counted.
+    pub fn nonempty(&self, name: &str, field: u32) -> Result<i128, RuleError> {
+        let kind = match field {
+            fields::NONEMPTY_ROWS => "rows",
+            fields::NONEMPTY_COLUMNS => "columns",
+            _ => "outputs",
+        };
+        let what = || format!("the {kind} with a spike of '{name}'");
+        let operand = self
+            .operand(name, When::Before)
+            .ok_or_else(|| self.missing("T3", &what(), None))?;
+        let sum = self.integer_sum(operand, When::Before, field, "T3", what)?;
+        Ok(self.note(&format!("{kind} with a spike({name})"), sum))
+    }
+
     fn integer_sum(
         &self,
         operand: Operand,
@@ -599,6 +634,9 @@ impl<'a> CallRow<'a> {
             Some(State::NotTaken(why)) => format!("it was not taken: {}", not_taken(why)),
             Some(State::Lost) => "it was lost when the process or the device died".to_owned(),
             Some(State::Pending) => "it has not arrived yet".to_owned(),
+            Some(State::Present) | None if level == "T3" => {
+                "record with `optape record --level full`".to_owned()
+            }
             Some(State::Present) | None
                 if optape_trace::needs::rules_need(&self.op.qualified_name()).is_some() =>
             {

@@ -47,6 +47,8 @@ use std::sync::Arc;
 
 use optape_trace::{OpDef, call_flags};
 
+use crate::ordered::{Amounts, Simulation};
+
 pub(crate) use call::integer_position;
 pub use call::{CallRow, MissingLevel, Notes, Number, RuleError, TensorView};
 
@@ -83,8 +85,25 @@ pub trait Counter: Send + Sync {
     fn rule_of(&self, row: &CallRow<'_>) -> Option<&Rule> {
         self.rule(&row.rule_name())
     }
-    /// Counts all calls of a row.
+    /// Counts all calls of a row. Of a counter with a [`simulation`](Self::simulation): what calls count of which the simulation
+    /// counted none.
     fn count(&self, row: &CallRow<'_>) -> Counted;
+    /// Adds what the report has beside the count of a row, under the section's name.
+    fn amounts(&self, row: &CallRow<'_>, out: &mut Amounts) {
+        let _ = (row, out);
+    }
+    /// What follows the records of a stream, for a counter whose numbers depend on what ran before; see [`crate::ordered`].
+    fn simulation(&self) -> Option<Box<dyn Simulation>> {
+        None
+    }
+    /// The counter looks at every op itself: none is without a rule.
+    fn knows_every_op(&self) -> bool {
+        false
+    }
+    /// Belongs to what a replay shows that was asked for nothing in particular: it is answered from summaries.
+    fn is_usual(&self) -> bool {
+        self.simulation().is_none()
+    }
 }
 
 /// A statistic that a rule reads: the argument, or the product of the two factors.
@@ -279,8 +298,8 @@ pub struct RuleSet {
     pub accumulations_are_add: bool,
     /// Reports say how often ops without a rule occurred, counter by counter.
     pub lists_unsupported: bool,
-    /// The compute-only energy model belongs to the set.
-    pub has_compute_model: bool,
+    /// The energy models that belong to the set.
+    pub models: &'static [&'static str],
 }
 
 impl fmt::Debug for RuleSet {

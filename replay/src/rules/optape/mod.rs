@@ -99,7 +99,7 @@ pub fn rule_set() -> RuleSet {
         ],
         accumulations_are_add: false,
         lists_unsupported: false,
-        has_compute_model: true,
+        models: &["compute"],
     }
 }
 

@@ -9,11 +9,20 @@
 
 mod ac;
 mod flop;
+mod lemaire_addressing;
 mod mac;
 mod memory_access;
+mod memory_residency;
+mod neuromc;
+pub(crate) mod neuromorphic_memory_access;
+pub(crate) mod neuron_state;
 mod synop;
 
-use super::{Rule, RuleSet, TableCounter};
+pub use memory_residency::{Capacities, MemoryResidency};
+pub use neuromorphic_memory_access::NeuromorphicMemoryAccess;
+pub use neuron_state::{NeuronState, Settings as NeuronStateSettings};
+
+use super::{Counter, Rule, RuleSet, TableCounter};
 
 /// Which version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,6 +47,31 @@ impl Version {
 /// The rule set of a version.
 #[must_use]
 pub fn rule_set(version: Version) -> RuleSet {
+    let mut counters: Vec<Box<dyn Counter>> = vec![
+        Box::new(flop::table(version)),
+        Box::new(memory_access::table(version)),
+        Box::new(mac::table(version)),
+        Box::new(ac::table(version)),
+        Box::new(synop::table(version)),
+        Box::new(NeuronState::new(version)),
+    ];
+    if version == Version::June2026 {
+        let small = Capacities::SMALL;
+        counters.push(Box::new(lemaire_addressing::LemaireAddressing::new()));
+        counters.push(Box::new(MemoryResidency::new(
+            "memory_residency",
+            Capacities::DEFAULT,
+        )));
+        counters.push(Box::new(MemoryResidency::new(
+            "memory_residency_small",
+            small,
+        )));
+        for counter in neuromc::counters() {
+            counters.push(Box::new(counter));
+        }
+    } else {
+        counters.push(Box::new(NeuromorphicMemoryAccess));
+    }
     RuleSet {
         name: version.name(),
         version: 1,
@@ -45,16 +79,13 @@ pub fn rule_set(version: Version) -> RuleSet {
             Version::June2026 => "SpikingJelly's op_counter at commit db3b6df0 (2026-06-22)",
             Version::V2_0_0 => "SpikingJelly's op_counter as released in 2.0.0",
         },
-        counters: vec![
-            Box::new(flop::table(version)),
-            Box::new(memory_access::table(version)),
-            Box::new(mac::table(version)),
-            Box::new(ac::table(version)),
-            Box::new(synop::table(version)),
-        ],
+        counters,
         accumulations_are_add: true,
         lists_unsupported: version >= Version::V2_0_0,
-        has_compute_model: version == Version::June2026,
+        models: match version {
+            Version::June2026 => &["compute", "lemaire-2026-06", "neuromc-2026-06", "spikesim"],
+            Version::V2_0_0 => &["simple", "lemaire-2.0.0", "neuromc-2.0.0", "spikesim"],
+        },
     }
 }
 
@@ -136,7 +167,6 @@ const VIEWS_OF_2_0_0: [&str; 3] = ["aten::unsqueeze", "aten::squeeze.dim", "aten
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rules::Counter;
 
     #[test]
     fn only_the_release_knows_attention_and_sigmoid() {
