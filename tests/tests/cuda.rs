@@ -51,7 +51,7 @@ fn a_gpu_finds_what_the_processor_finds() {
     let Some(bench) = bench_with_gpu() else {
         return;
     };
-    let words = bench.words(&Bench::program("cuda.py"), &["twins"]);
+    let words = bench.words(&Bench::program("gpu.py"), &["twins"]);
     let mut record = bench.optape(["-q", "record", "-o", "t.optape", "--stats", "all", "--"]);
     bench.run(record.args(words)).expect_code(0);
     let trace = Trace::open(&bench.path("t.optape")).unwrap();
@@ -101,7 +101,7 @@ fn a_recorded_step_waits_for_nothing_more() {
     let Some(bench) = bench_with_gpu() else {
         return;
     };
-    let words = bench.words(&Bench::program("cuda.py"), &["steps"]);
+    let words = bench.words(&Bench::program("gpu.py"), &["steps"]);
     let bare = bench.run(&mut bench.python(&words[1..]));
     bare.expect_code(0);
     for statistics in ["none", "rules", "all"] {

@@ -1,7 +1,7 @@
 """For a machine with a GPU: the same values on the processor and on the GPU, and what a recording makes the GPU wait for.
 
-`python cuda.py twins` runs each op twice, first on the processor, then on the GPU, with equal values, sizes and strides.
-`python cuda.py steps` trains, lets torch.profiler look at some steps, and says what of CUDA was called that waits, as one line of JSON.
+`python gpu.py twins` runs each op twice, first on the processor, then on the GPU, with equal values, sizes and strides.
+`python gpu.py steps` trains, lets torch.profiler look at some steps, and says what of CUDA was called that waits, as one line of JSON.
 """
 
 import json
