@@ -206,10 +206,10 @@ pub(crate) fn see<'a>(traces: &'a Traces, rules: &RuleSet, rows: &'a [Row]) -> V
 }
 
 /// A counter's verdict on every row, or why it is skipped.
-struct Outcome<'a> {
+pub(crate) struct Outcome<'a> {
     counter: &'a dyn Counter,
     /// One per row; `None` for rows that are no executed ops.
-    counted: Vec<Option<Counted>>,
+    pub(crate) counted: Vec<Option<Counted>>,
     refusal: Option<Refusal>,
 }
 
@@ -240,7 +240,7 @@ impl Refusal {
     }
 }
 
-fn run<'a>(counter: &'a dyn Counter, seen: &[Seen<'_>], lenient: bool) -> Outcome<'a> {
+pub(crate) fn run<'a>(counter: &'a dyn Counter, seen: &[Seen<'_>], lenient: bool) -> Outcome<'a> {
     let counted: Vec<Option<Counted>> = seen
         .iter()
         .map(|s| (s.facts.kind == Kind::Op).then(|| counter.count(&s.call)))
@@ -378,7 +378,7 @@ pub fn evaluate(
     let timelines = traces.timelines(needed, &request.selection.ranges)?;
     request.selection.check(traces, &timelines)?;
     let threads = match request.threads {
-        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        0 => processors(),
         n => n,
     };
     let reading = Reading {
@@ -528,6 +528,10 @@ pub fn evaluate(
         skipped,
         notes,
     })
+}
+
+pub(crate) fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 fn counters(rules: &RuleSet, request: &Request) -> Result<Vec<String>, ReplayError> {

@@ -48,7 +48,7 @@ use std::sync::Arc;
 use optape_trace::{OpDef, call_flags};
 
 pub(crate) use call::integer_position;
-pub use call::{CallRow, MissingLevel, Notes, Number, RuleError, TensorView};
+pub use call::{CallRow, MissingLevel, Notes, Number, RuleError, TensorView, WayOut};
 
 /// What a counter says of a row.
 #[derive(Clone, Debug, PartialEq)]
