@@ -62,6 +62,9 @@ pub fn run(options: &Options, _global: &GlobalOptions) -> anyhow::Result<ExitCod
         match options.format {
             InfoFormat::Table => {
                 table(&path, trace, bytes, &mut text).with_context(|| path.clone())?;
+                for note in traces.clock_notes() {
+                    writeln!(text, "  {:<12} {note}", "clock")?;
+                }
                 if let Some(needs) = &needs {
                     needs.write_text(&mut text)?;
                 }
@@ -69,6 +72,7 @@ pub fn run(options: &Options, _global: &GlobalOptions) -> anyhow::Result<ExitCod
             InfoFormat::Json => {
                 let mut object = object(&path, trace, bytes).with_context(|| path.clone())?;
                 if let Value::Object(object) = &mut object {
+                    object.insert("clock".to_owned(), json!(traces.clock_notes()));
                     if let Some(needs) = &needs {
                         object.insert("needs".to_owned(), serde_json::to_value(needs)?);
                     }
@@ -333,6 +337,8 @@ fn object(path: &str, trace: &Trace, bytes: u64) -> anyhow::Result<Value> {
                 "command": info.command,
                 "versions": info.versions,
                 "identities": info.identities,
+                "epoch_unix_ns": info.epoch_unix_ns,
+                "epoch_monotonic_ns": info.epoch_monotonic_ns,
                 "records": stream.records(),
                 "op_calls": stream.op_calls(),
                 "function_calls": function_calls(trace, stream),

@@ -177,6 +177,46 @@ fn info_says_what_counters_would_need() {
 }
 
 #[test]
+fn files_of_two_machines_are_told_apart_from_files_of_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let write = |name: &str, boot: &str, unix_ns: u64, monotonic_ns: u64| {
+        let started = testing::Started {
+            host: format!("host-{boot}"),
+            boot_id: Some(boot.to_owned()),
+            unix_ns,
+            monotonic_ns: Some(monotonic_ns),
+            ..testing::Started::default()
+        };
+        let tape = testing::spiking_tape_on(&started);
+        std::fs::write(directory.path().join(name), tape.bytes()).unwrap();
+    };
+    write("one.optape", "a", 1_000_000_000_000, 70);
+    write("two.optape", "b", 1_000_000_000_000, 90);
+    // The clock of this one was set back by a minute meanwhile.
+    write("three.optape", "a", 940_000_000_000, 95);
+    let table = |files: &[&str]| {
+        let output = optape(
+            directory.path(),
+            &[&["replay", "--counters", "flop"], files].concat(),
+        );
+        assert!(output.status.success(), "{}", stderr(&output));
+        stdout(&output)
+    };
+    let two = table(&["one.optape", "two.optape"]);
+    assert!(
+        two.contains("2 machines") && two.contains("host-a off by an unknown amount"),
+        "{two}"
+    );
+    let one = table(&["one.optape", "three.optape"]);
+    assert!(
+        one.contains("wall clock of host-a moved by -60.000 s"),
+        "{one}"
+    );
+    assert!(!one.contains("machines"), "{one}");
+    assert!(!table(&["one.optape"]).contains("clock"));
+}
+
+#[test]
 fn the_same_bytes_come_out_of_one_thread_and_of_many() {
     let (directory, _) = workplace();
     let run = |threads| {

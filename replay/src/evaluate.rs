@@ -493,6 +493,7 @@ pub fn evaluate(
     let per = grouper.normalised_total(&reports, &energy, measured)?;
 
     let mut notes = traces.incompleteness(&timelines);
+    notes.extend_from_slice(traces.clock_notes());
     if let Some(range) = unfinished_steps(request, &rows) {
         notes.push(range);
     }

@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod aggregate;
+mod clocks;
 pub mod energy;
 mod error;
 mod evaluate;
