@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum, ValueHint};
+use optape_replay::Traces;
 use optape_replay::report::{grouped, scaled, uuid_text};
 use optape_trace::series::facts;
 use optape_trace::{Event, Stream, Trace, TraceEnd};
@@ -20,6 +21,9 @@ pub struct Options {
     /// Trace files
     #[arg(required = true, value_name = "TRACE", value_hint = ValueHint::FilePath)]
     pub traces: Vec<PathBuf>,
+    /// What every counter and model of replay would need beyond what the file holds, and the flag of `optape record` that records it
+    #[arg(long)]
+    pub needs: bool,
     /// How to write it
     #[arg(long, value_name = "FORMAT", default_value = "table")]
     pub format: InfoFormat,
@@ -45,17 +49,35 @@ pub fn run(options: &Options, _global: &GlobalOptions) -> anyhow::Result<ExitCod
     let mut text = Vec::new();
     let mut objects = Vec::new();
     for path in &options.traces {
-        let trace = Trace::open(path).with_context(|| path.display().to_string())?;
-        let bytes = trace
-            .file_bytes()
-            .with_context(|| path.display().to_string())?;
+        let traces = Traces::open(&[path])?;
+        let Some(trace) = traces.sources.first().map(|source| &source.trace) else {
+            continue;
+        };
+        let needs = options
+            .needs
+            .then(|| optape_replay::needs(&traces))
+            .transpose()?;
         let path = path.display().to_string();
+        let bytes = trace.file_bytes().with_context(|| path.clone())?;
         match options.format {
             InfoFormat::Table => {
-                table(&path, &trace, bytes, &mut text).with_context(|| path.clone())?;
+                table(&path, trace, bytes, &mut text).with_context(|| path.clone())?;
+                for note in traces.clock_notes() {
+                    writeln!(text, "  {:<12} {note}", "clock")?;
+                }
+                if let Some(needs) = &needs {
+                    needs.write_text(&mut text)?;
+                }
             }
             InfoFormat::Json => {
-                objects.push(object(&path, &trace, bytes).with_context(|| path.clone())?);
+                let mut object = object(&path, trace, bytes).with_context(|| path.clone())?;
+                if let Value::Object(object) = &mut object {
+                    object.insert("clock".to_owned(), json!(traces.clock_notes()));
+                    if let Some(needs) = &needs {
+                        object.insert("needs".to_owned(), serde_json::to_value(needs)?);
+                    }
+                }
+                objects.push(object);
             }
         }
     }
@@ -315,6 +337,8 @@ fn object(path: &str, trace: &Trace, bytes: u64) -> anyhow::Result<Value> {
                 "command": info.command,
                 "versions": info.versions,
                 "identities": info.identities,
+                "epoch_unix_ns": info.epoch_unix_ns,
+                "epoch_monotonic_ns": info.epoch_monotonic_ns,
                 "records": stream.records(),
                 "op_calls": stream.op_calls(),
                 "function_calls": function_calls(trace, stream),

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use optape_replay::testing::{self, Call, schema, tensor};
+use optape_trace::{Argument, ScopeId};
 use tempfile::TempDir;
 
 fn optape(directory: &Path, arguments: &[&str]) -> Output {
@@ -118,6 +119,101 @@ fn replay_answers_with_table_json_and_csv() {
         stdout(&csv),
         "stage,calls,flop [FLOP]\nforward,12,288\nbackward,2,96\noptimizer,2,0\nother,1,6\n"
     );
+}
+
+#[test]
+fn info_says_what_counters_would_need() {
+    let (directory, _) = workplace();
+    let mut bare = testing::Tape::new();
+    let product = Call::new(
+        schema::MM,
+        vec![Argument::Tensor(0), Argument::Tensor(1)],
+        vec![tensor(&[2, 3]), tensor(&[3, 4])],
+        vec![tensor(&[2, 4])],
+    );
+    bare.call(ScopeId::GLOBAL, &product);
+    std::fs::write(directory.path().join("bare.optape"), bare.bytes()).unwrap();
+
+    let table = optape(directory.path(), &["info", "--needs", "bare.optape"]);
+    assert!(table.status.success(), "{}", stderr(&table));
+    insta::assert_snapshot!("info_needs", stdout(&table));
+
+    let json = optape(
+        directory.path(),
+        &[
+            "info",
+            "--needs",
+            "--format",
+            "json",
+            "spiking.optape",
+            "bare.optape",
+        ],
+    );
+    let both: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    let mac = |file: usize| {
+        let estimators = both[file]["needs"]["rules"][0]["estimators"]
+            .as_array()
+            .unwrap();
+        let mut found = estimators
+            .iter()
+            .filter(|e| e["estimator"] == "counters/mac");
+        found.next().unwrap().clone()
+    };
+    assert_eq!(mac(0)["state"], "held");
+    assert_eq!(mac(1)["state"], "lacks");
+    let lacking = &mac(1)["lacking"][0];
+    assert_eq!(lacking["level"], "T1");
+    assert_eq!(lacking["calls"], 1);
+    assert_eq!(lacking["flag"], "--stats rules");
+
+    let replay = ["replay", "--counters", "mac", "bare.optape"];
+    assert_eq!(code(directory.path(), &replay), 4);
+    let plain = optape(
+        directory.path(),
+        &["info", "--format", "json", "bare.optape"],
+    );
+    let plain: serde_json::Value = serde_json::from_slice(&plain.stdout).unwrap();
+    assert!(plain[0].get("needs").is_none());
+}
+
+#[test]
+fn files_of_two_machines_are_told_apart_from_files_of_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let write = |name: &str, boot: &str, unix_ns: u64, monotonic_ns: u64| {
+        let started = testing::Started {
+            host: format!("host-{boot}"),
+            boot_id: Some(boot.to_owned()),
+            unix_ns,
+            monotonic_ns: Some(monotonic_ns),
+            ..testing::Started::default()
+        };
+        let tape = testing::spiking_tape_on(&started);
+        std::fs::write(directory.path().join(name), tape.bytes()).unwrap();
+    };
+    write("one.optape", "a", 1_000_000_000_000, 70);
+    write("two.optape", "b", 1_000_000_000_000, 90);
+    // The clock of this one was set back by a minute meanwhile.
+    write("three.optape", "a", 940_000_000_000, 95);
+    let table = |files: &[&str]| {
+        let output = optape(
+            directory.path(),
+            &[&["replay", "--counters", "flop"], files].concat(),
+        );
+        assert!(output.status.success(), "{}", stderr(&output));
+        stdout(&output)
+    };
+    let two = table(&["one.optape", "two.optape"]);
+    assert!(
+        two.contains("2 machines") && two.contains("host-a off by an unknown amount"),
+        "{two}"
+    );
+    let one = table(&["one.optape", "three.optape"]);
+    assert!(
+        one.contains("wall clock of host-a moved by -60.000 s"),
+        "{one}"
+    );
+    assert!(!one.contains("machines"), "{one}");
+    assert!(!table(&["one.optape"]).contains("clock"));
 }
 
 #[test]

@@ -34,3 +34,17 @@ pub fn unix_ns() -> u64 {
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
 }
+
+/// How far the wall clock may be from true time, in nanoseconds, as the kernel reckons where something (NTP) keeps it right;
+/// `None` where nothing does, or where that may not be asked.
+#[must_use]
+pub fn wall_clock_error_ns() -> Option<u64> {
+    // SAFETY: `timex` is a C structure of numbers, for which zeros are values.
+    let mut clock: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: a valid pointer to a timex; with no bit of `modes` set, nothing is changed.
+    let state = unsafe { libc::adjtimex(&mut clock) };
+    if state < 0 || clock.status & libc::STA_UNSYNC != 0 {
+        return None;
+    }
+    u64::try_from(clock.maxerror).ok()?.checked_mul(1000)
+}

@@ -209,10 +209,10 @@ pub(crate) fn see<'a>(traces: &'a Traces, rules: &RuleSet, rows: &'a [Row]) -> V
 }
 
 /// A counter's verdict on every row, or why it is skipped.
-struct Outcome<'a> {
+pub(crate) struct Outcome<'a> {
     counter: &'a dyn Counter,
     /// One per row; `None` for rows that are no executed ops.
-    counted: Vec<Option<Counted>>,
+    pub(crate) counted: Vec<Option<Counted>>,
     refusal: Option<Refusal>,
     /// What the counter has beside the rows.
     amounts: Amounts,
@@ -256,9 +256,9 @@ impl Refusal {
 
 /// What something that follows the streams has added up, and what it met.
 #[derive(Default)]
-struct Followed {
+pub(crate) struct Followed {
     amounts: Amounts,
-    errors: Vec<RuleError>,
+    pub(crate) errors: Vec<RuleError>,
 }
 
 impl Followed {
@@ -269,7 +269,7 @@ impl Followed {
     }
 }
 
-fn run<'a>(
+pub(crate) fn run<'a>(
     counter: &'a dyn Counter,
     seen: &[Seen<'_>],
     lenient: bool,
@@ -458,7 +458,7 @@ pub fn evaluate(
     let timelines = traces.timelines(needed, &request.selection.ranges)?;
     request.selection.check(traces, &timelines)?;
     let threads = match request.threads {
-        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        0 => processors(),
         n => n,
     };
     let reading = Reading {
@@ -594,6 +594,7 @@ pub fn evaluate(
     let per = grouper.normalised_total(&reports, &energy, measured)?;
 
     let mut notes = traces.incompleteness(&timelines);
+    notes.extend_from_slice(traces.clock_notes());
     if let Some(range) = unfinished_steps(request, &rows) {
         notes.push(range);
     }
@@ -631,6 +632,10 @@ pub fn evaluate(
     })
 }
 
+pub(crate) fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
 fn counters(rules: &RuleSet, request: &Request) -> Result<Vec<String>, ReplayError> {
     match &request.counters {
         Wanted::Usual => Ok(rules
@@ -660,9 +665,9 @@ const UNGROUPED: &str = "it counts calls of modules, not of ops, and cannot be g
                          --stage or --step";
 
 /// A model, and whether it was asked for by name.
-type Asked = (Box<dyn EnergyModel>, bool);
+pub(crate) type Asked = (Box<dyn EnergyModel>, bool);
 
-fn models(rules: &RuleSet, request: &Request) -> Result<Vec<Asked>, ReplayError> {
+pub(crate) fn models(rules: &RuleSet, request: &Request) -> Result<Vec<Asked>, ReplayError> {
     let mut files: Vec<(CostFile, bool)> = Vec::new();
     match &request.energy {
         Wanted::Usual | Wanted::All => {
@@ -719,10 +724,10 @@ fn models(rules: &RuleSet, request: &Request) -> Result<Vec<Asked>, ReplayError>
         .collect())
 }
 
-type ByPlace = HashMap<usize, Followed>;
+pub(crate) type ByPlace = HashMap<usize, Followed>;
 
 /// Goes through the streams once for all counters and models that follow them; by their places.
-fn follow(
+pub(crate) fn follow(
     traces: &Traces,
     rules: &RuleSet,
     request: &Request,
@@ -754,7 +759,7 @@ fn follow(
             let missing = MissingLevel {
                 level: "T6, T7",
                 what: "lifetimes of storages, calls of modules and states of neurons".to_owned(),
-                way_out: "record with `optape record --level full`".to_owned(),
+                way_out: crate::rules::WayOut::Record(optape_trace::needs::FULL_FLAG),
             };
             for followed in by_counter.values_mut().chain(by_model.values_mut()) {
                 followed
@@ -798,7 +803,7 @@ fn follow(
 }
 
 /// The results that a model reads.
-fn inputs_of<'r, 'a>(
+pub(crate) fn inputs_of<'r, 'a>(
     model: &dyn EnergyModel,
     results: &'r [(Outcome<'a>, bool)],
 ) -> Vec<(energy::Input, &'r Outcome<'a>)> {
@@ -815,7 +820,7 @@ fn inputs_of<'r, 'a>(
 }
 
 /// What a model makes its report of, from some rows.
-fn given<'g>(
+pub(crate) fn given<'g>(
     rules: &'g RuleSet,
     inputs: &[(energy::Input, &'g Outcome<'_>)],
     seen: &[Seen<'_>],

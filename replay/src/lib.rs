@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod aggregate;
+mod clocks;
 pub mod energy;
 mod error;
 mod evaluate;
@@ -23,6 +24,7 @@ mod explain;
 mod firing;
 mod load;
 mod monitors;
+mod needs;
 pub mod ordered;
 pub mod report;
 pub mod rules;
@@ -38,5 +40,6 @@ pub use evaluate::{By, Request, Wanted, evaluate};
 pub use explain::{Explained, Explanation, explain};
 pub use load::{Source, StreamRef, Traces};
 pub use monitors::{facts, sample_counts};
+pub use needs::{Estimator, Lacking, Needs, RulesNeeds, Standing, needs};
 pub use report::{Format, Per, Report};
 pub use selection::{Glob, Selection, parse_steps};

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use optape_trace::{Dictionary, Role, ScopeId, Stream, Trace, TraceEnd};
 
+use crate::clocks::Clocks;
 use crate::error::ReplayError;
 use crate::report::uuid_text;
 use crate::timeline::Timeline;
@@ -23,6 +24,7 @@ pub struct Source {
 pub struct Traces {
     /// In the order in which they were given.
     pub sources: Vec<Source>,
+    clocks: Clocks,
 }
 
 /// A stream of one of the files.
@@ -51,9 +53,16 @@ impl Traces {
             })?;
             sources.push(Source { path, trace });
         }
-        let traces = Self { sources };
+        let traces = Self::new(sources);
         traces.check_together()?;
         Ok(traces)
+    }
+
+    fn new(sources: Vec<Source>) -> Self {
+        Self {
+            clocks: Clocks::of(&sources),
+            sources,
+        }
     }
 
     /// One run's parts, each once: anything else would add up what does not belong together.
@@ -93,12 +102,37 @@ impl Traces {
     /// A trace that is in memory already, under a name for messages.
     #[must_use]
     pub fn of(name: &str, trace: Trace) -> Self {
-        Self {
-            sources: vec![Source {
-                path: PathBuf::from(name),
-                trace,
-            }],
-        }
+        Self::new(vec![Source {
+            path: PathBuf::from(name),
+            trace,
+        }])
+    }
+
+    /// The parts of one run that are in memory already, under names for messages.
+    ///
+    /// # Errors
+    /// As [`Self::open`], where they do not belong together.
+    pub fn of_parts(parts: Vec<(String, Trace)>) -> Result<Self, ReplayError> {
+        let sources = parts.into_iter().map(|(name, trace)| Source {
+            path: PathBuf::from(name),
+            trace,
+        });
+        let traces = Self::new(sources.collect());
+        traces.check_together()?;
+        Ok(traces)
+    }
+
+    /// Zero of a stream's clock, nanoseconds since the Unix epoch, so that all streams line up: those of a machine by its monotonic
+    /// clock, which nobody sets, machines by their wall clocks.
+    #[must_use]
+    pub fn epoch_unix_ns(&self, at: StreamRef<'_>) -> u64 {
+        self.clocks.epoch_ns(at.source, at.stream)
+    }
+
+    /// What is known about how well the clocks line up, where there is something to say.
+    #[must_use]
+    pub fn clock_notes(&self) -> &[String] {
+        self.clocks.notes()
     }
 
     /// The streams of all files that hold a recorded process.

@@ -127,7 +127,7 @@ struct Monitors {
 impl Monitors {
     fn read(traces: &Traces, at: StreamRef<'_>) -> Result<Self, ReplayError> {
         let dictionary = at.stream.dictionary();
-        let epoch = at.stream.info().epoch_unix_ns;
+        let epoch = traces.epoch_unix_ns(at);
         let mut by_text: BTreeMap<u32, Series> = BTreeMap::new();
         let mut facts = BTreeMap::new();
         let moments = at
@@ -171,6 +171,7 @@ impl Monitors {
 /// When things happened in the process that the monitors of a file are held against.
 struct Clock<'a> {
     at: StreamRef<'a>,
+    epoch_unix_ns: u64,
     timeline: &'a Timeline,
     /// Stages by time, where they are asked for: since when, and which. Behind the last one there is none.
     stages: Option<Vec<(u64, StageName)>>,
@@ -185,7 +186,7 @@ struct StageName {
 
 impl Clock<'_> {
     fn unix_ns(&self, time_ns: u64) -> u64 {
-        self.at.stream.info().epoch_unix_ns.saturating_add(time_ns)
+        self.epoch_unix_ns.saturating_add(time_ns)
     }
 
     /// From the first to the last record.
@@ -265,7 +266,7 @@ fn both(a: &Intervals, b: &Intervals) -> Intervals {
 /// Since when which stage ran: op calls in the order of their starts.
 fn stages(traces: &Traces, at: StreamRef<'_>) -> Result<Vec<(u64, StageName)>, ReplayError> {
     let dictionary = at.stream.dictionary();
-    let epoch = at.stream.info().epoch_unix_ns;
+    let epoch = traces.epoch_unix_ns(at);
     let names: BTreeMap<u32, StageName> = dictionary
         .signatures()
         .map(|(id, signature)| {
@@ -365,6 +366,7 @@ impl<'a> Measurement<'a> {
             let needed = by_stage || !selection.stages.is_empty();
             let clock = Clock {
                 at,
+                epoch_unix_ns: traces.epoch_unix_ns(at),
                 timeline,
                 stages: needed.then(|| stages(traces, at)).transpose()?,
             };

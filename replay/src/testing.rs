@@ -22,6 +22,33 @@ pub struct Tape {
     identities: bool,
 }
 
+/// When and where a made-up stream began.
+#[derive(Clone, Debug)]
+pub struct Started {
+    /// Name of the host.
+    pub host: String,
+    /// Its boot.
+    pub boot_id: Option<String>,
+    /// How far its wall clock may be off.
+    pub clock_error_ns: Option<u64>,
+    /// What the wall clock showed.
+    pub unix_ns: u64,
+    /// What the monotonic clock showed.
+    pub monotonic_ns: Option<u64>,
+}
+
+impl Default for Started {
+    fn default() -> Self {
+        Self {
+            host: "testhost".to_owned(),
+            boot_id: None,
+            clock_error_ns: None,
+            unix_ns: 0,
+            monotonic_ns: None,
+        }
+    }
+}
+
 /// One operand's statistics: whose, when, binary or not, and the fields with their numbers, lowest field first.
 #[derive(Clone, Debug)]
 pub struct Statistic {
@@ -265,21 +292,36 @@ impl Tape {
     /// An empty trace with one stream, recorded by the default preset.
     #[must_use]
     pub fn new() -> Self {
-        Self::recorded("rules", false)
+        Self::recorded(&Started::default(), "rules", false)
     }
 
     /// An empty trace with one stream, recorded with `--level full`: calls have identities ([`Self::call_on`]).
     #[must_use]
     pub fn full() -> Self {
-        Self::recorded("full", true)
+        Self::recorded(&Started::default(), "full", true)
     }
 
-    fn recorded(statistics: &str, identities: bool) -> Self {
+    /// An empty trace with one stream, of some host and clock.
+    #[must_use]
+    pub fn on(started: &Started) -> Self {
+        Self::recorded(started, "rules", false)
+    }
+
+    fn recorded(started: &Started, statistics: &str, identities: bool) -> Self {
+        let mut facts = std::collections::BTreeMap::new();
+        if let Some(boot_id) = &started.boot_id {
+            facts.insert(optape_trace::facts::BOOT_ID.to_owned(), boot_id.clone());
+        }
+        if let Some(error) = started.clock_error_ns {
+            let key = optape_trace::facts::CLOCK_ERROR.to_owned();
+            facts.insert(key, error.to_string());
+        }
         let run = RunInfo {
             run_uuid: *b"optape test run.",
             optape_version: "0.1.0".to_owned(),
             command: vec!["python".to_owned(), "train.py".to_owned()],
-            host: "testhost".to_owned(),
+            host: started.host.clone(),
+            facts,
             statistics: statistics.to_owned(),
             needs_version: optape_trace::needs::NEEDS_VERSION,
             ..RunInfo::default()
@@ -288,6 +330,8 @@ impl Tape {
         let info = StreamInfo {
             process_id: 100,
             identities,
+            epoch_unix_ns: started.unix_ns,
+            epoch_monotonic_ns: started.monotonic_ns,
             ..StreamInfo::default()
         };
         let stream = writer.begin_stream(&info).unwrap();
@@ -558,10 +602,17 @@ impl Tape {
     }
 
     /// Adds a stream of monitors: facts, and samples (series, nanoseconds, value).
-    pub fn monitors(&mut self, facts: &[(&str, &str)], samples: &[(&str, u64, f64)]) {
+    pub fn monitors(
+        &mut self,
+        started: &Started,
+        facts: &[(&str, &str)],
+        samples: &[(&str, u64, f64)],
+    ) {
         let info = StreamInfo {
             process_id: 99,
             role: Role::Monitor,
+            epoch_unix_ns: started.unix_ns,
+            epoch_monotonic_ns: started.monotonic_ns,
             ..StreamInfo::default()
         };
         let stream = self.writer.begin_stream(&info).unwrap();
@@ -640,8 +691,19 @@ impl Tape {
 /// end, and a processor with two energy domains that was sampled in the middle only.
 #[must_use]
 pub fn monitored_tape() -> Tape {
-    let mut tape = spiking_tape();
+    let started = Started {
+        host: "testhost".to_owned(),
+        ..Started::default()
+    };
+    monitored_tape_on(&started, &started)
+}
+
+/// The same with clocks: of the process, and of the monitors.
+#[must_use]
+pub fn monitored_tape_on(process: &Started, monitors: &Started) -> Tape {
+    let mut tape = spiking_tape_on(process);
     tape.monitors(
+        monitors,
         &[
             ("monitor.gpu", r#"{"state":"running","what":"1 GPU(s)"}"#),
             (
@@ -708,7 +770,16 @@ pub mod schema {
 /// watched, a backward product, an op without a rule, all inside a range of name `measure` but for one call before it.
 #[must_use]
 pub fn spiking_tape() -> Tape {
-    let mut tape = Tape::new();
+    spiking_tape_on(&Started {
+        host: "testhost".to_owned(),
+        ..Started::default()
+    })
+}
+
+/// The same with a clock.
+#[must_use]
+pub fn spiking_tape_on(started: &Started) -> Tape {
+    let mut tape = Tape::on(started);
     let (net, root) = tape.module(ScopeId::GLOBAL, "Net", "app.Net", false);
     let (fc, fc_scope) = tape.module(root, "Net.fc", "torch.nn.modules.linear.Linear", false);
     let (neuron, neuron_scope) = tape.module(root, "Net.lif", "spikingjelly.LIFNode", true);

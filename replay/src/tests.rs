@@ -285,6 +285,66 @@ fn without_statistics() -> Traces {
     Traces::of("bare.optape", tape.trace())
 }
 
+fn needs_text(traces: &Traces) -> String {
+    let mut bytes = Vec::new();
+    crate::needs(traces)
+        .unwrap()
+        .write_text(&mut bytes)
+        .unwrap();
+    String::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn needs_of_a_whole_and_of_a_bare_trace() {
+    insta::assert_snapshot!("needs_held", needs_text(&traces()));
+    let bare = without_statistics();
+    insta::assert_snapshot!("needs_lacking", needs_text(&bare));
+    let needs = crate::needs(&bare).unwrap();
+    insta::assert_snapshot!(
+        "needs_json",
+        serde_json::to_string_pretty(&needs.rules[0].estimators).unwrap()
+    );
+}
+
+/// What `needs` lists is what a replay by name refuses, and nothing else.
+#[test]
+fn needs_and_refusals_are_one() {
+    let (mut held, mut refused) = (0, 0);
+    for traces in [traces(), without_statistics()] {
+        for set in crate::needs(&traces).unwrap().rules {
+            let rules = RuleSet::named(set.name).unwrap();
+            for estimator in set.estimators {
+                let (section, name) = estimator.estimator.split_once('/').unwrap();
+                let (one, none) = (Wanted::Named(vec![name.to_owned()]), Wanted::Named(vec![]));
+                let (counters, energy) = match section {
+                    "counters" => (one, none),
+                    _ => (none, one),
+                };
+                let request = Request {
+                    counters,
+                    energy,
+                    ..Request::default()
+                };
+                match (evaluate(&traces, &rules, &request), estimator.standing) {
+                    (Ok(_), crate::Standing::Held) => held += 1,
+                    (Err(ReplayError::MissingLevel { missing, .. }), crate::Standing::Lacks) => {
+                        let listed = estimator.lacking.iter().any(|one| {
+                            one.what == missing.what && one.flag == missing.way_out.flag()
+                        });
+                        assert!(listed, "{missing} in {:?}", estimator.lacking);
+                        refused += 1;
+                    }
+                    (Err(ReplayError::Refused { .. }), crate::Standing::Refused { .. }) => {}
+                    (result, standing) => {
+                        panic!("{name}: {standing:?}, but {:?}", result.map(|_| ()));
+                    }
+                }
+            }
+        }
+    }
+    assert!(held > 10 && refused > 5, "{held}, {refused}");
+}
+
 #[test]
 fn a_missing_level_is_an_error_by_name_and_skipped_otherwise() {
     let set = RuleSet::named("optape").unwrap();

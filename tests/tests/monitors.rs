@@ -82,3 +82,57 @@ fn joules_are_split_by_step_and_stage_of_a_real_run() {
         .expect("the process's memory");
     assert!(rss.1["maximum"].as_f64() > Some(5e7), "{rss:?}");
 }
+
+#[test]
+fn python_begins_and_ends_monitors() {
+    let Some(bench) = Bench::new() else { return };
+    let program = Bench::program("monitored.py");
+    let done = bench.run(&mut bench.importing([
+        program.as_os_str(),
+        "ways".as_ref(),
+        bench.path("").as_os_str(),
+    ]));
+    done.expect_code(0).expect_no_panic();
+    let process = &done.report()["process"];
+    let (samples, rest): (Vec<&str>, Vec<&str>) = done
+        .stdout
+        .lines()
+        .partition(|line| line.contains("/rss_bytes,"));
+    assert_eq!(samples.len(), 2, "{}", done.stdout);
+    assert!(samples[0].contains(&format!(",process/{process}/rss_bytes,")));
+    assert!(rest.contains(&"time_unix_ns,series,value"));
+    let report = done.report();
+    assert_eq!(report["running"], true);
+    assert_eq!(report["running afterwards"], false);
+    assert_eq!(report["event files"], 1);
+    assert_eq!(report["printed"], 0);
+    let wrong = report["wrong"].as_str().expect("a refusal");
+    assert!(wrong.contains("ended with 2"), "{wrong}");
+    done.expect_message("nonsense");
+    assert_eq!(report["raised"], "'mine'");
+    assert_eq!(report["forked"], 7);
+}
+
+#[test]
+fn a_monitor_ends_with_the_python_program_that_began_it() {
+    let Some(bench) = Bench::new() else { return };
+    let logs = bench.path("logs");
+    let program = Bench::program("monitored.py");
+    let words = [program.as_os_str(), "leave".as_ref(), logs.as_os_str()];
+    let done = bench.run(&mut bench.importing(words));
+    let monitor: u32 = done.stdout.trim().parse().expect("its number");
+    let state = std::path::PathBuf::from(format!("/proc/{monitor}/stat"));
+    // Whoever takes orphans in may leave it a zombie.
+    let runs = || {
+        std::fs::read_to_string(&state)
+            .is_ok_and(|text| !text.contains(") Z ") && text.contains("(optape)"))
+    };
+    let since = std::time::Instant::now();
+    while runs() {
+        assert!(
+            since.elapsed() < std::time::Duration::from_secs(60),
+            "the monitor outlives its parent"
+        );
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}

@@ -117,6 +117,15 @@ fn files_of_one_run_are_taken_together() {
     record("node0.optape", &["--run", "job 17"]);
     record("node1.optape", &["--run", "job 17"]);
     record("other.optape", &[]);
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let zero = |file: &str| {
+        let trace = Trace::open(&bench.path(file)).unwrap();
+        assert_eq!(trace.run().facts[optape_trace::facts::BOOT_ID], boot.trim());
+        let info = trace.streams()[0].info();
+        assert!(info.epoch_unix_ns > 0);
+        info.epoch_monotonic_ns.unwrap()
+    };
+    assert!(zero("node0.optape") < zero("node1.optape"));
     let flop = |files: &[&str]| -> Value {
         let mut replay = bench.optape(["replay", "--counters", "flop", "--format", "json"]);
         let done = bench.run(replay.args(files));

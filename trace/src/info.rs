@@ -80,9 +80,22 @@ pub struct StreamInfo {
     pub rank: Option<u32>,
     /// Whose records these are.
     pub role: Role,
+    /// Zero of the stream's clock, nanoseconds of the machine's monotonic clock: what streams of one boot are aligned by,
+    /// since nobody sets it. Files from before it was added have none.
+    pub epoch_monotonic_ns: Option<u64>,
 }
 
-// By hand, since the role is left out where it is a process: so the first files of the format have none, and are read all the same.
+/// Keys of [`RunInfo::facts`] that readers rely on.
+pub mod facts {
+    /// Names the boot of the machine, whose monotonic clock all streams of the file count by.
+    pub const BOOT_ID: &str = "host.boot_id";
+    /// How far the wall clock may have been from true time when the recording began, in nanoseconds, as the system that
+    /// keeps it right said; absent where nothing does.
+    pub const CLOCK_ERROR: &str = "clock.max_error_ns";
+}
+
+// By hand, since what stands at the end may be missing: the first files of the format have neither a role nor a monotonic zero, and are read
+// all the same.
 impl Encode for StreamInfo {
     fn encode<E: Encoder>(&self, encoder: &mut E) -> Result<(), EncodeError> {
         self.process_id.encode(encoder)?;
@@ -92,9 +105,13 @@ impl Encode for StreamInfo {
         self.epoch_unix_ns.encode(encoder)?;
         self.identities.encode(encoder)?;
         self.rank.encode(encoder)?;
-        match self.role {
-            Role::Process => Ok(()),
-            role => role.number().encode(encoder),
+        match (self.role, self.epoch_monotonic_ns) {
+            (Role::Process, None) => Ok(()),
+            (role, None) => role.number().encode(encoder),
+            (role, Some(epoch)) => {
+                role.number().encode(encoder)?;
+                epoch.encode(encoder)
+            }
         }
     }
 }
@@ -109,12 +126,20 @@ impl<C> Decode<C> for StreamInfo {
             epoch_unix_ns: Decode::decode(decoder)?,
             identities: Decode::decode(decoder)?,
             rank: Decode::decode(decoder)?,
-            role: match u32::decode(decoder) {
-                Ok(number) => Role::of(number),
-                Err(DecodeError::UnexpectedEnd { .. }) => Role::Process,
-                Err(error) => return Err(error),
-            },
+            role: at_the_end(decoder)?.map_or(Role::Process, Role::of),
+            epoch_monotonic_ns: at_the_end(decoder)?,
         })
+    }
+}
+
+/// A field that may be missing, with all behind it.
+fn at_the_end<C, D: Decoder<Context = C>, T: Decode<C>>(
+    decoder: &mut D,
+) -> Result<Option<T>, DecodeError> {
+    match T::decode(decoder) {
+        Ok(value) => Ok(Some(value)),
+        Err(DecodeError::UnexpectedEnd { .. }) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -154,7 +179,7 @@ mod tests {
     use crate::codec;
 
     #[test]
-    fn a_stream_without_a_role_is_a_processs() {
+    fn what_stands_at_the_end_of_a_stream_may_be_missing() {
         let process = StreamInfo {
             process_id: 7,
             rank: Some(3),
@@ -165,6 +190,13 @@ mod tests {
             codec::decode(&bytes).unwrap(),
             (process.clone(), bytes.len())
         );
+        let with_clock = StreamInfo {
+            epoch_monotonic_ns: Some(0),
+            ..process.clone()
+        };
+        let longer = codec::encode(&with_clock).unwrap();
+        assert_eq!(longer, [bytes.as_slice(), &[0, 0]].concat());
+        assert_eq!(codec::decode::<StreamInfo>(&longer).unwrap().0, with_clock);
         for (number, role) in [(1, Role::Monitor), (9, Role::Other(9))] {
             let other = StreamInfo {
                 role,
@@ -173,6 +205,13 @@ mod tests {
             let with_role = codec::encode(&other).unwrap();
             assert_eq!(with_role, [bytes.as_slice(), &[number]].concat());
             assert_eq!(codec::decode::<StreamInfo>(&with_role).unwrap().0, other);
+            let with_clock = StreamInfo {
+                epoch_monotonic_ns: Some(200),
+                ..other
+            };
+            let longer = codec::encode(&with_clock).unwrap();
+            assert_eq!(longer, [with_role.as_slice(), &[200]].concat());
+            assert_eq!(codec::decode::<StreamInfo>(&longer).unwrap().0, with_clock);
         }
     }
 }

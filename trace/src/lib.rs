@@ -106,7 +106,7 @@ pub use ids::{
     TensorId, TextId, ThreadId, WatchId,
 };
 pub use index::{BlockIndex, SummaryIndex};
-pub use info::{Role, RunEnd, RunInfo, StreamEnd, StreamInfo};
+pub use info::{Role, RunEnd, RunInfo, StreamEnd, StreamInfo, facts};
 pub use reader::{Stream, Trace, TraceEnd};
 pub use record::{
     DropReason, Event, LateStatistic, Moment, OpCall, PauseReason, Record, StepSource,

@@ -19,6 +19,13 @@ pub struct PresetLevels {
     pub levels: &'static [&'static str],
 }
 
+/// Asks for the statistics that mac, ac, synop and firing rates need.
+pub const RULES_FLAG: &str = "--stats rules";
+/// Asks for the statistics of every tensor.
+pub const ALL_FLAG: &str = "--stats all";
+/// Asks for what the energy models need beyond that.
+pub const FULL_FLAG: &str = "--level full";
+
 /// The presets, from the least to the most; `all` and `full` each have what the other has not: `all` the values of every tensor,
 /// `full` the rest of the levels.
 pub const PRESETS: &[PresetLevels] = &[
@@ -29,17 +36,17 @@ pub const PRESETS: &[PresetLevels] = &[
     },
     PresetLevels {
         name: "rules",
-        flag: "--stats rules",
+        flag: RULES_FLAG,
         levels: &["T0", "T1", "T2", "T4"],
     },
     PresetLevels {
         name: "all",
-        flag: "--stats all",
+        flag: ALL_FLAG,
         levels: &["T0", "T1", "T2", "T4"],
     },
     PresetLevels {
         name: "full",
-        flag: "--level full",
+        flag: FULL_FLAG,
         levels: &["T0", "T1", "T2", "T3", "T4", "T5", "T6"],
     },
 ];
@@ -48,6 +55,21 @@ pub const PRESETS: &[PresetLevels] = &[
 #[must_use]
 pub fn preset(name: &str) -> Option<&'static PresetLevels> {
     PRESETS.iter().find(|preset| preset.name == name)
+}
+
+/// Every level that some preset takes, in order, with the flag of the least preset that does.
+#[must_use]
+pub fn levels() -> Vec<(&'static str, &'static str)> {
+    let mut all: Vec<(&str, &str)> = Vec::new();
+    for preset in PRESETS {
+        for level in preset.levels {
+            if !all.iter().any(|(known, _)| known == level) {
+                all.push((level, preset.flag));
+            }
+        }
+    }
+    all.sort_unstable();
+    all
 }
 
 /// What is needed of one operand.

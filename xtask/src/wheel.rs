@@ -37,13 +37,14 @@ const LIBRARY: &str = "liboptape_recorder.so";
 const REQUIRES_PYTHON: &str = ">=3.10";
 
 /// The glue, below `recorder/python`.
-const GLUE: [&str; 10] = [
+const GLUE: [&str; 11] = [
     "_optape_attach.py",
     "_optape_facts.py",
     "_optape_functions.py",
     "_optape_watch.py",
     "optape/__init__.py",
     "optape/_marks.py",
+    "optape/_monitor.py",
     "optape/_recording.py",
     "optape/_version.py",
     "optape/py.typed",

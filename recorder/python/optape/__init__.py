@@ -18,10 +18,12 @@ but `start`, `stop` and `record` do nothing, and cost next to nothing; also insi
 """
 
 from ._marks import Range, Stage, Switch, pause, range, resume, stage, step, switch_watches, watch
+from ._monitor import Monitor, monitor
 from ._recording import Recording, RecordingError, Summary, record, start, stop
 from ._version import __version__
 
 __all__ = [
+    "Monitor",
     "Range",
     "Recording",
     "RecordingError",
@@ -29,6 +31,7 @@ __all__ = [
     "Summary",
     "Switch",
     "__version__",
+    "monitor",
     "pause",
     "range",
     "record",

@@ -94,6 +94,7 @@ impl State {
             identities: settings.statistics != Preset::None,
             rank: settings.rank,
             role: Role::Process,
+            epoch_monotonic_ns: Some(since_ns),
         };
         if !outlet.message(MessageKind::StreamBegin, &codec::encode(&info)?) {
             return Err(Failure(

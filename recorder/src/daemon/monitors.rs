@@ -274,6 +274,7 @@ impl MonitorStream {
             command: vec!["optape".to_owned(), "monitors".to_owned()],
             epoch_unix_ns: self.epoch_unix_ns,
             role: Role::Monitor,
+            epoch_monotonic_ns: Some(self.epoch_ns),
             ..StreamInfo::default()
         };
         let stream = writer.begin_stream(&info)?;

@@ -7,11 +7,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use optape_trace::RunInfo;
 use optape_trace::needs::NEEDS_VERSION;
+use optape_trace::{RunInfo, facts as facts_keys};
 
 use super::{Selection, Settings};
-use crate::clock::unix_ns;
+use crate::clock::{unix_ns, wall_clock_error_ns};
 use crate::ring::OnFull;
 
 /// Environment variables that change what a training run computes or how fast. Nothing else is kept: environments hold secrets.
@@ -156,6 +156,11 @@ fn host(facts: &mut BTreeMap<String, String>) {
             facts.insert(key.to_owned(), value);
         }
     };
+    fact(facts_keys::BOOT_ID, read("/proc/sys/kernel/random/boot_id"));
+    fact(
+        facts_keys::CLOCK_ERROR,
+        wall_clock_error_ns().map(|ns| ns.to_string()),
+    );
     fact("host.kernel", read("/proc/sys/kernel/osrelease"));
     fact("host.architecture", Some(std::env::consts::ARCH.to_owned()));
     fact(

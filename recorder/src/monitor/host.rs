@@ -1,18 +1,28 @@
 //! The machine: processors and memory.
 
 use optape_trace::series::{CPU_USED, MEMORY_AVAILABLE, MEMORY_USED};
-use procfs::{Current, CurrentSI, KernelStats, Meminfo};
 
+use super::proc_file::{ProcFile, line, numbers};
 use super::{Absence, Samples, Source, SourceKind};
 
 struct Host {
+    processors: ProcFile,
+    memory: ProcFile,
     /// Ticks at the round before: working, and all.
     before: Option<(u64, u64)>,
 }
 
 pub(super) fn open() -> Result<Box<dyn Source>, Absence> {
-    match Meminfo::current() {
-        Ok(_) => Ok(Box::new(Host { before: ticks() })),
+    let opened = ProcFile::open("/proc/stat").and_then(|processors| {
+        let memory = ProcFile::open("/proc/meminfo")?;
+        Ok((processors, memory))
+    });
+    match opened {
+        Ok((mut processors, memory)) => Ok(Box::new(Host {
+            before: ticks(&mut processors),
+            processors,
+            memory,
+        })),
         Err(error) => Err(Absence {
             what: format!("/proc cannot be read: {error}"),
             hint: None,
@@ -20,17 +30,28 @@ pub(super) fn open() -> Result<Box<dyn Source>, Absence> {
     }
 }
 
-/// Of all processors, since boot: working, and all. Time spent as a guest is in `user` already.
-fn ticks() -> Option<(u64, u64)> {
-    let all = KernelStats::current().ok()?.total;
-    let idle = all.idle + all.iowait.unwrap_or(0);
-    let busy = all.user
-        + all.nice
-        + all.system
-        + all.irq.unwrap_or(0)
-        + all.softirq.unwrap_or(0)
-        + all.steal.unwrap_or(0);
-    Some((busy, busy + idle))
+/// Of all processors, since boot: working, and all. proc_stat(5) has the order; time spent as a guest is in `user` already.
+fn ticks(processors: &mut ProcFile) -> Option<(u64, u64)> {
+    let mut ticks = [0; 8];
+    let mut found = 0;
+    for (place, number) in ticks
+        .iter_mut()
+        .zip(numbers(line(processors.read().ok()?, "cpu ")?))
+    {
+        *place = number;
+        found += 1;
+    }
+    let [user, nice, system, idle, iowait, irq, softirq, steal] = ticks;
+    let busy = user + nice + system + irq + softirq + steal;
+    (found >= 4).then_some((busy, busy + idle + iowait))
+}
+
+/// In bytes: all, and what programs could have without swapping.
+fn memory(file: &mut ProcFile) -> Option<(u64, u64)> {
+    let text = file.read().ok()?;
+    let bytes = |key| Some(numbers(line(text, key)?).next()?.saturating_mul(1024));
+    let available = bytes("MemAvailable:").or_else(|| bytes("MemFree:"))?;
+    Some((bytes("MemTotal:")?, available))
 }
 
 impl Source for Host {
@@ -43,7 +64,7 @@ impl Source for Host {
     }
 
     fn sample(&mut self, into: &mut Samples) {
-        let now = ticks();
+        let now = ticks(&mut self.processors);
         if let (Some((busy, all)), Some((busy_before, all_before))) = (now, self.before)
             && all > all_before
         {
@@ -54,10 +75,9 @@ impl Source for Host {
         } else if self.before.is_none() {
             self.before = now;
         }
-        if let Ok(memory) = Meminfo::current() {
-            let available = memory.mem_available.unwrap_or(memory.mem_free);
+        if let Some((total, available)) = memory(&mut self.memory) {
             let series = into.series("host", &MEMORY_USED);
-            into.add(series, memory.mem_total.saturating_sub(available) as f64);
+            into.add(series, total.saturating_sub(available) as f64);
             let series = into.series("host", &MEMORY_AVAILABLE);
             into.add(series, available as f64);
         }

@@ -11,6 +11,7 @@ pub mod alone;
 pub mod events;
 mod host;
 mod nvml;
+mod proc_file;
 mod process;
 mod rapl;
 mod simulated;

@@ -1,8 +1,9 @@
 //! Recorded processes: memory, processor time, threads.
 
 use optape_trace::series::{CPU_TIME, RESIDENT, THREADS};
-use procfs::process::Process;
+use rustix::param::{clock_ticks_per_second, page_size};
 
+use super::proc_file::{ProcFile, numbers};
 use super::{Samples, Source, SourceKind};
 
 struct Processes {
@@ -11,10 +12,36 @@ struct Processes {
 }
 
 struct Watched {
-    process: Process,
+    stat: ProcFile,
     device: String,
     /// Ticks of processor time at the first sample.
     first_ticks: Option<u64>,
+}
+
+/// What is looked at of proc_pid_stat(5).
+struct Stat {
+    /// Of processor time, of the process and the kernel for it.
+    ticks: u64,
+    threads: u64,
+    resident_pages: u64,
+}
+
+impl Stat {
+    /// The name, the second field, may hold anything, also blanks and parentheses: fields count from its end.
+    fn of(text: &[u8]) -> Option<Self> {
+        let end = text.iter().rposition(|byte| *byte == b')')?;
+        let fields = text.get(end + 1..)?.split(|byte| *byte == b' ');
+        // The first piece is empty, the second the state: the third field.
+        let field = |number: usize| {
+            let text = fields.clone().nth(number - 2)?;
+            numbers(text).next()
+        };
+        Some(Self {
+            ticks: field(14)?.saturating_add(field(15)?),
+            threads: field(20)?,
+            resident_pages: field(24)?,
+        })
+    }
 }
 
 pub(super) fn open() -> Box<dyn Source> {
@@ -33,37 +60,35 @@ impl Source for Processes {
     }
 
     fn sample(&mut self, into: &mut Samples) {
-        let ticks_per_second = procfs::ticks_per_second().max(1) as f64;
-        let page_bytes = procfs::page_size() as f64;
+        let ticks_per_second = clock_ticks_per_second().max(1) as f64;
+        let page_bytes = page_size() as f64;
         self.watched.retain_mut(|watched| {
             // Gone.
-            let Ok(stat) = watched.process.stat() else {
+            let Some(stat) = watched.stat.read().ok().and_then(Stat::of) else {
                 return false;
             };
-            let ticks = stat.utime + stat.stime;
+            let ticks = stat.ticks;
             let first = *watched.first_ticks.get_or_insert(ticks);
             let series = into.series(&watched.device, &RESIDENT);
-            into.add(series, stat.rss as f64 * page_bytes);
+            into.add(series, stat.resident_pages as f64 * page_bytes);
             let series = into.series(&watched.device, &CPU_TIME);
             into.add(
                 series,
                 ticks.saturating_sub(first) as f64 / ticks_per_second,
             );
             let series = into.series(&watched.device, &THREADS);
-            into.add(series, stat.num_threads as f64);
+            into.add(series, stat.threads as f64);
             true
         });
     }
 
     fn watch(&mut self, process_id: u32) {
         let device = format!("process/{process_id}");
-        if let Ok(process) = i32::try_from(process_id)
-            .map_err(drop)
-            .and_then(|pid| Process::new(pid).map_err(drop))
+        if let Ok(stat) = ProcFile::open(format!("/proc/{process_id}/stat"))
             && self.watched.iter().all(|other| other.device != device)
         {
             self.watched.push(Watched {
-                process,
+                stat,
                 device,
                 first_ticks: None,
             });
@@ -74,6 +99,16 @@ impl Source for Processes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_may_hold_anything() {
+        let fields: Vec<String> = (4..=52).map(|field| field.to_string()).collect();
+        let text = format!("7 (a) S 1) S {}\n", fields.join(" "));
+        let stat = Stat::of(text.as_bytes()).unwrap();
+        assert_eq!(stat.ticks, 14 + 15);
+        assert_eq!((stat.threads, stat.resident_pages), (20, 24));
+        assert!(Stat::of(b"7 (sh) S 1 2 3").is_none());
+    }
 
     #[test]
     fn a_process_is_sampled_until_it_ends() {

@@ -11,7 +11,7 @@ use crate::rules::spikingjelly::NeuronStateSettings;
 use crate::rules::spikingjelly::Version;
 use crate::rules::spikingjelly::neuromorphic_memory_access::{CONVOLUTIONS, LINEAR, missing_fact};
 use crate::rules::spikingjelly::neuron_state::{self, BASE_NODE};
-use crate::rules::{MissingLevel, RuleError};
+use crate::rules::{MissingLevel, RuleError, WayOut};
 
 pub(super) const TRANSPOSED: [&str; 3] = [
     "torch.nn.modules.conv.ConvTranspose1d",
@@ -326,10 +326,10 @@ pub(super) fn missing_values(world: &World<'_>, module: ModuleId, what: &str) ->
     RuleError::Missing(Box::new(MissingLevel {
         level: "T1",
         what: format!("whether the {what} of {name} is binary, and its nonzeros"),
-        way_out: format!(
+        way_out: WayOut::Other(format!(
             "no op inside reads it as it is; record with `optape record --level full --watch '{}:{what}'`",
             class_name(world, module)
-        ),
+        )),
     }))
 }
 

@@ -12,7 +12,7 @@ use super::lemaire::class_name;
 use super::{CostFile, EnergyModel, EnergyReport, Figure, Given, Input, float};
 use crate::ordered::{Amounts, OrderedCall, Simulation, World};
 use crate::report::Ordered;
-use crate::rules::{CallRow, MissingLevel, RuleError, integer_position};
+use crate::rules::{CallRow, MissingLevel, RuleError, WayOut, integer_position};
 
 const CONV2D: &str = "torch.nn.modules.conv.Conv2d";
 const NEURONS: [&str; 2] = [
@@ -501,11 +501,11 @@ fn crossbar_counts(
     size: i128,
     tiles: usize,
 ) -> Result<Counts, RuleError> {
-    let missing = |what: &str, way_out: &str| {
+    let missing = |what: &str, way_out: WayOut| {
         RuleError::Missing(Box::new(MissingLevel {
             level: "T5",
             what: format!("{what} of a convolution's input"),
-            way_out: way_out.to_owned(),
+            way_out,
         }))
     };
     let Some((block, field)) = CROSSBARS
@@ -514,7 +514,10 @@ fn crossbar_counts(
     else {
         return Err(missing(
             &format!("what arrays of {size} rows see"),
-            "it holds that of 4, 16, 32, 64, 128 and 256 rows: set xbar_size to one of them",
+            WayOut::Other(
+                "it holds that of 4, 16, 32, 64, 128 and 256 rows: set xbar_size to one of them"
+                    .to_owned(),
+            ),
         ));
     };
     let number = |operand: Operand, field: u32| {
@@ -522,9 +525,9 @@ fn crossbar_counts(
             .and_then(|at| row.integer_sums.get(at))
             .and_then(|n| i128::try_from(*n).ok())
     };
-    let full = "record with `optape record --level full`";
+    let full = || WayOut::Record(optape_trace::needs::FULL_FLAG);
     let sites = number(Operand::Tensor(input), fields::ACTIVE_SITES)
-        .ok_or_else(|| missing("the positions that spikes reach", full))?;
+        .ok_or_else(|| missing("the positions that spikes reach", full()))?;
     let fours = block / optape_trace::CHANNELS_PER_BLOCK;
     let mut counts = Counts {
         patches: 0,
@@ -539,12 +542,12 @@ fn crossbar_counts(
             let block = Operand::Channels(at);
             if four == 0 {
                 counts.patches +=
-                    number(block, field).ok_or_else(|| missing("the active patches", full))?;
+                    number(block, field).ok_or_else(|| missing("the active patches", full()))?;
             }
             // The last tile may have fewer channels.
             match number(block, fields::ACTIVE_ROWS) {
                 Some(more) => *rows += more,
-                None if four == 0 => return Err(missing("the active rows", full)),
+                None if four == 0 => return Err(missing("the active rows", full())),
                 None => {}
             }
         }

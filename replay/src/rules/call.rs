@@ -9,7 +9,7 @@ use std::fmt;
 
 use optape_trace::{
     Argument, Dictionary, NotTaken, OpDef, Operand, Pattern, SignatureDef, State, TensorMeta, When,
-    call_flags, fields, tensor_flags,
+    call_flags, fields, needs, tensor_flags,
 };
 
 /// Why a rule gave no number.
@@ -41,7 +41,46 @@ pub struct MissingLevel {
     /// What of which call.
     pub what: String,
     /// How to get it.
-    pub way_out: String,
+    pub way_out: WayOut,
+}
+
+/// How to get what a trace does not hold.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum WayOut {
+    /// Recording again with this flag of `optape record`.
+    Record(&'static str),
+    /// No flag takes it of such a tensor.
+    NotTaken(NotTaken),
+    /// None: the process or the device died before it arrived.
+    Lost,
+    /// Waiting: the recording goes on.
+    Pending,
+    /// Something else.
+    Other(String),
+}
+
+impl WayOut {
+    /// The flag of `optape record`, where there is one.
+    #[must_use]
+    pub const fn flag(&self) -> Option<&'static str> {
+        match self {
+            Self::Record(flag) => Some(flag),
+            Self::NotTaken(_) | Self::Lost | Self::Pending | Self::Other(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for WayOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Record(flag) => write!(f, "record with `optape record {flag}`"),
+            Self::NotTaken(why) => write!(f, "it was not taken: {}", not_taken(*why)),
+            Self::Lost => f.write_str("it was lost when the process or the device died"),
+            Self::Pending => f.write_str("it has not arrived yet"),
+            Self::Other(text) => f.write_str(text),
+        }
+    }
 }
 
 impl fmt::Display for MissingLevel {
@@ -631,18 +670,16 @@ impl<'a> CallRow<'a> {
 
     fn missing(&self, level: &'static str, what: &str, state: Option<State>) -> RuleError {
         let way_out = match state {
-            Some(State::NotTaken(why)) => format!("it was not taken: {}", not_taken(why)),
-            Some(State::Lost) => "it was lost when the process or the device died".to_owned(),
-            Some(State::Pending) => "it has not arrived yet".to_owned(),
-            Some(State::Present) | None if level == "T3" => {
-                "record with `optape record --level full`".to_owned()
-            }
+            Some(State::NotTaken(why)) => WayOut::NotTaken(why),
+            Some(State::Lost) => WayOut::Lost,
+            Some(State::Pending) => WayOut::Pending,
+            Some(State::Present) | None if level == "T3" => WayOut::Record(needs::FULL_FLAG),
             Some(State::Present) | None
-                if optape_trace::needs::rules_need(&self.op.qualified_name()).is_some() =>
+                if needs::rules_need(&self.op.qualified_name()).is_some() =>
             {
-                "record with `optape record --stats rules`".to_owned()
+                WayOut::Record(needs::RULES_FLAG)
             }
-            Some(State::Present) | None => "record with `optape record --stats all`".to_owned(),
+            Some(State::Present) | None => WayOut::Record(needs::ALL_FLAG),
         };
         let what = format!("{what} of {}", self.op.qualified_name());
         RuleError::Missing(Box::new(MissingLevel {

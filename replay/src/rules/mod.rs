@@ -50,7 +50,7 @@ use optape_trace::{OpDef, call_flags};
 use crate::ordered::{Amounts, Simulation};
 
 pub(crate) use call::integer_position;
-pub use call::{CallRow, MissingLevel, Notes, Number, RuleError, TensorView};
+pub use call::{CallRow, MissingLevel, Notes, Number, RuleError, TensorView, WayOut};
 
 /// What a counter says of a row.
 #[derive(Clone, Debug, PartialEq)]

@@ -210,6 +210,6 @@ pub(crate) fn missing_fact(world: &World<'_>, module: ModuleId, what: &str) -> R
     RuleError::Missing(Box::new(MissingLevel {
         level: "T7",
         what: format!("{what} of {name}"),
-        way_out: "record with `optape record --level full`".to_owned(),
+        way_out: crate::rules::WayOut::Record(optape_trace::needs::FULL_FLAG),
     }))
 }

@@ -12,7 +12,7 @@ use optape_trace::{DType, TensorMeta, call_flags, tensor_flags};
 
 use super::Version;
 use crate::ordered::{Amounts, OrderedCall, Simulation, World};
-use crate::rules::{CallRow, Counted, Counter, MissingLevel, Rule, RuleError};
+use crate::rules::{CallRow, Counted, Counter, MissingLevel, Rule, RuleError, WayOut};
 
 /// SpikingJelly's base class of neurons.
 pub(crate) const BASE_NODE: &str = "spikingjelly.activation_based.neuron.base_node.BaseNode";
@@ -382,9 +382,11 @@ fn missing(row: &CallRow<'_>, index: usize) -> RuleError {
             }
         ),
         way_out: if backward && training {
-            "no preset takes them there; select the forward with --stage forward".to_owned()
+            WayOut::Other(
+                "no preset takes them there; select the forward with --stage forward".to_owned(),
+            )
         } else {
-            "record with `optape record --level full`".to_owned()
+            WayOut::Record(optape_trace::needs::FULL_FLAG)
         },
     }))
 }
