@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use optape_tests::{Bench, Done, parity_corpus};
+use optape_tests::{Bench, Done, parity_corpus, workspace};
 use optape_trace::{Elements, Event, Record, Trace, Value, verify};
 use serde_json::Value as Json;
 
@@ -14,7 +14,9 @@ fn record(bench: &Bench, flags: &[&str], words: &[String]) -> Done {
             .optape(["-q", "record", "-f", "-o", "t.optape"])
             .args(flags)
             .arg("--")
-            .args(words),
+            .args(words)
+            // For `import optape`, which the wheel installs.
+            .env("PYTHONPATH", workspace().join("recorder/python")),
     );
     done.expect_code(0);
     assert_eq!(verify(&bench.path("t.optape")).unwrap().findings, []);
