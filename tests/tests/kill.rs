@@ -180,6 +180,10 @@ fn what_a_killed_recorder_left_is_recovered_or_counted() {
             bench.optape(["-q", "record", "--ring-size", "1M", "-o", "t.optape", "--"]);
         let running = bench.start(record.args(&words));
         worker(&bench, 2_000);
+        // What the run is must be in the file: the rings do not hold that.
+        while std::fs::metadata(bench.path("t.optape")).map_or(0, |file| file.len()) == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         std::thread::sleep(Duration::from_millis(wait));
         kill_process(running.pid(), Signal::KILL).unwrap();
         assert_eq!(running.wait().code(), 137);
