@@ -276,10 +276,17 @@ fn assert_answer(answer: &Answer, question: Question, dtype: DType, numbers: &[N
         Question::Nonzeros => assert_eq!(
             *answer,
             Answer {
+                binary: Some(binary),
                 nonzeros,
                 ..Answer::default()
             }
         ),
+        Question::Sum => {
+            assert_eq!((answer.binary, answer.nonzeros), (Some(binary), nonzeros));
+            let weighted: Vec<_> = numbers.iter().map(|&n| (n, 1)).collect();
+            assert_sum(answer.sum, weighted_sum(&weighted));
+            assert_eq!((answer.minimum, answer.maximum), (None, None));
+        }
         Question::Full => {
             assert_eq!((answer.binary, answer.nonzeros), (Some(binary), nonzeros));
             let weighted: Vec<_> = numbers.iter().map(|&n| (n, 1)).collect();
@@ -304,7 +311,12 @@ fn assert_answer(answer: &Answer, question: Question, dtype: DType, numbers: &[N
     }
 }
 
-const QUESTIONS: [Question; 3] = [Question::Binary, Question::Nonzeros, Question::Full];
+const QUESTIONS: [Question; 4] = [
+    Question::Binary,
+    Question::Nonzeros,
+    Question::Sum,
+    Question::Full,
+];
 
 fn assert_measured(tensor: &Tensor) {
     for question in QUESTIONS {
@@ -864,7 +876,7 @@ fn assert_convolution(c: &Convolution, tensor: &Tensor) {
             .sum();
         let stopped = found.answer.binary == Some(false) && question == Question::Binary;
         assert_eq!(found.fan_out_nonzeros, (!stopped).then_some(nonzeros));
-        if question == Question::Full {
+        if question.sums() {
             assert_sum(found.fan_out_sum, weighted_sum(&weighted));
         } else {
             assert_eq!(found.fan_out_sum, None);

@@ -5,8 +5,9 @@
 use crate::statistics::When;
 
 /// Version of [`RULES`] and [`FULL`]; written into every trace.
-/// 2: also the overloads that write to `out`, `addbmm_`, `addmv_`. 3: [`FULL`].
-pub const NEEDS_VERSION: u32 = 3;
+/// 2: also the overloads that write to `out`, `addbmm_`, `addmv_`. 3: [`FULL`]. 4: of spiking neurons, [`FULL`] takes nonzeros
+/// without sums, in the backward pass too.
+pub const NEEDS_VERSION: u32 = 4;
 
 /// What a recording by one preset holds: the levels of statistics (`docs/levels.md`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,10 +78,10 @@ pub fn levels() -> Vec<(&'static str, &'static str)> {
 pub enum Need {
     /// Binary or not; the nonzeros if it is. Stops at the first element that is neither 0 nor 1.
     Binary,
-    /// The nonzeros, binary or not.
+    /// Binary or not, and the nonzeros either way.
     Nonzeros,
-    /// T1: binary or not, nonzeros, sum; minimum and maximum under the preset `all`.
-    Full,
+    /// Binary or not, nonzeros, sum.
+    Sum,
 }
 
 /// A call that multiplies two factors: what T2 and T4 are taken of.
@@ -364,7 +365,7 @@ pub const RULES: &[OpNeeds] = &[
     // A watched value (a spiking neuron's output, a user's watch) is what firing rates are made of.
     OpNeeds {
         op: "optape::watch",
-        arguments: &[("value", Need::Full)],
+        arguments: &[("value", Need::Sum)],
         returns: &[],
         product: None,
     },
@@ -388,7 +389,7 @@ pub fn rules_need(op: &str) -> Option<&'static OpNeeds> {
 pub enum Within {
     /// Outside of the backward pass: the energy models that read these values are about inference.
     Forward,
-    /// In the forward of a spiking neuron, outside of the backward pass.
+    /// In the forward of a spiking neuron, and where autograd runs what it made.
     Neuron,
 }
 
@@ -411,14 +412,14 @@ const fn forward(
         needs: OpNeeds {
             op,
             arguments,
-            returns: &[(0, Need::Full)],
+            returns: &[(0, Need::Sum)],
             product,
         },
     }
 }
 
 const fn layer(op: &'static str) -> MoreNeeds {
-    const ARGUMENTS: &[(&str, Need)] = &[("input", Need::Full), ("weight", Need::Binary)];
+    const ARGUMENTS: &[(&str, Need)] = &[("input", Need::Sum), ("weight", Need::Binary)];
     forward(
         op,
         ARGUMENTS,
@@ -427,12 +428,12 @@ const fn layer(op: &'static str) -> MoreNeeds {
 }
 
 const fn of_input(op: &'static str) -> MoreNeeds {
-    const ARGUMENTS: &[(&str, Need)] = &[("input", Need::Full)];
+    const ARGUMENTS: &[(&str, Need)] = &[("input", Need::Sum)];
     forward(op, ARGUMENTS, None)
 }
 
 const fn of_self(op: &'static str) -> MoreNeeds {
-    const ARGUMENTS: &[(&str, Need)] = &[("self", Need::Full)];
+    const ARGUMENTS: &[(&str, Need)] = &[("self", Need::Sum)];
     forward(op, ARGUMENTS, None)
 }
 
@@ -448,11 +449,11 @@ const fn neuron(op: &'static str, arguments: &'static [(&'static str, Need)]) ->
     }
 }
 
-const FULL_MATRICES: &[(&str, Need)] = &[("self", Need::Full), ("mat2", Need::Binary)];
-const FULL_ADDED: &[(&str, Need)] = &[("mat1", Need::Full), ("mat2", Need::Binary)];
-const FULL_BATCHES: &[(&str, Need)] = &[("batch1", Need::Full), ("batch2", Need::Binary)];
-const FULL_OF_TWO: &[(&str, Need)] = &[("self", Need::Full), ("other", Need::Full)];
-const FULL_OF_ONE: &[(&str, Need)] = &[("self", Need::Full)];
+const SUM_MATRICES: &[(&str, Need)] = &[("self", Need::Sum), ("mat2", Need::Binary)];
+const SUM_ADDED: &[(&str, Need)] = &[("mat1", Need::Sum), ("mat2", Need::Binary)];
+const SUM_BATCHES: &[(&str, Need)] = &[("batch1", Need::Sum), ("batch2", Need::Binary)];
+const NONZEROS_OF_TWO: &[(&str, Need)] = &[("self", Need::Nonzeros), ("other", Need::Nonzeros)];
+const NONZEROS_OF_ONE: &[(&str, Need)] = &[("self", Need::Nonzeros)];
 
 /// What the energy models need beyond [`RULES`], sorted by op. Nonzeros and sums of what goes into layers and comes out of
 /// them: Lemaire's sparse memory, Qualia's spike rates, sinabs' synaptic operations (which also count multiple spikes and
@@ -464,50 +465,50 @@ pub const FULL: &[MoreNeeds] = &[
     of_self("aten::_adaptive_avg_pool3d"),
     of_input("aten::_native_batch_norm_legit"),
     of_input("aten::_native_batch_norm_legit.no_stats"),
-    neuron("aten::_to_copy", FULL_OF_ONE),
-    neuron("aten::add.Scalar", FULL_OF_ONE),
-    neuron("aten::add.Tensor", FULL_OF_TWO),
-    neuron("aten::add_.Scalar", FULL_OF_ONE),
-    neuron("aten::add_.Tensor", FULL_OF_TWO),
+    neuron("aten::_to_copy", NONZEROS_OF_ONE),
+    neuron("aten::add.Scalar", NONZEROS_OF_ONE),
+    neuron("aten::add.Tensor", NONZEROS_OF_TWO),
+    neuron("aten::add_.Scalar", NONZEROS_OF_ONE),
+    neuron("aten::add_.Tensor", NONZEROS_OF_TWO),
     forward(
         "aten::addbmm",
-        FULL_BATCHES,
+        SUM_BATCHES,
         Some(("batch1", "batch2", Product::Matrix)),
     ),
     forward(
         "aten::addmm",
-        FULL_ADDED,
+        SUM_ADDED,
         Some(("mat1", "mat2", Product::Matrix)),
     ),
     forward(
         "aten::addmm_",
-        FULL_ADDED,
+        SUM_ADDED,
         Some(("mat1", "mat2", Product::Matrix)),
     ),
     forward(
         "aten::addmv",
-        &[("mat", Need::Full), ("vec", Need::Full)],
+        &[("mat", Need::Sum), ("vec", Need::Sum)],
         Some(("mat", "vec", Product::Broadcast)),
     ),
     of_self("aten::avg_pool2d"),
     of_self("aten::avg_pool3d"),
     forward(
         "aten::baddbmm",
-        FULL_BATCHES,
+        SUM_BATCHES,
         Some(("batch1", "batch2", Product::Matrix)),
     ),
     forward(
         "aten::baddbmm_",
-        FULL_BATCHES,
+        SUM_BATCHES,
         Some(("batch1", "batch2", Product::Matrix)),
     ),
     of_input("aten::batch_norm"),
     forward(
         "aten::bmm",
-        FULL_MATRICES,
+        SUM_MATRICES,
         Some(("self", "mat2", Product::Matrix)),
     ),
-    neuron("aten::clone", FULL_OF_ONE),
+    neuron("aten::clone", NONZEROS_OF_ONE),
     layer("aten::conv1d"),
     layer("aten::conv1d.padding"),
     layer("aten::conv2d"),
@@ -518,81 +519,84 @@ pub const FULL: &[MoreNeeds] = &[
     layer("aten::conv_transpose2d.input"),
     layer("aten::conv_transpose3d.input"),
     layer("aten::convolution"),
-    neuron("aten::copy_", &[("self", Need::Full), ("src", Need::Full)]),
-    neuron("aten::div.Scalar", FULL_OF_ONE),
-    neuron("aten::div.Tensor", FULL_OF_TWO),
-    neuron("aten::div_.Scalar", FULL_OF_ONE),
-    neuron("aten::div_.Tensor", FULL_OF_TWO),
-    neuron("aten::eq.Scalar", FULL_OF_ONE),
-    neuron("aten::eq.Tensor", FULL_OF_TWO),
-    neuron("aten::exp", FULL_OF_ONE),
-    neuron("aten::exp_", FULL_OF_ONE),
-    neuron("aten::ge.Scalar", FULL_OF_ONE),
-    neuron("aten::ge.Tensor", FULL_OF_TWO),
-    neuron("aten::gt.Scalar", FULL_OF_ONE),
-    neuron("aten::gt.Tensor", FULL_OF_TWO),
-    neuron("aten::le.Scalar", FULL_OF_ONE),
-    neuron("aten::le.Tensor", FULL_OF_TWO),
+    neuron(
+        "aten::copy_",
+        &[("self", Need::Nonzeros), ("src", Need::Nonzeros)],
+    ),
+    neuron("aten::div.Scalar", NONZEROS_OF_ONE),
+    neuron("aten::div.Tensor", NONZEROS_OF_TWO),
+    neuron("aten::div_.Scalar", NONZEROS_OF_ONE),
+    neuron("aten::div_.Tensor", NONZEROS_OF_TWO),
+    neuron("aten::eq.Scalar", NONZEROS_OF_ONE),
+    neuron("aten::eq.Tensor", NONZEROS_OF_TWO),
+    neuron("aten::exp", NONZEROS_OF_ONE),
+    neuron("aten::exp_", NONZEROS_OF_ONE),
+    neuron("aten::ge.Scalar", NONZEROS_OF_ONE),
+    neuron("aten::ge.Tensor", NONZEROS_OF_TWO),
+    neuron("aten::gt.Scalar", NONZEROS_OF_ONE),
+    neuron("aten::gt.Tensor", NONZEROS_OF_TWO),
+    neuron("aten::le.Scalar", NONZEROS_OF_ONE),
+    neuron("aten::le.Tensor", NONZEROS_OF_TWO),
     forward(
         "aten::linear",
-        &[("input", Need::Full), ("weight", Need::Binary)],
+        &[("input", Need::Sum), ("weight", Need::Binary)],
         Some(("input", "weight", Product::Linear)),
     ),
-    neuron("aten::lt.Scalar", FULL_OF_ONE),
-    neuron("aten::lt.Tensor", FULL_OF_TWO),
+    neuron("aten::lt.Scalar", NONZEROS_OF_ONE),
+    neuron("aten::lt.Tensor", NONZEROS_OF_TWO),
     forward(
         "aten::matmul",
-        &[("self", Need::Full), ("other", Need::Binary)],
+        &[("self", Need::Sum), ("other", Need::Binary)],
         Some(("self", "other", Product::Broadcast)),
     ),
     of_self("aten::max_pool2d_with_indices"),
     of_self("aten::max_pool3d_with_indices"),
     forward(
         "aten::mm",
-        FULL_MATRICES,
+        SUM_MATRICES,
         Some(("self", "mat2", Product::Matrix)),
     ),
-    neuron("aten::mul.Scalar", FULL_OF_ONE),
-    neuron("aten::mul.Tensor", FULL_OF_TWO),
-    neuron("aten::mul_.Scalar", FULL_OF_ONE),
-    neuron("aten::mul_.Tensor", FULL_OF_TWO),
+    neuron("aten::mul.Scalar", NONZEROS_OF_ONE),
+    neuron("aten::mul.Tensor", NONZEROS_OF_TWO),
+    neuron("aten::mul_.Scalar", NONZEROS_OF_ONE),
+    neuron("aten::mul_.Tensor", NONZEROS_OF_TWO),
     forward(
         "aten::mv",
-        &[("self", Need::Full), ("vec", Need::Full)],
+        &[("self", Need::Sum), ("vec", Need::Sum)],
         Some(("self", "vec", Product::Broadcast)),
     ),
     of_input("aten::native_batch_norm"),
-    neuron("aten::ne.Scalar", FULL_OF_ONE),
-    neuron("aten::ne.Tensor", FULL_OF_TWO),
+    neuron("aten::ne.Scalar", NONZEROS_OF_ONE),
+    neuron("aten::ne.Tensor", NONZEROS_OF_TWO),
     of_self("aten::relu"),
     of_self("aten::relu_"),
-    neuron("aten::rsqrt", FULL_OF_ONE),
-    neuron("aten::rsub.Scalar", FULL_OF_ONE),
-    neuron("aten::rsub.Tensor", FULL_OF_TWO),
-    neuron("aten::sigmoid", FULL_OF_ONE),
-    neuron("aten::sigmoid_", FULL_OF_ONE),
-    neuron("aten::sqrt", FULL_OF_ONE),
-    neuron("aten::sqrt_", FULL_OF_ONE),
-    neuron("aten::sub.Scalar", FULL_OF_ONE),
-    neuron("aten::sub.Tensor", FULL_OF_TWO),
-    neuron("aten::sub_.Scalar", FULL_OF_ONE),
-    neuron("aten::sub_.Tensor", FULL_OF_TWO),
-    neuron("aten::tanh", FULL_OF_ONE),
-    neuron("aten::tanh_", FULL_OF_ONE),
+    neuron("aten::rsqrt", NONZEROS_OF_ONE),
+    neuron("aten::rsub.Scalar", NONZEROS_OF_ONE),
+    neuron("aten::rsub.Tensor", NONZEROS_OF_TWO),
+    neuron("aten::sigmoid", NONZEROS_OF_ONE),
+    neuron("aten::sigmoid_", NONZEROS_OF_ONE),
+    neuron("aten::sqrt", NONZEROS_OF_ONE),
+    neuron("aten::sqrt_", NONZEROS_OF_ONE),
+    neuron("aten::sub.Scalar", NONZEROS_OF_ONE),
+    neuron("aten::sub.Tensor", NONZEROS_OF_TWO),
+    neuron("aten::sub_.Scalar", NONZEROS_OF_ONE),
+    neuron("aten::sub_.Tensor", NONZEROS_OF_TWO),
+    neuron("aten::tanh", NONZEROS_OF_ONE),
+    neuron("aten::tanh_", NONZEROS_OF_ONE),
     neuron(
         "aten::where.ScalarOther",
-        &[("condition", Need::Full), ("self", Need::Full)],
+        &[("condition", Need::Nonzeros), ("self", Need::Nonzeros)],
     ),
     neuron(
         "aten::where.ScalarSelf",
-        &[("condition", Need::Full), ("other", Need::Full)],
+        &[("condition", Need::Nonzeros), ("other", Need::Nonzeros)],
     ),
     neuron(
         "aten::where.self",
         &[
-            ("condition", Need::Full),
-            ("self", Need::Full),
-            ("other", Need::Full),
+            ("condition", Need::Nonzeros),
+            ("self", Need::Nonzeros),
+            ("other", Need::Nonzeros),
         ],
     ),
 ];

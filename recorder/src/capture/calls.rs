@@ -81,12 +81,13 @@ impl Capture {
             state.identities.remember(tensor, &answer);
         }
         if plan.looks_before {
+            let more = plan.asks_more(call, || self.is_backward_of_neuron(call));
             let taken = SLOTS.try_with(|slots| {
                 let mut slots = slots.borrow_mut();
                 let first = slots.len();
                 let mut asking = Asking::default();
                 // One lock for all operands would mean a place to keep the answers: most calls have one operand worth asking for.
-                measuring::before(plan, call, recall, &mut asking, &mut slots);
+                measuring::before(plan, call, more, recall, &mut asking, &mut slots);
                 (first, asking.send(&mut slots[first..]))
             });
             if let Ok((first, launch)) = taken {
@@ -99,6 +100,14 @@ impl Capture {
             STATISTICS_TIME_NS
                 .fetch_add((monotonic_ns() - began) * OWN_TIME_EVERY, Ordering::Relaxed);
         }
+    }
+
+    /// Whether autograd runs a node that a spiking neuron made.
+    fn is_backward_of_neuron(&'static self, call: &Call) -> bool {
+        self.state
+            .lock()
+            .as_mut()
+            .is_some_and(|state| state.is_backward_of_neuron(call))
     }
 
     /// The kernel threw: forgets what was found of the inputs.
@@ -153,9 +162,10 @@ impl Capture {
                 launches[0] = LaunchId::from_word(call.capture[2]);
             }
             if let Some(plan) = plan {
+                let more = plan.asks_more(call, || self.is_backward_of_neuron(call));
                 let behind = slots.len();
                 let mut asking = Asking::default();
-                measuring::after(plan, call, &mut asking, &mut slots);
+                measuring::after(plan, call, more, &mut asking, &mut slots);
                 launches[1] = asking.send(&mut slots[behind..]);
             }
             if slots.len() > first + 1 {

@@ -26,8 +26,6 @@ const MOST_DEVICES: usize = 64;
 struct Asked {
     operands: [(u16, When); MOST_ITEMS],
     product: bool,
-    /// Minima and maxima, too.
-    extremes: bool,
 }
 
 /// A device, once an op had operands on it.
@@ -125,7 +123,6 @@ impl Asking {
                 },
             };
             return Ok(measuring::with_fan_out(
-                plan.extremes,
                 operand,
                 when,
                 &found.answer,
@@ -139,7 +136,6 @@ impl Asking {
             let asked = Asked {
                 operands: [(0, when); MOST_ITEMS],
                 product: false,
-                extremes: plan.extremes,
             };
             (Box::default(), asked, index)
         });
@@ -406,7 +402,6 @@ fn late(arrival: &Arrival<Asked>) -> Vec<LateStatistic> {
             continue;
         };
         let slot = measuring::with_fan_out(
-            asked.extremes,
             *operand,
             *when,
             &found.answer,

@@ -70,8 +70,6 @@ pub(super) struct OpPlan {
     more: Option<Box<More>>,
     /// Where a convolution's arguments stand.
     convolution: Option<ConvolutionArguments>,
-    /// Minimum and maximum, too.
-    pub(super) extremes: bool,
     /// Inputs are after the op what they were before it: a GPU may be asked about them together with the outputs, in one launch.
     inputs_last: bool,
     /// May write what its schema does not say.
@@ -97,18 +95,6 @@ struct More {
     outputs: Vec<Option<Question>>,
 }
 
-impl More {
-    /// The questions, if they hold for a call.
-    fn here(&self, call: &Call) -> Option<&Self> {
-        let here = match self.within? {
-            _ if call.graph_task != 0 => false,
-            Within::Forward => true,
-            Within::Neuron => full::in_neuron(),
-        };
-        here.then_some(self)
-    }
-}
-
 struct ConvolutionArguments {
     stride: Option<usize>,
     padding: Option<usize>,
@@ -121,6 +107,16 @@ struct ConvolutionArguments {
 }
 
 impl OpPlan {
+    /// Whether what [`Preset::Full`] asks of the op beyond [`needs::RULES`] holds for a call. `made_by_neuron`: a spiking neuron made
+    /// the node that autograd runs.
+    pub(super) fn asks_more(&self, call: &Call, made_by_neuron: impl FnOnce() -> bool) -> bool {
+        match self.more.as_deref().and_then(|more| more.within) {
+            None => false,
+            Some(Within::Forward) => call.graph_task == 0,
+            Some(Within::Neuron) => full::in_neuron() || (call.graph_task != 0 && made_by_neuron()),
+        }
+    }
+
     pub(super) fn new(op: &OpDef, preset: Preset) -> Self {
         let name = op.qualified_name();
         let line = needs::rules_need(&name);
@@ -211,7 +207,6 @@ impl OpPlan {
             outputs,
             product,
             convolution,
-            extremes: preset == Preset::All,
             function,
             opaque,
         }
@@ -493,17 +488,18 @@ pub(super) fn elements(tensor: &Tensor, only_spikes: bool) -> Result<Option<Elem
     })
 }
 
-/// Looks at the inputs, and asks about those on a device. `recall` gives what is known already.
+/// Looks at the inputs, and asks about those on a device. `more`: what [`OpPlan::asks_more`] says. `recall` gives what is known already.
 pub(super) fn before(
     plan: &OpPlan,
     call: &Call,
+    more: bool,
     mut recall: impl FnMut(&Tensor) -> Option<Answer>,
     asking: &mut Asking,
     slots: &mut Vec<Slot>,
 ) {
     let first = slots.len();
     let inputs = tensors(call).iter().take(call.input_count as usize);
-    let more = plan.more.as_deref().and_then(|more| more.here(call));
+    let more = plan.more.as_deref().filter(|_| more);
     let arguments = more.map_or(&plan.arguments, |more| &more.arguments);
     for (index, tensor) in inputs.enumerate() {
         let Some(Some(question)) = arguments.get(tensor.argument as usize) else {
@@ -527,7 +523,7 @@ pub(super) fn before(
         let slot = if factor {
             convolution(plan, call, operand, tensor, *question, &mut recall)
         } else {
-            look(plan, operand, When::Before, tensor, *question, &mut recall)
+            look(operand, When::Before, tensor, *question, &mut recall)
         };
         slots.push(slot);
     }
@@ -561,9 +557,15 @@ fn operand(index: usize) -> Option<u16> {
     u16::try_from(index).ok().filter(|index| *index < PRODUCT)
 }
 
-/// Looks at what the op wrote and returned, and asks about what of it is on a device.
-pub(super) fn after(plan: &OpPlan, call: &Call, asking: &mut Asking, slots: &mut Vec<Slot>) {
-    let more = plan.more.as_deref().and_then(|more| more.here(call));
+/// Looks at what the op wrote and returned, and asks about what of it is on a device. `more`: as in [`before`].
+pub(super) fn after(
+    plan: &OpPlan,
+    call: &Call,
+    more: bool,
+    asking: &mut Asking,
+    slots: &mut Vec<Slot>,
+) {
+    let more = plan.more.as_deref().filter(|_| more);
     let arguments = more.map_or(&plan.arguments, |more| &more.arguments);
     for (index, tensor) in tensors(call).iter().enumerate() {
         let output = index >= call.input_count as usize;
@@ -595,14 +597,7 @@ pub(super) fn after(plan: &OpPlan, call: &Call, asking: &mut Asking, slots: &mut
         if device::has(tensor) {
             slots.push(asking.ask(plan, call, operand, When::After, tensor, question));
         } else {
-            slots.push(look(
-                plan,
-                operand,
-                When::After,
-                tensor,
-                question,
-                &mut |_| None,
-            ));
+            slots.push(look(operand, When::After, tensor, question, &mut |_| None));
         }
     }
     if plan.inputs_last {
@@ -624,7 +619,6 @@ pub(super) fn premise(
 }
 
 fn look(
-    plan: &OpPlan,
     operand: u16,
     when: When,
     tensor: &Tensor,
@@ -641,15 +635,15 @@ fn look(
             binary: Some(false),
             ..Answer::default()
         };
-        return slot(plan, operand, when, &answer, question);
+        return slot(operand, when, &answer, question);
     }
     if let Some(answer) = recall(tensor).filter(|a| answers(a, question)) {
-        return slot(plan, operand, when, &answer, question);
+        return slot(operand, when, &answer, question);
     }
     match statistics::measure(&view, question) {
         Ok(answer) => Slot {
             answer: Some(answer),
-            ..slot(plan, operand, when, &answer, question)
+            ..slot(operand, when, &answer, question)
         },
         Err(reason) => Slot::missing(operand, when, reason),
     }
@@ -671,20 +665,19 @@ fn answers(answer: &Answer, question: Question) -> bool {
         Question::Binary => {
             answer.binary == Some(false) || (answer.binary.is_some() && answer.nonzeros.is_some())
         }
-        Question::Nonzeros => answer.nonzeros.is_some(),
-        Question::Full => {
+        Question::Nonzeros => answer.binary.is_some() && answer.nonzeros.is_some(),
+        Question::Sum | Question::Full => {
             answer.binary.is_some() && answer.nonzeros.is_some() && answer.sum.is_some()
         }
     }
 }
 
-fn slot(plan: &OpPlan, operand: u16, when: When, answer: &Answer, question: Question) -> Slot {
-    with_fan_out(plan.extremes, operand, when, answer, question, None, None)
+fn slot(operand: u16, when: When, answer: &Answer, question: Question) -> Slot {
+    with_fan_out(operand, when, answer, question, None, None)
 }
 
-/// The numbers of an answer. `extremes`: minimum and maximum, too.
+/// The numbers of an answer that were asked for: a remembered one may hold more.
 pub(super) fn with_fan_out(
-    extremes: bool,
     operand: u16,
     when: When,
     answer: &Answer,
@@ -692,31 +685,26 @@ pub(super) fn with_fan_out(
     fan_out_nonzeros: Option<u64>,
     fan_out_sum: Option<f64>,
 ) -> Slot {
-    let full = question == Question::Full;
+    let sums = question.sums();
+    let extremes = question == Question::Full;
     let nonzeros = answer
         .nonzeros
         .filter(|_| question != Question::Binary || answer.binary == Some(true));
     let candidates = [
         (fields::NONZEROS, nonzeros),
         (fields::FAN_OUT_NONZEROS, fan_out_nonzeros),
-        (fields::SUM, answer.sum.filter(|_| full).map(f64::to_bits)),
+        (fields::SUM, answer.sum.filter(|_| sums).map(f64::to_bits)),
         (
             fields::MINIMUM,
-            answer
-                .minimum
-                .filter(|_| full && extremes)
-                .map(f64::to_bits),
+            answer.minimum.filter(|_| extremes).map(f64::to_bits),
         ),
         (
             fields::MAXIMUM,
-            answer
-                .maximum
-                .filter(|_| full && extremes)
-                .map(f64::to_bits),
+            answer.maximum.filter(|_| extremes).map(f64::to_bits),
         ),
         (
             fields::FAN_OUT_SUM,
-            fan_out_sum.filter(|_| full).map(f64::to_bits),
+            fan_out_sum.filter(|_| sums).map(f64::to_bits),
         ),
     ];
     let mut numbers = [(0, 0); MOST_NUMBERS];
@@ -749,7 +737,7 @@ fn convolution(
             binary: Some(false),
             ..Answer::default()
         };
-        return slot(plan, operand, When::Before, &answer, question);
+        return slot(operand, When::Before, &answer, question);
     }
     let mut room = GeometryRoom::default();
     let measured = geometry(plan, call, &mut room)
@@ -759,7 +747,6 @@ fn convolution(
         Ok(found) => Slot {
             answer: Some(found.answer),
             ..with_fan_out(
-                plan.extremes,
                 operand,
                 When::Before,
                 &found.answer,

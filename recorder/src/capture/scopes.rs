@@ -333,7 +333,8 @@ impl Scopes {
         }
     }
 
-    fn backward_scope(&mut self, thread: usize, call: &Call) -> Option<ScopeId> {
+    /// Where the node was made that autograd runs: a scope, if that is known.
+    pub(super) fn backward_scope(&mut self, thread: usize, call: &Call) -> Option<ScopeId> {
         if !call.accumulate.is_null() {
             let module = self.parameters.get(&(call.accumulate as usize))?;
             return self.home.get(module).copied();

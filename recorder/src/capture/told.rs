@@ -1,5 +1,6 @@
 //! What modules, optimizers and the program say between ops.
 
+use crate::abi::Call;
 use optape_trace::{
     CallId, Definition, Event, ModuleDef, ModuleId, Moment, StepSource, TensorId, TextId, WatchDef,
     WatchId,
@@ -268,12 +269,30 @@ impl State {
     pub(super) fn look_for_neurons(&self, thread: usize) {
         if self.lifetimes.is_some() {
             let mut active = self.scopes.active(thread);
-            full::set_in_neuron(active.any(|module| {
-                self.modules
-                    .get(module as usize)
-                    .is_some_and(|module| module.spiking)
-            }));
+            full::set_in_neuron(active.any(|module| self.is_spiking(module)));
         }
+    }
+
+    /// Whether autograd runs a node that a spiking neuron made.
+    pub(super) fn is_backward_of_neuron(&mut self, call: &Call) -> bool {
+        let Ok(thread) = self.thread(Some(call.thread)) else {
+            return false;
+        };
+        let Some(mut scope) = self.scopes.backward_scope(thread, call) else {
+            return false;
+        };
+        while let Some(Some((parent, module))) = self.scopes.nodes.get(scope.index()) {
+            if self.is_spiking(module.0) {
+                return true;
+            }
+            scope = *parent;
+        }
+        false
+    }
+
+    fn is_spiking(&self, module: u32) -> bool {
+        let known = self.modules.get(module as usize);
+        known.is_some_and(|module| module.spiking)
     }
 
     pub(super) fn fact(

@@ -204,7 +204,7 @@ const fn code(question: Question) -> i32 {
     match question {
         Question::Binary => 0,
         Question::Nonzeros => 1,
-        Question::Full => 2,
+        Question::Sum | Question::Full => 2,
     }
 }
 
@@ -612,8 +612,8 @@ impl Reading {
                 fan_out_sum: None,
             };
         }
-        let full = self.question == Question::Full;
-        let range = (full && !self.dtype.is_complex()).then(|| {
+        let sums = self.question.sums();
+        let range = (self.question == Question::Full && !self.dtype.is_complex()).then(|| {
             if tally.nan != 0 {
                 (f64::NAN, f64::NAN)
             } else {
@@ -621,16 +621,16 @@ impl Reading {
             }
         });
         let answer = Answer {
-            binary: (self.question != Question::Nonzeros).then_some(binary),
+            binary: Some(binary),
             nonzeros: Some(tally.nonzeros.saturating_mul(self.repeated)),
-            sum: full.then(|| total(tally.sum, tally.sum_low, tally.sum_high, self.repeated)),
+            sum: sums.then(|| total(tally.sum, tally.sum_low, tally.sum_high, self.repeated)),
             minimum: range.map(|r| r.0),
             maximum: range.map(|r| r.1),
         };
         ConvolutionAnswer {
             answer,
             fan_out_nonzeros: self.outputs.map(|n| tally.weighted.saturating_mul(n)),
-            fan_out_sum: self.outputs.filter(|_| full).map(|outputs| {
+            fan_out_sum: self.outputs.filter(|_| sums).map(|outputs| {
                 total(
                     tally.weighted_sum,
                     tally.weighted_low,

@@ -268,7 +268,7 @@ pub struct ConvolutionAnswer {
     pub answer: Answer,
     /// Nonzeros, each counted once per output element that it feeds. `None` after an early stop.
     pub fan_out_nonzeros: Option<u64>,
-    /// Values, each added once per output element that it feeds. `Full` only.
+    /// Values, each added once per output element that it feeds. Where the question asks for sums.
     pub fan_out_sum: Option<f64>,
 }
 
@@ -301,7 +301,6 @@ fn measure_elements<E: Element>(
         fan_out_nonzeros: None,
         fan_out_sum: None,
     };
-    let full = question == Question::Full;
     let Some(first) = view.peek::<E::Bytes>() else {
         if view.elements() != Some(0)
             || geometry
@@ -314,7 +313,7 @@ fn measure_elements<E: Element>(
         return Ok(ConvolutionAnswer {
             answer,
             fan_out_nonzeros: Some(0),
-            fan_out_sum: full.then_some(0.0),
+            fan_out_sum: question.sums().then_some(0.0),
         });
     };
     if question == Question::Binary && E::other(first) {
@@ -361,7 +360,7 @@ fn measure_elements<E: Element>(
         fan_out_nonzeros: Some(
             u64::try_from(tally.weighted.saturating_mul(factor.into())).unwrap_or(u64::MAX),
         ),
-        fan_out_sum: full.then(|| tally.sum.times(factor).total()),
+        fan_out_sum: question.sums().then(|| tally.sum.times(factor).total()),
     })
 }
 
@@ -416,7 +415,7 @@ impl<E: Element> FanOut<E> {
         let tally = &mut self.tally;
         let Some(weights) = weights else {
             let before = tally.nonzeros;
-            if tally.question == Question::Full {
+            if tally.question.sums() {
                 for piece in data.chunks(PIECE) {
                     let sum = tally.add_piece(piece);
                     self.sum = self.sum.plus(sum.times(weight));
@@ -429,17 +428,17 @@ impl<E: Element> FanOut<E> {
         };
         let scan = tally.kernels.weighted_scan(data, weights);
         self.weighted += u128::from(scan.weighted) * u128::from(weight);
-        if tally.question == Question::Full && !(tally.binary && scan.scan.binary) {
+        if tally.question.sums() && !(tally.binary && scan.scan.binary) {
             tally.binary = false;
             for (data, weights) in data.chunks(PIECE).zip(weights.chunks(PIECE)) {
-                tally.add_values(tally.kernels.values(data));
+                tally.add_values(tally.values(data));
                 let sum = tally.kernels.weighted_sum(data, weights);
                 self.sum = self.sum.plus(sum.times(weight));
             }
             return;
         }
         tally.binary &= scan.scan.binary;
-        if tally.question == Question::Full {
+        if tally.question.sums() {
             tally.add_values(kernel::binary_values(data.len(), scan.scan.nonzeros));
             self.sum = self
                 .sum

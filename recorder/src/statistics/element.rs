@@ -47,8 +47,8 @@ pub(super) trait Element: Sized + 'static {
     /// The kernel that answers binary and nonzeros, with as many lanes as two 64-byte vectors hold.
     fn scan(data: &[Self::Bytes], stop: bool) -> kernel::Scan;
 
-    /// The kernel that takes everything, for at most [`kernel::PIECE`] elements.
-    fn values(data: &[Self::Bytes]) -> Values;
+    /// The kernel that takes everything, least and greatest only with `RANGE`, for at most [`kernel::PIECE`] elements.
+    fn values<const RANGE: bool>(data: &[Self::Bytes]) -> Values;
 
     /// The sum of the elements, each multiplied by its weight.
     fn weighted_sum(data: &[Self::Bytes], weights: &[u32]) -> kernel::Sum;
@@ -111,8 +111,8 @@ macro_rules! float {
             }
 
             #[inline(always)]
-            fn values(data: &[Self::Bytes]) -> Values {
-                kernel::float_values::<Self, { 128 / $bytes }>(data)
+            fn values<const RANGE: bool>(data: &[Self::Bytes]) -> Values {
+                kernel::float_values::<Self, { 128 / $bytes }, RANGE>(data)
             }
 
             #[inline(always)]
@@ -189,8 +189,8 @@ macro_rules! integer {
             }
 
             #[inline(always)]
-            fn values(data: &[Self::Bytes]) -> Values {
-                kernel::integer_values::<Self, { 128 / $bytes }>(data)
+            fn values<const RANGE: bool>(data: &[Self::Bytes]) -> Values {
+                kernel::integer_values::<Self, { 128 / $bytes }, RANGE>(data)
             }
 
             #[inline(always)]
@@ -269,7 +269,7 @@ impl Element for Bool {
     }
 
     #[inline(always)]
-    fn values(data: &[[u8; 1]]) -> Values {
+    fn values<const RANGE: bool>(data: &[[u8; 1]]) -> Values {
         kernel::binary_values(data.len(), kernel::scan::<Self, 128>(data, false).nonzeros)
     }
 
@@ -322,7 +322,7 @@ macro_rules! complex {
             }
 
             #[inline(always)]
-            fn values(data: &[Self::Bytes]) -> Values {
+            fn values<const RANGE: bool>(data: &[Self::Bytes]) -> Values {
                 kernel::complex_values::<Self, $lanes>(data, |bytes| {
                     <$part>::value(Self::parts(bytes).0).into()
                 })

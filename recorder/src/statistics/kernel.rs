@@ -91,7 +91,7 @@ impl Sum {
 pub(super) struct Values {
     pub(super) nonzeros: u64,
     pub(super) sum: Sum,
-    /// NaN if any element is; the neutral element if there are none. `None` for complex numbers.
+    /// NaN if any element is; the neutral element if there are none. `None` for complex numbers, and where it was not asked for.
     pub(super) range: Option<(f64, f64)>,
 }
 
@@ -228,9 +228,11 @@ fn weighted_mark<E: Element>(data: &[E::Bytes], weights: &[u32], bit: u8, marks:
 /// Elements that are converted at once.
 const CONVERTED: usize = 256;
 
-/// Everything about floats. `LANES` are those of [`scan`].
+/// Everything about floats, least and greatest only with `RANGE`. `LANES` are those of [`scan`].
 #[inline(always)]
-pub(super) fn float_values<E: Float, const LANES: usize>(data: &[E::Bytes]) -> Values {
+pub(super) fn float_values<E: Float, const LANES: usize, const RANGE: bool>(
+    data: &[E::Bytes],
+) -> Values {
     // Each question in a loop of its own: mixed widths make the compiler take vectors apart.
     let mut buffer = [E::Value::default(); CONVERTED];
     let mut least = [E::INFINITY; 32];
@@ -246,6 +248,12 @@ pub(super) fn float_values<E: Float, const LANES: usize>(data: &[E::Bytes]) -> V
             for lane in 0..32 {
                 sums[lane] += row[lane].into();
             }
+        }
+        for (lane, &value) in rest.iter().enumerate() {
+            sums[lane] += value.into();
+        }
+        if !RANGE {
+            continue;
         }
         for row in rows {
             for lane in 0..32 {
@@ -263,7 +271,6 @@ pub(super) fn float_values<E: Float, const LANES: usize>(data: &[E::Bytes]) -> V
             }
         }
         for (lane, &value) in rest.iter().enumerate() {
-            sums[lane] += value.into();
             least[lane] = if value < least[lane] {
                 value
             } else {
@@ -277,6 +284,14 @@ pub(super) fn float_values<E: Float, const LANES: usize>(data: &[E::Bytes]) -> V
         }
     }
     let sum: f64 = sums.into_iter().sum();
+    let nonzeros = scan::<E, LANES>(data, false).nonzeros;
+    if !RANGE {
+        return Values {
+            nonzeros,
+            sum: Sum::float(sum),
+            range: None,
+        };
+    }
     let mut range = (f64::INFINITY, f64::NEG_INFINITY);
     for lane in 0..32 {
         range = (
@@ -293,7 +308,7 @@ pub(super) fn float_values<E: Float, const LANES: usize>(data: &[E::Bytes]) -> V
         range = (f64::NAN, f64::NAN);
     }
     Values {
-        nonzeros: scan::<E, LANES>(data, false).nonzeros,
+        nonzeros,
         sum: Sum::float(sum),
         range: Some(range),
     }
@@ -331,24 +346,28 @@ pub(super) fn float_weighted_sum<E: Float>(data: &[E::Bytes], weights: &[u32]) -
     Sum::float(sums.into_iter().sum())
 }
 
-/// Everything about integers, at most [`PIECE`] of them. `LANES` are those of [`scan`].
+/// Everything about integers, at most [`PIECE`] of them, least and greatest only with `RANGE`. `LANES` are those of [`scan`].
 #[inline(always)]
-pub(super) fn integer_values<E: Integer, const LANES: usize>(data: &[E::Bytes]) -> Values {
-    let (mut low, mut high) = (E::GREATEST, E::LEAST);
-    for &element in data {
-        low = low.min(E::value(element));
-        high = high.max(E::value(element));
-    }
-    let range = if data.is_empty() {
-        (f64::INFINITY, f64::NEG_INFINITY)
-    } else {
-        (low.into() as f64, high.into() as f64)
-    };
+pub(super) fn integer_values<E: Integer, const LANES: usize, const RANGE: bool>(
+    data: &[E::Bytes],
+) -> Values {
+    let range = RANGE.then(|| {
+        let (mut low, mut high) = (E::GREATEST, E::LEAST);
+        for &element in data {
+            low = low.min(E::value(element));
+            high = high.max(E::value(element));
+        }
+        if data.is_empty() {
+            (f64::INFINITY, f64::NEG_INFINITY)
+        } else {
+            (low.into() as f64, high.into() as f64)
+        }
+    });
     let nonzeros = scan::<E, LANES>(data, false).nonzeros;
     Values {
         nonzeros,
         sum: Sum::integer(E::sum(data)),
-        range: Some(range),
+        range,
     }
 }
 
@@ -399,6 +418,7 @@ pub(super) struct Kernels<E: Element> {
     scan: unsafe fn(&[E::Bytes], bool) -> Scan,
     weighted_scan: unsafe fn(&[E::Bytes], &[u32]) -> WeightedScan,
     values: unsafe fn(&[E::Bytes]) -> Values,
+    sums: unsafe fn(&[E::Bytes]) -> Values,
     weighted_sum: unsafe fn(&[E::Bytes], &[u32]) -> Sum,
     count: unsafe fn(&[E::Bytes], &mut [u64]),
     mark: unsafe fn(&[E::Bytes], u8, &mut [u8]) -> bool,
@@ -420,7 +440,11 @@ macro_rules! instruction_set {
             }
             $(#[target_feature(enable = $features)])?
             fn values<E: Element>(data: &[E::Bytes]) -> Values {
-                E::values(data)
+                E::values::<true>(data)
+            }
+            $(#[target_feature(enable = $features)])?
+            fn sums<E: Element>(data: &[E::Bytes]) -> Values {
+                E::values::<false>(data)
             }
             $(#[target_feature(enable = $features)])?
             fn weighted_sum<E: Element>(data: &[E::Bytes], weights: &[u32]) -> Sum {
@@ -449,6 +473,7 @@ macro_rules! instruction_set {
                     scan: scan::<E>,
                     weighted_scan: weighted_scan::<E>,
                     values: values::<E>,
+                    sums: sums::<E>,
                     weighted_sum: weighted_sum::<E>,
                     count: count::<E>,
                     mark: mark::<E>,
@@ -529,6 +554,14 @@ impl<E: Element> Kernels<E> {
         debug_assert!(data.len() <= PIECE);
         // SAFETY: as in `scan`.
         unsafe { (self.values)(data) }
+    }
+
+    /// See [`Element::values`], without the least and the greatest.
+    #[inline]
+    pub(super) fn sums(&self, data: &[E::Bytes]) -> Values {
+        debug_assert!(data.len() <= PIECE);
+        // SAFETY: as in `scan`.
+        unsafe { (self.sums)(data) }
     }
 
     /// See [`Element::weighted_sum`].
@@ -618,6 +651,9 @@ mod tests {
                     kernels.scan(data, true).binary,
                     kernels.weighted_scan(data, weights),
                 );
+                let without_range = kernels.sums(data);
+                assert_eq!(without_range.nonzeros, values.nonzeros);
+                assert_eq!(without_range.sum, values.sum);
                 let sums = [values.sum, kernels.weighted_sum(data, weights)]
                     .map(|sum| (sum.float.to_bits(), sum.integer));
                 assert_eq!(marked, scans.2.weighted);

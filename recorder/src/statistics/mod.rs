@@ -39,10 +39,20 @@ use memory::{Plain, Run, Strided};
 pub enum Question {
     /// Binary or not; the nonzeros if it is. Stops at the first element that is neither 0 nor 1.
     Binary,
-    /// The nonzeros, binary or not.
+    /// Binary or not, and the nonzeros either way.
     Nonzeros,
+    /// Binary or not, nonzeros, sum.
+    Sum,
     /// Binary or not, nonzeros, sum, minimum, maximum.
     Full,
+}
+
+impl Question {
+    /// Whether the values themselves are asked for.
+    #[must_use]
+    pub const fn sums(self) -> bool {
+        matches!(self, Self::Sum | Self::Full)
+    }
 }
 
 impl From<Need> for Question {
@@ -50,7 +60,7 @@ impl From<Need> for Question {
         match need {
             Need::Binary => Self::Binary,
             Need::Nonzeros => Self::Nonzeros,
-            Need::Full => Self::Full,
+            Need::Sum => Self::Sum,
         }
     }
 }
@@ -64,7 +74,7 @@ pub struct Answer {
     /// Elements that are not zero. NaN is not.
     pub nonzeros: Option<u64>,
     /// Sum in `f64`, of complex numbers the real parts. Exact for integers before the last rounding; for floats the order of
-    /// the additions follows from the layout alone. `Full` only.
+    /// the additions follows from the layout alone. `Sum` and `Full` only.
     pub sum: Option<f64>,
     /// Least element, NaN if any is. `Full` only; absent for complex numbers and where there are no elements.
     pub minimum: Option<f64>,
@@ -99,18 +109,9 @@ impl Answer {
     }
 
     const fn empty(question: Question) -> Self {
-        let binary = if matches!(question, Question::Nonzeros) {
-            None
-        } else {
-            Some(true)
-        };
-        let sum = if matches!(question, Question::Full) {
-            Some(0.0)
-        } else {
-            None
-        };
+        let sum = if question.sums() { Some(0.0) } else { None };
         Self {
-            binary,
+            binary: Some(true),
             nonzeros: Some(0),
             sum,
             minimum: None,
@@ -165,7 +166,7 @@ struct Tally<E: Element> {
     binary: bool,
     nonzeros: u64,
     sum: Sum,
-    /// `None` for complex numbers.
+    /// `None` for complex numbers, and where it was not asked for.
     range: Option<(f64, f64)>,
 }
 
@@ -191,7 +192,7 @@ impl<E: Element> Tally<E> {
         if self.stopped() {
             return;
         }
-        if self.question != Question::Full {
+        if !self.question.sums() {
             let scan = self.kernels.scan(data, self.question == Question::Binary);
             self.binary &= scan.binary;
             self.nonzeros += scan.nonzeros;
@@ -213,9 +214,17 @@ impl<E: Element> Tally<E> {
                 .binary
                 .then(|| kernel::binary_values(piece.len(), scan.nonzeros));
         }
-        let values = values.unwrap_or_else(|| self.kernels.values(piece));
+        let values = values.unwrap_or_else(|| self.values(piece));
         self.add_values(values);
         values.sum
+    }
+
+    fn values(&self, piece: &[E::Bytes]) -> kernel::Values {
+        if self.question == Question::Full {
+            self.kernels.values(piece)
+        } else {
+            self.kernels.sums(piece)
+        }
     }
 
     fn add_values(&mut self, values: kernel::Values) {
@@ -231,12 +240,14 @@ impl<E: Element> Tally<E> {
         if self.stopped() {
             return Answer::NOT_BINARY;
         }
-        let full = self.question == Question::Full;
-        let range = self.range.filter(|_| full);
+        let range = self.range.filter(|_| self.question == Question::Full);
         Answer {
-            binary: (self.question != Question::Nonzeros).then_some(self.binary),
+            binary: Some(self.binary),
             nonzeros: Some(self.nonzeros * repeated),
-            sum: full.then(|| self.sum.times(repeated).total()),
+            sum: self
+                .question
+                .sums()
+                .then(|| self.sum.times(repeated).total()),
             minimum: range.map(|r| r.0),
             maximum: range.map(|r| r.1),
         }

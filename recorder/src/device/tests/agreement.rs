@@ -280,7 +280,12 @@ fn same(found: &Answer, expected: &Answer, scale: f64, what: &dyn std::fmt::Debu
     );
 }
 
-const QUESTIONS: [Question; 3] = [Question::Binary, Question::Nonzeros, Question::Full];
+const QUESTIONS: [Question; 4] = [
+    Question::Binary,
+    Question::Nonzeros,
+    Question::Sum,
+    Question::Full,
+];
 
 fn compare(kernel: &Kernel, tensor: &Tensor) {
     let mut request = Request::default();

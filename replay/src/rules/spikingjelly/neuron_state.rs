@@ -6,9 +6,9 @@
 //! wrote a state, over all neurons, as long as these tensors live, and takes a new `full_like` or `zeros_like` for a state where it knows
 //! none.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
-use optape_trace::{DType, TensorMeta, call_flags, tensor_flags};
+use optape_trace::{DType, Stage, TensorMeta, tensor_flags};
 
 use super::Version;
 use crate::ordered::{Amounts, OrderedCall, Simulation, World};
@@ -125,8 +125,22 @@ const IGNORED: [&str; 15] = [
 /// Follows the states of a stream.
 pub(crate) struct Following {
     settings: Settings,
-    /// Tensors that came out of ops that wrote a state; the release's.
-    results: HashSet<u64>,
+    /// Tensors that came out of ops that wrote a state, and whether autograd ran them; the release's.
+    results: HashMap<u64, bool>,
+}
+
+/// Where states lie.
+#[derive(Default)]
+struct States {
+    known: HashSet<Key>,
+    /// Results of the backward pass. Upstream follows them for as long as Python holds them, and that is not recorded.
+    uncertain: HashSet<Key>,
+}
+
+impl States {
+    fn have(&self, key: &Key) -> bool {
+        self.known.contains(key) || self.uncertain.contains(key)
+    }
 }
 
 /// Memory and type: views of one memory under two types are two things upstream.
@@ -140,11 +154,11 @@ impl Following {
     pub(crate) fn new(settings: Settings) -> Self {
         Self {
             settings,
-            results: HashSet::new(),
+            results: HashMap::new(),
         }
     }
 
-    fn known_states(&mut self, world: &World<'_>, call: &OrderedCall<'_>) -> Option<HashSet<Key>> {
+    fn known_states(&mut self, world: &World<'_>, call: &OrderedCall<'_>) -> Option<States> {
         let mut neurons = call
             .modules
             .iter()
@@ -152,28 +166,36 @@ impl Following {
             .peekable();
         neurons.peek()?;
         let place = |tensor: u64| Some(key(world.meta_of(tensor)?, world.storage_of(tensor)?));
-        let mut states: HashSet<Key> = neurons
+        let mut known: HashSet<Key> = neurons
             .filter_map(|module| world.module(*module))
             .flat_map(|module| module.states.values())
             .filter_map(|tensor| place(*tensor))
             .collect();
+        let mut uncertain = HashSet::new();
         if self.settings.version >= Version::V2_0_0 {
             self.results
-                .retain(|tensor| world.meta_of(*tensor).is_some());
-            states.extend(self.results.iter().filter_map(|tensor| place(*tensor)));
+                .retain(|tensor, _| world.meta_of(*tensor).is_some());
+            for (tensor, backward) in &self.results {
+                if *backward {
+                    uncertain.extend(place(*tensor));
+                } else {
+                    known.extend(place(*tensor));
+                }
+            }
+            uncertain.retain(|key| !known.contains(key));
             let makes = matches!(
                 call.row.op.qualified_name().as_str(),
                 "aten::full_like" | "aten::zeros_like"
             );
-            if states.is_empty() && makes {
+            if known.is_empty() && uncertain.is_empty() && makes {
                 let result = usize::from(call.row.signature.inputs);
                 if let Some(tensor) = call.tensors.get(result) {
-                    self.results.insert(*tensor);
-                    states.extend(place(*tensor));
+                    self.results.insert(*tensor, false);
+                    known.extend(place(*tensor));
                 }
             }
         }
-        Some(states)
+        Some(States { known, uncertain })
     }
 }
 
@@ -184,6 +206,8 @@ struct Operand<'a> {
     elements: i128,
     element_bytes: i128,
     state: bool,
+    /// Of [`States::uncertain`].
+    uncertain: bool,
 }
 
 impl Operand<'_> {
@@ -202,7 +226,8 @@ impl Simulation for Following {
         let Some(states) = self.known_states(world, call) else {
             return Ok(());
         };
-        if states.is_empty() || IGNORED.iter().any(|begin| call.shown.starts_with(begin)) {
+        let none = states.known.is_empty() && states.uncertain.is_empty();
+        if none || IGNORED.iter().any(|begin| call.shown.starts_with(begin)) {
             return Ok(());
         }
         let signature = call.row.signature;
@@ -223,7 +248,11 @@ impl Simulation for Following {
                 state: call
                     .storages
                     .get(index)
-                    .is_some_and(|storage| states.contains(&key(meta, *storage))),
+                    .is_some_and(|storage| states.have(&key(meta, *storage))),
+                uncertain: call
+                    .storages
+                    .get(index)
+                    .is_some_and(|storage| states.uncertain.contains(&key(meta, *storage))),
             })
         };
         let given: Vec<Operand<'_>> = (0..inputs).filter_map(operand).collect();
@@ -252,6 +281,9 @@ impl Simulation for Following {
         let mut driver: Option<i128> = None;
         if self.settings.sparse {
             for tensor in given.iter().filter(|t| !t.state && t.elements > 0) {
+                if sources.iter().all(|source| source.uncertain) {
+                    return Err(uncertain(&call.row));
+                }
                 if let Some(nonzeros) =
                     sparse_nonzeros(world, call, tensor, self.settings.zero_ratio)?
                 {
@@ -302,7 +334,13 @@ impl Simulation for Following {
             // An accumulation of autograd's counts as an `add` whose result is no tensor of the trace.
             if self.settings.version >= Version::V2_0_0 && !fresh_result {
                 let tensor = |t: &Operand<'_>| call.tensors.get(t.index).copied();
-                self.results.extend(written.iter().filter_map(tensor));
+                let backward = call.row.signature.stage == Stage::Backward;
+                self.results.extend(
+                    written
+                        .iter()
+                        .filter_map(tensor)
+                        .map(|tensor| (tensor, backward)),
+                );
             }
         }
         let metrics = [
@@ -367,9 +405,21 @@ fn sparse_nonzeros(
     Ok((binary || zeros >= zero_ratio).then_some(nonzeros))
 }
 
+fn uncertain(row: &CallRow<'_>) -> RuleError {
+    RuleError::Missing(Box::new(MissingLevel {
+        level: "T6",
+        what: format!(
+            "whether Python still held what {} reads in the backward pass",
+            row.op.qualified_name()
+        ),
+        way_out: WayOut::Other(
+            "no preset records that; select the forward with --stage forward".to_owned(),
+        ),
+    }))
+}
+
 fn missing(row: &CallRow<'_>, index: usize) -> RuleError {
-    let backward = row.signature.stage == optape_trace::Stage::Backward;
-    let training = row.signature.flags & call_flags::TRAINING != 0;
+    let backward = row.signature.stage == Stage::Backward;
     RuleError::Missing(Box::new(MissingLevel {
         level: "T1",
         what: format!(
@@ -381,12 +431,6 @@ fn missing(row: &CallRow<'_>, index: usize) -> RuleError {
                 ""
             }
         ),
-        way_out: if backward && training {
-            WayOut::Other(
-                "no preset takes them there; select the forward with --stage forward".to_owned(),
-            )
-        } else {
-            WayOut::Record(optape_trace::needs::FULL_FLAG)
-        },
+        way_out: WayOut::Record(optape_trace::needs::FULL_FLAG),
     }))
 }
