@@ -27,7 +27,7 @@ use overhead::{Bench, Cores, Setting};
 /// Options of `cargo xtask bench`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Twenty turns in one generation of processes: minutes instead of a quarter of an hour
+    /// Forty turns in one generation of processes: minutes instead of a quarter of an hour
     #[arg(long)]
     quick: bool,
     /// Only these parts
@@ -147,7 +147,7 @@ fn gpu_settings(quick: bool) -> [Setting; 2] {
 }
 
 fn settings(quick: bool) -> Vec<Setting> {
-    let (repetitions, generations) = if quick { (20, 1) } else { (20, 3) };
+    let (repetitions, generations) = if quick { (40, 1) } else { (40, 3) };
     let setting = |batch, all_cores, steps| Setting {
         batch,
         all_cores,
@@ -157,10 +157,10 @@ fn settings(quick: bool) -> Vec<Setting> {
         generations,
     };
     vec![
-        setting(8, false, 24),
-        setting(128, false, 6),
-        setting(8, true, 24),
-        setting(128, true, 6),
+        setting(8, false, 8),
+        setting(128, false, 3),
+        setting(8, true, 8),
+        setting(128, true, 3),
     ]
 }
 

@@ -111,8 +111,10 @@ impl Setting {
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Measured {
     pub(super) name: &'static str,
-    /// Seconds per step, one for every repetition.
+    /// Seconds per step, one for every turn.
     pub(super) seconds: Vec<f64>,
+    /// Those of the bare step beside it: the mean of the blocks right before and right after.
+    pub(super) bare: Vec<f64>,
     /// Why there is nothing.
     pub(super) failed: Option<String>,
 }
@@ -137,6 +139,9 @@ pub(super) struct Bench<'a> {
     pub(super) output: &'a Path,
     pub(super) cores: Cores,
 }
+
+/// Between a row's block and the next.
+const PAUSE: Duration = Duration::from_millis(30);
 
 /// Which core trains, and which ones the recorder has for itself.
 #[derive(Clone, Debug)]
@@ -194,6 +199,7 @@ impl Bench<'_> {
             .map(|row| Measured {
                 name: row.name,
                 seconds: Vec::new(),
+                bare: Vec::new(),
                 failed: None,
             })
             .collect();
@@ -256,9 +262,12 @@ impl Bench<'_> {
                     "turn {} of {turns}",
                     generation * setting.repetitions + repetition + 1
                 ));
-                for turn in 0..rows.len() {
-                    // Every row follows every other one: none has always the same before it.
-                    let at = (turn + repetition as usize) % rows.len();
+                let mut before = bare_block(&mut workers, setting)?;
+                measured[0].seconds.push(before);
+                measured[0].bare.push(before);
+                for turn in 0..rows.len() - 1 {
+                    // The order rotates: none has always the same row before it.
+                    let at = 1 + (turn + repetition as usize) % (rows.len() - 1);
                     let Some(worker) = &mut workers[at] else {
                         continue;
                     };
@@ -267,15 +276,21 @@ impl Bench<'_> {
                     } else {
                         setting.steps
                     };
-                    match worker.run(steps) {
-                        Ok(seconds) => measured[at].seconds.push(seconds),
+                    let ran = worker.run(steps);
+                    // The daemon of the row writes what it has left.
+                    std::thread::sleep(PAUSE);
+                    let after = bare_block(&mut workers, setting)?;
+                    match ran {
+                        Ok(seconds) => {
+                            measured[at].seconds.push(seconds);
+                            measured[at].bare.push((before + after) / 2.0);
+                        }
                         Err(error) => {
                             measured[at].failed = Some(format!("{error:#}"));
                             workers[at] = None;
                         }
                     }
-                    // The daemon of the row before writes what it has left.
-                    std::thread::sleep(Duration::from_millis(50));
+                    before = after;
                 }
             }
             for (worker, measured) in workers.into_iter().zip(&mut measured) {
@@ -343,6 +358,14 @@ impl Bench<'_> {
         self.output
             .join(format!("{}.optape", file_name(row, setting)))
     }
+}
+
+/// Seconds of a bare step now.
+fn bare_block(workers: &mut [Option<Worker>], setting: Setting) -> anyhow::Result<f64> {
+    workers[0]
+        .as_mut()
+        .context("the bare step's process is gone")?
+        .run(setting.steps)
 }
 
 fn file_name(row: &Row, setting: Setting) -> String {

@@ -8,16 +8,16 @@ use crate::bench::overhead::{Measured, Overhead};
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Line {
     pub(super) milliseconds: f64,
-    /// To the bare step of the same turn: lower quartile, median, upper quartile.
+    /// To the bare step beside it: lower quartile, median, upper quartile.
     pub(super) ratio: [f64; 3],
     /// What comes on top of the bare step, over its ops.
     pub(super) microseconds_per_op: f64,
 }
 
 impl Line {
-    /// Each turn is held against the bare step of the same turn, so that what drifts (heat, neighbours) cancels.
-    pub(super) fn of(row: &Measured, bare: &Measured, ops: u64) -> Option<Self> {
-        let pairs = || row.seconds.iter().zip(&bare.seconds);
+    /// Each block is held against the bare step's right before and after it, so that what drifts (heat, neighbours) cancels.
+    pub(super) fn of(row: &Measured, ops: u64) -> Option<Self> {
+        let pairs = || row.seconds.iter().zip(&row.bare);
         #[expect(clippy::cast_precision_loss, reason = "a step has a few hundred ops")]
         let ops = ops as f64;
         Some(Self {
@@ -97,10 +97,7 @@ pub(super) fn overhead(measured: &Overhead) -> String {
     text.push_str("| | ms per step | times the bare step (quartiles) | us per op on top | limit |\n|---|---:|---:|---:|---:|\n");
     for row in &measured.rows {
         let limit = limit(row.name, measured);
-        match (
-            Line::of(row, &measured.rows[0], measured.ops_per_step),
-            &row.failed,
-        ) {
+        match (Line::of(row, measured.ops_per_step), &row.failed) {
             (Some(line), None) => {
                 let [low, median, high] = line.ratio;
                 let verdict = limit.map_or(String::new(), |limit| {
@@ -138,8 +135,9 @@ pub(super) fn within_limits(measured: &Overhead) -> bool {
         .iter()
         .all(|row| match limit(row.name, measured) {
             None => true,
-            Some(limit) => Line::of(row, &measured.rows[0], measured.ops_per_step)
-                .is_some_and(|line| line.ratio[1] <= limit),
+            Some(limit) => {
+                Line::of(row, measured.ops_per_step).is_some_and(|line| line.ratio[1] <= limit)
+            }
         })
 }
 
@@ -151,6 +149,7 @@ mod tests {
         Measured {
             name,
             seconds: seconds.to_vec(),
+            bare: vec![0.010, 0.020, 0.010],
             failed: None,
         }
     }
@@ -180,9 +179,9 @@ mod tests {
     }
 
     #[test]
-    fn ratios_are_taken_turn_by_turn() {
+    fn ratios_are_taken_block_by_block() {
         let overhead = overhead_of(&[0.011, 0.022, 0.011]);
-        let line = Line::of(&overhead.rows[1], &overhead.rows[0], overhead.ops_per_step).unwrap();
+        let line = Line::of(&overhead.rows[1], overhead.ops_per_step).unwrap();
         assert!(
             line.ratio.iter().all(|ratio| (ratio - 1.1).abs() < 1e-12),
             "{line:?}"
