@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use optape_trace::needs::Product;
 use optape_trace::{DType, LateStatistic, NotTaken, Operand, When, fields};
-use parking_lot::Mutex;
 
+use super::forking::{Held, Mutex};
 use super::measuring::{self, GeometryRoom, OpPlan, PRODUCT, Slot};
 use crate::abi::{Call, Tensor};
 use crate::device::{
@@ -368,15 +368,18 @@ pub(super) fn end(mut each: impl FnMut(u64, Vec<LateStatistic>)) -> Counts {
     sum
 }
 
+thread_local! {
+    static HELD: Held<Devices> = const { Held::nothing() };
+}
+
 /// Before a fork: nobody is within this module, so that the child finds it in order.
 pub(super) fn before_fork() {
-    std::mem::forget(DEVICES.lock());
+    HELD.with(|held| held.lock(&DEVICES));
 }
 
 /// Behind it, in both.
 pub(super) fn after_fork() {
-    // SAFETY: `before_fork` has locked it and forgotten the guard, on this thread.
-    unsafe { DEVICES.force_unlock() };
+    HELD.with(Held::unlock);
 }
 
 /// In a forked child: it has none of its parent's devices, and CUDA cannot be used in it any more.

@@ -10,13 +10,13 @@ use std::sync::Once;
 use std::sync::atomic::Ordering;
 
 use optape_trace::{ArgumentDef, ModuleDef, ModuleId, OpDef, ReturnDef, TextId, WatchDef, WatchId};
-use parking_lot::lock_api::RawMutex as _;
 use serde::Deserialize;
 
 use super::device;
+use super::forking::Held;
 use super::scopes::Entry;
 use super::watching::Keep;
-use super::{CAPTURE, Capture, CaptureError, Settings};
+use super::{CAPTURE, Capture, CaptureError, Settings, State};
 use crate::abi::{ABI_VERSION, Call, CaptureTable, Operator, OperatorArgument, Plan, Tensor};
 
 static TABLE: CaptureTable = CaptureTable {
@@ -226,25 +226,26 @@ unsafe extern "C" fn failed(why: *const c_char) {
     });
 }
 
+thread_local! {
+    static HELD: Held<Option<Box<State>>> = const { Held::nothing() };
+}
+
 /// A fork must not happen while another thread holds the lock: the child would inherit it locked, by nobody.
 pub(super) fn install_fork_handlers() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         unsafe extern "C" fn prepare() {
-            // SAFETY: `state` is a static; the matching unlock stands in `parent` and `child`, on this same thread of control.
-            unsafe { CAPTURE.state.raw() }.lock();
+            HELD.with(|held| held.lock(&CAPTURE.state));
             device::before_fork();
         }
         unsafe extern "C" fn parent() {
             device::after_fork();
-            // SAFETY: locked by `prepare`, and no guard exists.
-            unsafe { CAPTURE.state.force_unlock() };
+            HELD.with(Held::unlock);
         }
         unsafe extern "C" fn child() {
             device::after_fork();
             device::forked();
-            // SAFETY: as `parent`; the child's only thread is the one that ran `prepare`.
-            unsafe { CAPTURE.state.force_unlock() };
+            HELD.with(Held::unlock);
             guarded(|| {
                 if let Some(state) = CAPTURE.state.lock().as_mut() {
                     state.forked();

@@ -11,6 +11,7 @@ mod calls;
 mod device;
 pub mod exports;
 mod facts;
+mod forking;
 mod full;
 mod identities;
 mod inference;
@@ -28,12 +29,12 @@ mod told;
 pub mod watching;
 
 use std::cell::{Cell, RefCell};
+use std::sync::MutexGuard;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use optape_trace::{
     Definition, Event, ModuleDef, Moment, OpDef, TextId, ThreadDef, ThreadId, WatchDef,
 };
-use parking_lot::{Mutex, MutexGuard};
 
 pub use device::install as install_device;
 pub use exports::table;
@@ -45,6 +46,7 @@ use crate::clock::monotonic_ns;
 use crate::ring::{PAUSED_BY_COMMAND, PAUSED_BY_SCHEDULE};
 use calls::plan_flags;
 use facts::Facts;
+use forking::Mutex;
 use identities::Identities;
 use lifetimes::Lifetimes;
 use measuring::{OpPlan, Slot};
