@@ -414,7 +414,7 @@ fn the_environment_attaches() {
         lines[0].ends_with("/attach:/mine") && lines[0].matches(':').count() == 1,
         "{stdout}"
     );
-    assert_eq!(lines[1], "all drop 131072 1 2.13.0");
+    assert_eq!(lines[1], "all drop 131072 1 2.6.0,2.13.0,2.15.0");
     for part in [
         "entry_points.txt",
         "METADATA",

@@ -34,6 +34,7 @@
 #include <ATen/record_function.h>
 #include <c10/core/AutogradState.h>
 #include <c10/core/CPUAllocator.h>
+#include <c10/core/ScalarTypeToTypeMeta.h>
 #include <c10/core/UndefinedTensorImpl.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/function_hook.h>
@@ -715,7 +716,7 @@ struct Recorder {
     const auto& device = Inside::device(t);
     const auto& shape = Inside::shape(t);
     const auto dim = static_cast<uint32_t>(shape.size());
-    const auto dtype = static_cast<uint8_t>(t->dtype().toScalarType());
+    const auto dtype = static_cast<uint8_t>(c10::typeMetaToScalarType(t->dtype()));
 
     frame.tensors.reserve(1);
     frame.words.reserve(1 + 2 * dim);
@@ -899,7 +900,7 @@ struct Recorder {
     out.impl = t;
     out.device_kind = device ? static_cast<uint8_t>(device->type()) : static_cast<uint8_t>(c10::DeviceType::CPU);
     out.device_index = device ? device->index() : static_cast<int8_t>(-1);
-    out.dtype = t->dtype().isScalarType() ? static_cast<int8_t>(t->dtype().toScalarType()) : static_cast<int8_t>(c10::ScalarType::Undefined);
+    out.dtype = t->dtype().isScalarType() ? static_cast<int8_t>(c10::typeMetaToScalarType(t->dtype())) : static_cast<int8_t>(c10::ScalarType::Undefined);
     out.dim = static_cast<uint8_t>(dim);
     out.argument = argument;
     const auto& version = t->version_counter();

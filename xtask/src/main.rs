@@ -12,6 +12,7 @@ mod progress;
 mod python;
 mod soak;
 mod test;
+mod torch_matrix;
 mod wheel;
 mod workspace;
 
@@ -43,6 +44,8 @@ enum Task {
     Python,
     /// Build the Python wheel into target/wheels: program, library, glue and the hook's source
     Wheel(wheel::Options),
+    /// Try the hook and a recorded training on the oldest, a middle and the newest torch of the package index
+    TorchMatrix(torch_matrix::Options),
     /// Write digits and weights for the Rust example, and print the directory
     Digits,
 }
@@ -64,6 +67,7 @@ fn run(options: &Options) -> anyhow::Result<ExitCode> {
         Task::Test(options) => test::run(options, &workspace),
         Task::Bench(options) => bench::run(options, &workspace),
         Task::Wheel(options) => wheel::run(options, &workspace),
+        Task::TorchMatrix(options) => torch_matrix::run(options, &workspace),
         Task::Soak(options) => soak::run(options, &workspace),
         Task::Python => {
             println!("{}", python::prepare(&workspace)?.interpreter.display());

@@ -224,13 +224,7 @@ fn install(
     workspace: &Workspace,
     requirements: &Requirements,
 ) -> anyhow::Result<Python> {
-    let base = match env::var_os("VIRTUAL_ENV").map(|root| PathBuf::from(root).join("bin/python")) {
-        Some(active) if active.is_file() => active,
-        _ => on_path("python3").context(
-            "no python3 on PATH: install Python 3.10 or newer with pip and venv (Debian, Ubuntu: apt install python3 python3-venv python3-pip)",
-        )?,
-    };
-    check_version(&base)?;
+    let base = base()?;
     let python = Python {
         interpreter: own.join("bin/python"),
         environment: Some(own.to_owned()),
@@ -256,6 +250,44 @@ fn install(
     )?;
     progress.done();
     Ok(python)
+}
+
+/// The interpreter that environments are made with.
+pub(crate) fn base() -> anyhow::Result<PathBuf> {
+    let named = env::var_os("OPTAPE_PYTHON").map(PathBuf::from);
+    let active = env::var_os("VIRTUAL_ENV").map(|root| PathBuf::from(root).join("bin/python"));
+    let base = match named.or(active) {
+        Some(active) if active.is_file() => active,
+        _ => on_path("python3").context(
+            "no python3 on PATH: install Python 3.10 or newer with pip and venv (Debian, Ubuntu: apt install python3 python3-venv python3-pip)",
+        )?,
+    };
+    check_version(&base)?;
+    Ok(base)
+}
+
+/// An environment with these packages, made where it is not there.
+pub(crate) fn make(
+    place: &Path,
+    packages: &[String],
+    progress: &Progress,
+) -> anyhow::Result<Python> {
+    let pip = make_environment(&base()?, place, progress)?;
+    let mut command = Command::new(&pip[0]);
+    command
+        .args(&pip[1..])
+        .args([
+            "install",
+            "--disable-pip-version-check",
+            "--no-input",
+            "--no-cache-dir",
+        ])
+        .args(packages);
+    process::run_behind(&mut command, progress)?;
+    Ok(Python {
+        interpreter: place.join("bin/python"),
+        environment: Some(place.to_owned()),
+    })
 }
 
 fn display(path: &Path, workspace: &Workspace) -> String {

@@ -70,7 +70,7 @@ use sink::{BackgroundSink, Claim};
 use window::Window;
 
 /// Versions of torch that the hook is known to work with.
-pub const SUPPORTED_TORCH: [&str; 1] = ["2.13.0"];
+pub const SUPPORTED_TORCH: [&str; 3] = ["2.6.0", "2.13.0", "2.15.0"];
 /// Processes that outlive the command are recorded for so long after its end.
 pub const GRACE: Duration = Duration::from_secs(1);
 /// The smallest ring.
