@@ -17,7 +17,7 @@ use crate::output::OutputOptions;
 Lowest to highest: what is built in, $XDG_CONFIG_HOME/optape/config.toml, optape.toml of the project (the current directory, or one \
 above it in the same repository), the file of --config, the environment, flags.\n\n\
 Keys are long flags, in a table per subcommand; those of all subcommands stand at the top. The variable of a flag is \
-OPTAPE_SUBCOMMAND_FLAG, for example OPTAPE_REPLAY_RULES. Paths in a file are relative to the file.")]
+OPTAPE_SUBCOMMAND_FLAG, for example OPTAPE_REPLAY_RULES. What is switched on by a file or a variable is switched off by --no-FLAG. Paths in a file are relative to the file.")]
 pub struct Options {
     /// The flags of one subcommand
     #[arg(value_name = "SUBCOMMAND")]

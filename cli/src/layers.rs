@@ -18,6 +18,7 @@ use optape_replay::{nearest, position};
 use toml::de::{DeTable, DeValue};
 
 use crate::exit::Failure;
+use crate::switches;
 
 /// The project's file: in the current directory, or above it up to the root of its repository.
 pub const PROJECT_FILE: &str = "optape.toml";
@@ -61,7 +62,28 @@ pub struct Layers {
     settings: BTreeMap<(Vec<String>, String), Setting>,
     /// What was looked at.
     pub files: Files,
+    /// What is set and means nothing.
+    pub warnings: Vec<String>,
 }
+
+/// Variables that are no flag's, and that users set.
+const OTHER_VARIABLES: [&str; 3] = ["OPTAPE_LOG", "OPTAPE_BIN", "OPTAPE_CAPTURE_LIB"];
+/// Variables by which a recording speaks to the processes that it records, and this program's own tests to it.
+const OWN_VARIABLES: [&str; 12] = [
+    "OPTAPE_CRASH_ROUNDS",
+    "OPTAPE_DETAIL",
+    "OPTAPE_DIGITS",
+    "OPTAPE_FAKE",
+    "OPTAPE_HOOK_BOXED",
+    "OPTAPE_HOOK_KEY",
+    "OPTAPE_HOOK_SOURCE",
+    "OPTAPE_PARITY",
+    "OPTAPE_PYTHON",
+    "OPTAPE_SCHEDULE",
+    "OPTAPE_TORCH_VERSIONS",
+    "OPTAPE_VERBOSE",
+];
+const TEST_VARIABLES: &str = "OPTAPE_TEST_";
 
 impl Layers {
     /// Reads the user's file, the project's, and `named`, then the environment. `command` says which keys there are.
@@ -118,8 +140,12 @@ impl Layers {
         let flags: Vec<Arg> = flags(&command).cloned().collect();
         for flag in flags {
             let long = flag.get_long().unwrap_or_default();
-            if let Some(setting) = self.get(path, long)
+            if switches::is_switched_off(&flag, given) {
+                // clap would ask its variable.
+                command = command.mut_arg(flag.get_id(), |arg| arg.env(None::<&str>));
+            } else if let Some(setting) = self.get(path, long)
                 && !conflicts(&flag, built, given)
+                && !is_replaced(long, given)
             {
                 let values = setting.values.clone();
                 command = command.mut_arg(flag.get_id(), |arg| arg.default_values(values));
@@ -188,7 +214,25 @@ impl Layers {
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
             .filter(|(name, value)| name.starts_with("OPTAPE_") && !value.is_empty())
             .collect();
-        self.variables(command, command, &variables, &mut Vec::new())
+        self.variables(command, command, &variables, &mut Vec::new())?;
+        let mut known: Vec<String> = OTHER_VARIABLES.map(str::to_owned).to_vec();
+        names_of_variables(command, &mut Vec::new(), &mut known);
+        for name in variables.keys() {
+            if known.contains(name)
+                || OWN_VARIABLES.contains(&name.as_str())
+                || name.starts_with(TEST_VARIABLES)
+            {
+                continue;
+            }
+            let hint = match nearest(name, known.iter().map(String::as_str)) {
+                Some(near) => format!("did you mean {near}?"),
+                None => "`optape config --help` says how variables are named".to_owned(),
+            };
+            self.warnings.push(format!(
+                "the variable {name} is no flag's and means nothing; {hint}"
+            ));
+        }
+        Ok(())
     }
 
     fn variables(
@@ -240,6 +284,18 @@ pub fn variable(path: &[String], long: &str) -> String {
     })
 }
 
+/// The variables of all flags, those that clap reads among them.
+fn names_of_variables(command: &Command, path: &mut Vec<String>, all: &mut Vec<String>) {
+    all.extend(flags(command).filter_map(|flag| Some(variable(path, flag.get_long()?))));
+    let own = command.get_arguments().filter_map(Arg::get_env);
+    all.extend(own.filter_map(|name| Some(name.to_str()?.to_owned())));
+    for inner in command.get_subcommands() {
+        path.push(inner.get_name().to_owned());
+        names_of_variables(inner, path, all);
+        path.pop();
+    }
+}
+
 /// The flags of a command that layers can set.
 pub fn flags(command: &Command) -> impl Iterator<Item = &Arg> {
     command.get_arguments().filter(|arg| {
@@ -271,6 +327,26 @@ fn conflicts(flag: &Arg, command: &Command, given: &ArgMatches) -> bool {
             Some(ValueSource::CommandLine | ValueSource::EnvVariable)
         );
         explicit && (excludes(flag, other) || excludes(other, flag))
+    })
+}
+
+/// Flags that say the same thing in two ways: one that is given takes the place of the other's setting. They do not conflict, since
+/// both may come from outside: `OPTAPE_STATS` is set in every recorded process.
+const REPLACE: [(&str, &str); 1] = [("stats", "level")];
+
+/// Whether a flag was given, by hand or by its own variable, that stands for this one.
+fn is_replaced(long: &str, given: &ArgMatches) -> bool {
+    let others = REPLACE.iter().filter_map(|(a, b)| match long {
+        long if long == *a => Some(*b),
+        long if long == *b => Some(*a),
+        _ => None,
+    });
+    others.into_iter().any(|other| {
+        given.try_contains_id(other).is_ok()
+            && matches!(
+                given.value_source(other),
+                Some(ValueSource::CommandLine | ValueSource::EnvVariable)
+            )
     })
 }
 
@@ -555,6 +631,35 @@ mod tests {
                 .settings
                 .is_empty()
         );
+    }
+
+    #[test]
+    fn a_variable_that_means_nothing_gets_a_warning() {
+        let warnings = |name: &str| {
+            let mut layers = Layers::default();
+            let variables = [(OsString::from(name), OsString::from("1"))];
+            layers
+                .environment(&Options::command(), variables.into_iter())
+                .unwrap();
+            layers.warnings
+        };
+        assert_eq!(
+            warnings("OPTAPE_RECORD_FUNCTION"),
+            [
+                "the variable OPTAPE_RECORD_FUNCTION is no flag's and means nothing; did you mean OPTAPE_RECORD_FUNCTIONS?"
+            ]
+        );
+        assert!(warnings("OPTAPE_QQQQQQQQQQQQQQQQQQQQQQQQQQQQQQ")[0].contains("optape config --help"));
+        for known in [
+            "OPTAPE_RUN",
+            "OPTAPE_LOG",
+            "OPTAPE_DETAIL",
+            "OPTAPE_TEST_ANYTHING",
+            "OPTAPE_REPLAY_STRICT",
+            "OPTAPER",
+        ] {
+            assert_eq!(warnings(known), [] as [String; 0], "{known}");
+        }
     }
 
     /// Over every flag that there is: none of them breaks the layers.

@@ -20,6 +20,7 @@ pub mod record;
 pub mod recover;
 pub mod replay;
 pub mod rules;
+pub mod switches;
 pub mod verify;
 
 use std::ffi::OsString;
@@ -45,8 +46,8 @@ where
 {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let for_parent = record::is_for_parent(&arguments);
-    let options = match parse(arguments) {
-        Ok(options) => options,
+    let (options, warnings) = match parse(arguments) {
+        Ok(parsed) => parsed,
         Err(Refused::Configuration(error)) if for_parent => {
             record::refuse_parent(&exit::text(&error));
             return ExitCode::from(exit::code_of(&error));
@@ -69,6 +70,10 @@ where
         }
     };
     log_to_stderr(&options);
+    // Who attaches from Python has the variables of a program, not of a command line.
+    for warning in warnings.iter().filter(|_| !for_parent) {
+        tracing::warn!("{warning}");
+    }
     match run(&options) {
         Ok(code) => code,
         Err(error) if exit::is_broken_pipe(&error) => ExitCode::SUCCESS,
@@ -93,15 +98,21 @@ impl From<clap::Error> for Refused {
     }
 }
 
-/// The command line alone says which subcommand is meant and which flags are given; then the layers below it fill in the rest.
-fn parse(arguments: Vec<OsString>) -> Result<Options, Refused> {
-    let given = Options::command().try_get_matches_from(&arguments)?;
+/// The command line alone says which subcommand is meant and which flags are given; then the layers below it fill in the rest. Also what
+/// is to be said about the layers.
+fn parse(arguments: Vec<OsString>) -> Result<(Options, Vec<String>), Refused> {
+    let commands = switches::with_opposites(Options::command());
+    // A copy: what clap has parsed with can no longer be changed.
+    let given = commands.clone().try_get_matches_from(&arguments)?;
+    record::check(&commands, &given)?;
     let file = given.get_one::<PathBuf>("config");
     let layers = Layers::read(&Options::command(), file.map(PathBuf::as_path))
         .map_err(Refused::Configuration)?;
-    let mut command = layers.apply(Options::command(), &given);
+    let mut command = layers.apply(commands, &given);
     let matches: ArgMatches = command.try_get_matches_from_mut(arguments)?;
-    Options::from_arg_matches(&matches).map_err(|error| error.format(&mut command).into())
+    let options =
+        Options::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+    Ok((options, layers.warnings))
 }
 
 fn run(options: &Options) -> anyhow::Result<ExitCode> {

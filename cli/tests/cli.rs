@@ -623,6 +623,20 @@ fn a_flag_that_is_given_takes_out_what_it_conflicts_with() {
 }
 
 #[test]
+fn what_a_layer_switches_on_the_command_line_switches_off() {
+    let (directory, _) = workplace();
+    std::fs::write(
+        directory.path().join("optape.toml"),
+        "[replay]\nstrict = true\n",
+    )
+    .unwrap();
+    let at = directory.path();
+    assert_eq!(code(at, &["replay", "spiking.optape"]), 3);
+    assert_eq!(code(at, &["replay", "spiking.optape", "--no-strict"]), 0);
+    assert_eq!(code(at, &["replay", "--no-no-strict", "spiking.optape"]), 2);
+}
+
+#[test]
 fn a_mistake_in_the_configuration_is_shown_where_it_is() {
     let (directory, _) = workplace();
     std::fs::write(

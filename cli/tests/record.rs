@@ -439,6 +439,91 @@ fn the_environment_attaches() {
     );
 }
 
+/// What the command sees in its environment of these flags, above a configuration.
+fn settings_with(configuration: &str, variables: &[(&str, &str)], flags: &[&str]) -> String {
+    let bench = Bench::new();
+    std::fs::write(bench.path("optape.toml"), configuration).unwrap();
+    let show = ["--", "sh", "-c", "echo $OPTAPE_STATS $OPTAPE_FUNCTIONS"];
+    let mut command = bench.record(flags.iter().chain(&show));
+    command.env_remove("OPTAPE_FUNCTIONS");
+    command.envs(variables.iter().copied());
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[test]
+fn a_switch_is_switched_off_again_on_the_command_line() {
+    let file = "[record]\nfunctions = true\n";
+    assert_eq!(settings_with(file, &[], &[]), "rules 1");
+    assert_eq!(settings_with(file, &[], &["--no-functions"]), "rules 0");
+    let own = [("OPTAPE_FUNCTIONS", "1")];
+    assert_eq!(settings_with("", &own, &[]), "rules 1");
+    assert_eq!(settings_with("", &own, &["--no-functions"]), "rules 0");
+    let layered = [("OPTAPE_RECORD_FUNCTIONS", "yes")];
+    assert_eq!(
+        settings_with(file, &layered, &["--no-functions"]),
+        "rules 0"
+    );
+    assert_eq!(
+        settings_with(file, &own, &["--no-functions", "--functions"]),
+        "rules 1"
+    );
+}
+
+#[test]
+fn stats_and_level_do_not_go_together() {
+    let bench = Bench::new();
+    let output = bench
+        .record(["--stats", "all", "--level", "full", "--", "touch", "ran"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        stderr(&output).contains("'--stats all' and '--level full' contradict each other"),
+        "{}",
+        stderr(&output)
+    );
+    assert!(!bench.path("ran").exists());
+
+    assert_eq!(settings_with("", &[], &["--level", "full"]), "full 0");
+    // The command line's word stands in the place of the file's, whichever of the two it is.
+    let (level, stats) = (
+        "[record]\nlevel = \"full\"\n",
+        "[record]\nstats = \"none\"\n",
+    );
+    assert_eq!(settings_with(level, &[], &["--stats", "all"]), "all 0");
+    assert_eq!(settings_with(stats, &[], &["--level", "full"]), "full 0");
+    // Inside a recorded process the outer recording's statistics stand in the environment.
+    let outer = [("OPTAPE_STATS", "rules")];
+    assert_eq!(settings_with("", &outer, &["--level", "full"]), "full 0");
+}
+
+#[test]
+fn variables_that_mean_nothing_are_told_and_those_of_a_recording_are_not() {
+    let bench = Bench::new();
+    let words = ["-q", "--", env!("CARGO_BIN_EXE_optape"), "config", "record"];
+    let output = bench.record(words).output().unwrap();
+    assert!(output.status.success());
+    assert!(
+        !stderr(&output).contains("means nothing"),
+        "{}",
+        stderr(&output)
+    );
+    let output = bench
+        .record(["--", "true"])
+        .env("OPTAPE_RECORD_LEVLE", "full")
+        .output()
+        .unwrap();
+    assert!(
+        stderr(&output).contains(
+            "OPTAPE_RECORD_LEVLE is no flag's and means nothing; did you mean OPTAPE_RECORD_LEVEL?"
+        ),
+        "{}",
+        stderr(&output)
+    );
+}
+
 #[test]
 fn a_process_is_recorded_and_summed_up() {
     let bench = Bench::new();
