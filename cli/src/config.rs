@@ -7,7 +7,7 @@ use clap::{Arg, ArgAction, Args, Command, CommandFactory};
 use optape_replay::ReplayError;
 use toml::Value;
 
-use crate::layers::{Layers, flags};
+use crate::layers::{Layers, flags, is_falsey};
 use crate::options::GlobalOptions;
 use crate::output::OutputOptions;
 
@@ -17,7 +17,8 @@ use crate::output::OutputOptions;
 Lowest to highest: what is built in, $XDG_CONFIG_HOME/optape/config.toml, optape.toml of the project (the current directory, or one \
 above it in the same repository), the file of --config, the environment, flags.\n\n\
 Keys are long flags, in a table per subcommand; those of all subcommands stand at the top. The variable of a flag is \
-OPTAPE_SUBCOMMAND_FLAG, for example OPTAPE_REPLAY_RULES. What is switched on by a file or a variable is switched off by --no-FLAG. Paths in a file are relative to the file.")]
+OPTAPE_SUBCOMMAND_FLAG, for example OPTAPE_REPLAY_RULES. What is switched on by a file or a variable is switched off by --no-FLAG. \
+Paths in a file are relative to the file.")]
 pub struct Options {
     /// The flags of one subcommand
     #[arg(value_name = "SUBCOMMAND")]
@@ -88,20 +89,12 @@ impl Page<'_> {
         Ok(())
     }
 
-    /// A variable of the flag's own is above the layers; what nobody set stands as a comment.
+    /// What nobody set, and what is built in but gives way to what somebody set, stands as a comment.
     fn line(&self, flag: &Arg, path: &[String]) -> Option<String> {
         let long = flag.get_long()?;
-        let own = flag.get_env().and_then(|name| {
-            let value = std::env::var_os(name).filter(|value| !value.is_empty())?;
-            let values = vec![value.to_string_lossy().into_owned()];
-            Some((values, name.to_string_lossy().into_owned()))
-        });
-        let layer = || {
-            let setting = self.layers.get(path, long)?;
-            Some((setting.values.clone(), setting.origin.to_string()))
-        };
-        if let Some((values, origin)) = own.or_else(layer) {
-            return Some(format!("{long} = {}  # {origin}", shown(flag, &values)));
+        if let Some(setting) = self.layers.get(path, long) {
+            let values = shown(flag, &setting.values);
+            return Some(format!("{long} = {values}  # {}", setting.origin));
         }
         if self.changed {
             return None;
@@ -111,22 +104,20 @@ impl Page<'_> {
             .iter()
             .map(|value| value.to_string_lossy().into_owned())
             .collect();
-        Some(match (flag.get_action(), built_in.is_empty()) {
+        let instead = self.layers.in_place_of(path, long);
+        Some(match (flag.get_action(), instead) {
             (ArgAction::SetTrue, _) => format!("{long} = false  # built in"),
             (ArgAction::Count, _) => format!("{long} = 0  # built in"),
-            (_, true) => format!("# {long} is not set"),
-            (_, false) => format!("{long} = {}  # built in", shown(flag, &built_in)),
+            _ if built_in.is_empty() => format!("# {long} is not set"),
+            (_, Some(instead)) => format!("# {long} gives way to {instead}"),
+            (_, None) => format!("{long} = {}  # built in", shown(flag, &built_in)),
         })
     }
 }
 
 fn shown(flag: &Arg, values: &[String]) -> String {
     let value = |text: &String| match flag.get_action() {
-        // Variables of a flag's own say it in many ways; the one of clap's that they are read with is not to be seen from here.
-        ArgAction::SetTrue => Value::Boolean(!matches!(
-            text.to_ascii_lowercase().as_str(),
-            "0" | "false" | "f" | "no" | "n" | "off" | ""
-        )),
+        ArgAction::SetTrue => Value::Boolean(!is_falsey(text)),
         ArgAction::Count => text
             .parse()
             .map_or(Value::String(text.clone()), Value::Integer),

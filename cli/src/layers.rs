@@ -2,7 +2,8 @@
 //!
 //! Nothing here knows a flag by name. What a layer says becomes the default value of the flag in the tree of commands that clap parses
 //! with, so every subcommand that there is can be configured: keys are long flags, in a table per subcommand, those of all
-//! subcommands at the top. A flag that is given, by hand or by its own variable, takes out what it conflicts with.
+//! subcommands at the top. What a layer says takes out what the layers below say of flags that conflict with it, and so does the command
+//! line; two that conflict in one layer are a mistake.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -25,20 +26,56 @@ pub const PROJECT_FILE: &str = "optape.toml";
 /// The flag that names another file.
 const FILE_FLAG: &str = "config";
 
+/// Variables that are no flag's, and that users set.
+const OTHER_VARIABLES: [&str; 3] = ["OPTAPE_LOG", "OPTAPE_BIN", "OPTAPE_CAPTURE_LIB"];
+/// Variables by which a recording speaks to the processes that it records, and those of this repository's tests and tasks.
+const OWN_VARIABLES: [&str; 17] = [
+    "OPTAPE_ANNOUNCE",
+    "OPTAPE_CRASH_ROUNDS",
+    "OPTAPE_DETAIL",
+    "OPTAPE_DIGITS",
+    "OPTAPE_FAKE",
+    "OPTAPE_FUZZ_ROUNDS",
+    "OPTAPE_FUZZ_SEED",
+    "OPTAPE_HOOK_BOXED",
+    "OPTAPE_HOOK_KEY",
+    "OPTAPE_HOOK_SOURCE",
+    "OPTAPE_NVRTC_DIR",
+    "OPTAPE_PARITY",
+    "OPTAPE_PYTHON",
+    "OPTAPE_SCHEDULE",
+    "OPTAPE_TEST_EXTRA",
+    "OPTAPE_TEST_RUN",
+    "OPTAPE_TORCH_VERSIONS",
+];
+
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// A file, with the line, from 1.
     File(PathBuf, usize),
-    /// A variable.
+    /// A variable that is named after subcommand and flag.
     Environment(String),
+    /// A variable of the flag's own, which is above those and which clap reads.
+    OwnVariable(String),
+}
+
+impl Origin {
+    fn is_same_layer(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::File(one, _), Self::File(other, _)) => one == other,
+            (Self::Environment(_), Self::Environment(_))
+            | (Self::OwnVariable(_), Self::OwnVariable(_)) => true,
+            _ => false,
+        }
+    }
 }
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path, line) => write!(f, "{}:{line}", path.display()),
-            Self::Environment(name) => f.write_str(name),
+            Self::Environment(name) | Self::OwnVariable(name) => f.write_str(name),
         }
     }
 }
@@ -50,40 +87,56 @@ pub struct Setting {
     pub values: Vec<String>,
     /// Whose word it is.
     pub origin: Origin,
+    /// A switch that is off, or an empty list: in nobody's way.
+    off: bool,
+}
+
+impl Setting {
+    fn new(flag: &Arg, values: Vec<String>, origin: Origin) -> Self {
+        let off = match flag.get_action() {
+            ArgAction::SetTrue | ArgAction::Count => values.iter().all(|text| is_falsey(text)),
+            _ => values.is_empty(),
+        };
+        Self {
+            values,
+            origin,
+            off,
+        }
+    }
+}
+
+/// What switches off, as clap reads the variables of switches.
+pub(crate) fn is_falsey(text: &str) -> bool {
+    matches!(
+        text.to_ascii_lowercase().as_str(),
+        "" | "0" | "false" | "f" | "no" | "n" | "off"
+    )
+}
+
+/// A flag: the subcommands that it belongs to (none: all of them), and its long name.
+type Key = (Vec<String>, String);
+
+/// An argument that a flag conflicts with.
+#[derive(Clone, Debug)]
+struct Rival {
+    id: String,
+    /// `None` of positional ones.
+    long: Option<String>,
 }
 
 /// The files that are looked at, lowest first; whether each is there.
 pub type Files = Vec<(PathBuf, bool)>;
 
 /// All layers between what is built in and the command line, merged.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Layers {
-    /// By path of subcommands (empty: all of them) and long flag.
-    settings: BTreeMap<(Vec<String>, String), Setting>,
+    settings: BTreeMap<Key, Setting>,
+    rivals: BTreeMap<Key, Vec<Rival>>,
     /// What was looked at.
     pub files: Files,
     /// What is set and means nothing.
     pub warnings: Vec<String>,
 }
-
-/// Variables that are no flag's, and that users set.
-const OTHER_VARIABLES: [&str; 3] = ["OPTAPE_LOG", "OPTAPE_BIN", "OPTAPE_CAPTURE_LIB"];
-/// Variables by which a recording speaks to the processes that it records, and this program's own tests to it.
-const OWN_VARIABLES: [&str; 12] = [
-    "OPTAPE_CRASH_ROUNDS",
-    "OPTAPE_DETAIL",
-    "OPTAPE_DIGITS",
-    "OPTAPE_FAKE",
-    "OPTAPE_HOOK_BOXED",
-    "OPTAPE_HOOK_KEY",
-    "OPTAPE_HOOK_SOURCE",
-    "OPTAPE_PARITY",
-    "OPTAPE_PYTHON",
-    "OPTAPE_SCHEDULE",
-    "OPTAPE_TORCH_VERSIONS",
-    "OPTAPE_VERBOSE",
-];
-const TEST_VARIABLES: &str = "OPTAPE_TEST_";
 
 impl Layers {
     /// Reads the user's file, the project's, and `named`, then the environment. `command` says which keys there are.
@@ -91,7 +144,7 @@ impl Layers {
     /// # Errors
     /// A usage error with place and the nearest key or value for the first mistake; where `named` is not there.
     pub fn read(command: &Command, named: Option<&Path>) -> anyhow::Result<Self> {
-        let mut layers = Self::default();
+        let mut layers = Self::of(command);
         let places = user_file().into_iter().chain(project_file());
         for (path, must) in places
             .map(|path| (path, false))
@@ -116,46 +169,93 @@ impl Layers {
         Ok(layers)
     }
 
+    /// None yet.
+    fn of(command: &Command) -> Self {
+        Self {
+            settings: BTreeMap::new(),
+            rivals: rivals(command),
+            files: Files::new(),
+            warnings: Vec::new(),
+        }
+    }
+
     /// What they say about a flag.
     #[must_use]
     pub fn get(&self, path: &[String], flag: &str) -> Option<&Setting> {
         self.settings.get(&(path.to_vec(), flag.to_owned()))
     }
 
-    /// The commands with the layers' values as defaults, but for those that conflict with what was `given`.
+    /// The flag that is set and leaves no room for this one.
+    #[must_use]
+    pub fn in_place_of(&self, path: &[String], flag: &str) -> Option<&str> {
+        let mut rivals = self.rivals(path, flag).filter_map(|r| r.long.as_deref());
+        rivals.find(|rival| self.get(path, rival).is_some_and(|setting| !setting.off))
+    }
+
+    fn rivals(&self, path: &[String], flag: &str) -> impl Iterator<Item = &Rival> {
+        let rivals = self.rivals.get(&(path.to_vec(), flag.to_owned()));
+        rivals.into_iter().flatten()
+    }
+
+    /// Takes the word of a layer that is above what is there already. What it conflicts with gives way; if that is of the same
+    /// layer it is the error.
+    fn set(
+        &mut self,
+        path: &[String],
+        flag: &str,
+        setting: Setting,
+    ) -> Result<(), (String, Origin)> {
+        let rivals: Vec<String> = self
+            .rivals(path, flag)
+            .filter_map(|r| r.long.clone())
+            .collect();
+        for rival in rivals.into_iter().filter(|_| !setting.off) {
+            let key = (path.to_vec(), rival);
+            match self.settings.get(&key) {
+                Some(other) if !other.off && other.origin.is_same_layer(&setting.origin) => {
+                    return Err((key.1, other.origin.clone()));
+                }
+                _ => self.settings.remove(&key),
+            };
+        }
+        self.settings
+            .insert((path.to_vec(), flag.to_owned()), setting);
+        Ok(())
+    }
+
+    /// The commands with the layers' values as defaults, but for those that conflict with what was `given` on the command line.
     #[must_use]
     pub fn apply(&self, command: Command, given: &ArgMatches) -> Command {
-        let mut built = command.clone();
-        built.build();
-        self.apply_at(command, &built, given, &mut Vec::new())
+        self.apply_at(command, given, &mut Vec::new())
     }
 
     fn apply_at(
         &self,
         mut command: Command,
-        built: &Command,
         given: &ArgMatches,
         path: &mut Vec<String>,
     ) -> Command {
         let flags: Vec<Arg> = flags(&command).cloned().collect();
         for flag in flags {
             let long = flag.get_long().unwrap_or_default();
-            if switches::is_switched_off(&flag, given) {
-                // clap would ask its variable.
+            let excluded = self
+                .rivals(path, long)
+                .any(|rival| given.value_source(&rival.id) == Some(ValueSource::CommandLine));
+            let setting = self.get(path, long);
+            if excluded || switches::is_switched_off(&flag, given) {
                 command = command.mut_arg(flag.get_id(), |arg| arg.env(None::<&str>));
-            } else if let Some(setting) = self.get(path, long)
-                && !conflicts(&flag, built, given)
-                && !is_replaced(long, given)
+            } else if let Some(setting) =
+                setting.filter(|setting| !matches!(setting.origin, Origin::OwnVariable(_)))
             {
                 let values = setting.values.clone();
                 command = command.mut_arg(flag.get_id(), |arg| arg.default_values(values));
             }
         }
         if let Some((name, given)) = given.subcommand()
-            && let Some(inner) = built.find_subcommand(name)
+            && command.find_subcommand(name).is_some()
         {
             path.push(name.to_owned());
-            command = command.mut_subcommand(name, |c| self.apply_at(c, inner, given, path));
+            command = command.mut_subcommand(name, |inner| self.apply_at(inner, given, path));
             path.pop();
         }
         command
@@ -190,8 +290,13 @@ impl Layers {
                 let values = file.values(flag, path, value.get_ref(), value.span())?;
                 let (line, _) = position(file.text, key.span().start);
                 let origin = Origin::File(file.path.to_owned(), line);
-                self.settings
-                    .insert((path.clone(), name.to_owned()), Setting { values, origin });
+                self.set(path, name, Setting::new(flag, values, origin))
+                    .map_err(|(rival, _)| {
+                        let message = format!(
+                            "'{name}' and '{rival}' contradict each other; keep one of them"
+                        );
+                        file.wrong(key.span(), message)
+                    })?;
             } else if inner.is_some() {
                 let message = format!("'{name}' is a table: write [{name}]");
                 return Err(file.wrong(value.span(), message).into());
@@ -218,10 +323,7 @@ impl Layers {
         let mut known: Vec<String> = OTHER_VARIABLES.map(str::to_owned).to_vec();
         names_of_variables(command, &mut Vec::new(), &mut known);
         for name in variables.keys() {
-            if known.contains(name)
-                || OWN_VARIABLES.contains(&name.as_str())
-                || name.starts_with(TEST_VARIABLES)
-            {
+            if known.contains(name) || OWN_VARIABLES.contains(&name.as_str()) {
                 continue;
             }
             let hint = match nearest(name, known.iter().map(String::as_str)) {
@@ -229,7 +331,7 @@ impl Layers {
                 None => "`optape config --help` says how variables are named".to_owned(),
             };
             self.warnings.push(format!(
-                "the variable {name} is no flag's and means nothing; {hint}"
+                "the variable {name} is unknown and has no effect; {hint}"
             ));
         }
         Ok(())
@@ -245,7 +347,6 @@ impl Layers {
         for flag in flags(command) {
             let long = flag.get_long().unwrap_or_default();
             let name = variable(path, long);
-            // A variable of the flag's own is clap's, which puts it above all layers.
             if flag.get_env().is_some_and(|env| env == name.as_str()) {
                 continue;
             }
@@ -259,12 +360,18 @@ impl Layers {
             if let Err(message) = check(root, path, flag, text) {
                 return Err(Failure::usage(format!("{name}: {message}")).into());
             }
-            let setting = Setting {
-                values: vec![text.to_owned()],
-                origin: Origin::Environment(name),
-            };
-            self.settings
-                .insert((path.clone(), long.to_owned()), setting);
+            let origin = Origin::Environment(name);
+            self.set_variable(path, flag, text.to_owned(), origin)?;
+        }
+        // Above all of those; whether their values are right clap says to who uses them.
+        for flag in flags(command) {
+            let own = flag.get_env().and_then(|name| name.to_str());
+            if let Some(name) = own
+                && let Some(value) = variables.get(name)
+            {
+                let text = value.to_string_lossy().into_owned();
+                self.set_variable(path, flag, text, Origin::OwnVariable(name.to_owned()))?;
+            }
         }
         for inner in command.get_subcommands() {
             path.push(inner.get_name().to_owned());
@@ -273,9 +380,25 @@ impl Layers {
         }
         Ok(())
     }
+
+    fn set_variable(
+        &mut self,
+        path: &[String],
+        flag: &Arg,
+        text: String,
+        origin: Origin,
+    ) -> Result<(), Failure> {
+        let setting = Setting::new(flag, vec![text], origin.clone());
+        self.set(path, flag.get_long().unwrap_or_default(), setting)
+            .map_err(|(_, rival)| {
+                Failure::usage(format!(
+                    "{origin} and {rival} contradict each other; set one of them"
+                ))
+            })
+    }
 }
 
-/// The variable of a flag.
+/// The variable of a flag, after subcommand and flag.
 #[must_use]
 pub fn variable(path: &[String], long: &str) -> String {
     let words = path.iter().map(String::as_str).chain([long]);
@@ -307,47 +430,45 @@ pub fn flags(command: &Command) -> impl Iterator<Item = &Arg> {
     })
 }
 
-/// Whether a flag was given that excludes this one.
-fn conflicts(flag: &Arg, command: &Command, given: &ArgMatches) -> bool {
-    let excludes = |one: &Arg, other: &Arg| {
-        command
-            .get_arg_conflicts_with(one)
-            .iter()
-            .any(|conflict| conflict.get_id() == other.get_id())
-    };
-    let Some(flag) = command
-        .get_arguments()
-        .find(|a| a.get_id() == flag.get_id())
-    else {
-        return false;
-    };
-    command.get_arguments().any(|other| {
-        let explicit = matches!(
-            given.value_source(other.get_id().as_str()),
-            Some(ValueSource::CommandLine | ValueSource::EnvVariable)
-        );
-        explicit && (excludes(flag, other) || excludes(other, flag))
-    })
+/// The commands without the variables of the flags' own, but the one that names the file: what the command line alone says.
+#[must_use]
+pub fn without_variables(command: Command) -> Command {
+    command
+        .mut_args(|arg| match arg.get_long() {
+            Some(FILE_FLAG) => arg,
+            _ => arg.env(None::<&str>),
+        })
+        .mut_subcommands(without_variables)
 }
 
-/// Flags that say the same thing in two ways: one that is given takes the place of the other's setting. They do not conflict, since
-/// both may come from outside: `OPTAPE_STATS` is set in every recorded process.
-const REPLACE: [(&str, &str); 1] = [("stats", "level")];
-
-/// Whether a flag was given, by hand or by its own variable, that stands for this one.
-fn is_replaced(long: &str, given: &ArgMatches) -> bool {
-    let others = REPLACE.iter().filter_map(|(a, b)| match long {
-        long if long == *a => Some(*b),
-        long if long == *b => Some(*a),
-        _ => None,
-    });
-    others.into_iter().any(|other| {
-        given.try_contains_id(other).is_ok()
-            && matches!(
-                given.value_source(other),
-                Some(ValueSource::CommandLine | ValueSource::EnvVariable)
-            )
-    })
+/// Which flags conflict with which arguments, in both directions.
+fn rivals(command: &Command) -> BTreeMap<Key, Vec<Rival>> {
+    fn collect(command: &Command, path: &mut Vec<String>, all: &mut BTreeMap<Key, Vec<Rival>>) {
+        for one in command.get_arguments() {
+            for other in command.get_arg_conflicts_with(one) {
+                for (flag, rival) in [(one, other), (other, one)] {
+                    let Some(long) = flag.get_long() else {
+                        continue;
+                    };
+                    let key = (path.clone(), long.to_owned());
+                    all.entry(key).or_default().push(Rival {
+                        id: rival.get_id().to_string(),
+                        long: rival.get_long().map(str::to_owned),
+                    });
+                }
+            }
+        }
+        for inner in command.get_subcommands() {
+            path.push(inner.get_name().to_owned());
+            collect(inner, path, all);
+            path.pop();
+        }
+    }
+    let mut built = command.clone();
+    built.build();
+    let mut all = BTreeMap::new();
+    collect(&built, &mut Vec::new(), &mut all);
+    all
 }
 
 /// A file that is being read.
@@ -522,8 +643,19 @@ mod tests {
     use crate::options::Options;
 
     fn read(text: &str) -> Result<Layers, String> {
-        let mut layers = Layers::default();
+        over(Layers::of(&Options::command()), text)
+    }
+
+    fn over(mut layers: Layers, text: &str) -> Result<Layers, String> {
         let result = layers.file(&Options::command(), Path::new("/p/optape.toml"), text);
+        result.map(|()| layers).map_err(|error| error.to_string())
+    }
+
+    fn below(mut layers: Layers, variables: &[(&str, &str)]) -> Result<Layers, String> {
+        let variables = variables
+            .iter()
+            .map(|(name, value)| (name.into(), value.into()));
+        let result = layers.environment(&Options::command(), variables);
         result.map(|()| layers).map_err(|error| error.to_string())
     }
 
@@ -610,14 +742,8 @@ mod tests {
 
     #[test]
     fn variables_are_named_after_flags() {
-        let read = |name: &str, value: &str| {
-            let mut layers = Layers::default();
-            let variables = [(OsString::from(name), OsString::from(value))];
-            layers
-                .environment(&Options::command(), variables.into_iter())
-                .map(|()| layers)
-                .map_err(|error| error.to_string())
-        };
+        let read =
+            |name: &str, value: &str| below(Layers::of(&Options::command()), &[(name, value)]);
         let layers = read("OPTAPE_REPLAY_FROM_EVENTS", "yes").unwrap();
         assert_eq!(values(&layers, "replay", "from-events"), ["true"]);
         assert_eq!(
@@ -625,40 +751,118 @@ mod tests {
             "OPTAPE_COLOR: 'pink' is no value of 'color'; known: auto, always, never"
         );
         assert!(read("OPTAPE_REPLAY_STRICT", "perhaps").is_err());
-        assert!(
-            read("OPTAPE_RUN", "/dev/shm/x")
-                .unwrap()
-                .settings
-                .is_empty()
+        // A flag's own variable is clap's: it says whether the value is right.
+        let layers = read("OPTAPE_STATS", "nonsense").unwrap();
+        assert_eq!(values(&layers, "record", "stats"), ["nonsense"]);
+        assert_eq!(layers.settings.len(), 1);
+    }
+
+    #[test]
+    fn what_a_layer_says_takes_out_what_conflicts_below() {
+        let stats_and_level = |layers: &Layers| {
+            let of = |flag| values(layers, "record", flag).concat();
+            (of("stats"), of("level"))
+        };
+        let is = |stats: &str, level: &str| (stats.to_owned(), level.to_owned());
+        let level = || read("[record]\nlevel = \"full\"\n").unwrap();
+        let stats = || read("[record]\nstats = \"none\"\n").unwrap();
+        assert_eq!(stats_and_level(&level()), is("", "full"));
+        let both = below(level(), &[("OPTAPE_RECORD_STATS", "all")]).unwrap();
+        assert_eq!(stats_and_level(&both), is("all", ""));
+        let both = below(stats(), &[("OPTAPE_RECORD_LEVEL", "full")]).unwrap();
+        assert_eq!(stats_and_level(&both), is("", "full"));
+        assert_eq!(
+            both.in_place_of(&["record".to_owned()], "stats"),
+            Some("level")
         );
+        let own = ("OPTAPE_STATS", "all");
+        let both = below(stats(), &[("OPTAPE_RECORD_LEVEL", "full"), own]).unwrap();
+        assert_eq!(stats_and_level(&both), is("all", ""));
+        // What is off is in nobody's way.
+        let replay = below(
+            read("[replay]\ncounters = [\"mac\"]\nall = false\n").unwrap(),
+            &[("OPTAPE_REPLAY_ALL", "no")],
+        );
+        assert_eq!(values(&replay.unwrap(), "replay", "counters"), ["mac"]);
+    }
+
+    #[test]
+    fn contradictions_in_one_layer_are_mistakes() {
+        let error = read("[record]\nlevel = \"full\"\nstats = \"all\"\n").unwrap_err();
+        assert_eq!(
+            error,
+            "/p/optape.toml:3:1: 'stats' and 'level' contradict each other; keep one of them"
+        );
+        let variables = [("OPTAPE_QUIET", "1"), ("OPTAPE_VERBOSE", "1")];
+        let error = below(Layers::of(&Options::command()), &variables).unwrap_err();
+        assert_eq!(
+            error,
+            "OPTAPE_VERBOSE and OPTAPE_QUIET contradict each other; set one of them"
+        );
+    }
+
+    fn warnings(name: &str) -> Vec<String> {
+        below(Layers::of(&Options::command()), &[(name, "1")])
+            .unwrap()
+            .warnings
     }
 
     #[test]
     fn a_variable_that_means_nothing_gets_a_warning() {
-        let warnings = |name: &str| {
-            let mut layers = Layers::default();
-            let variables = [(OsString::from(name), OsString::from("1"))];
-            layers
-                .environment(&Options::command(), variables.into_iter())
-                .unwrap();
-            layers.warnings
-        };
         assert_eq!(
             warnings("OPTAPE_RECORD_FUNCTION"),
             [
-                "the variable OPTAPE_RECORD_FUNCTION is no flag's and means nothing; did you mean OPTAPE_RECORD_FUNCTIONS?"
+                "the variable OPTAPE_RECORD_FUNCTION is unknown and has no effect; did you mean OPTAPE_RECORD_FUNCTIONS?"
             ]
         );
-        assert!(warnings("OPTAPE_QQQQQQQQQQQQQQQQQQQQQQQQQQQQQQ")[0].contains("optape config --help"));
+        assert!(
+            warnings("OPTAPE_QQQQQQQQQQQQQQQQQQQQQQQQQQQQQQ")[0].contains("optape config --help")
+        );
         for known in [
             "OPTAPE_RUN",
             "OPTAPE_LOG",
-            "OPTAPE_DETAIL",
-            "OPTAPE_TEST_ANYTHING",
             "OPTAPE_REPLAY_STRICT",
             "OPTAPER",
         ] {
             assert_eq!(warnings(known), [] as [String; 0], "{known}");
+        }
+    }
+
+    /// Over all sources: what anything here reads from the environment, or puts there, is known.
+    #[test]
+    fn every_variable_that_the_sources_name_is_known() {
+        fn names(place: &Path, all: &mut std::collections::BTreeSet<String>) {
+            for entry in std::fs::read_dir(place).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    names(&path, all);
+                    continue;
+                }
+                if !matches!(
+                    path.extension().and_then(|e| e.to_str()),
+                    Some("rs" | "py" | "cpp")
+                ) {
+                    continue;
+                }
+                let text = std::fs::read_to_string(&path).unwrap();
+                let quoted = text.split('"').filter(|word| {
+                    word.len() > "OPTAPE_".len()
+                        && word.starts_with("OPTAPE_")
+                        && word
+                            .chars()
+                            .all(|c| c == '_' || c.is_ascii_uppercase() || c.is_ascii_digit())
+                });
+                all.extend(quoted.map(str::to_owned));
+            }
+        }
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let mut all = std::collections::BTreeSet::new();
+        for place in ["recorder", "trace", "replay", "tests", "xtask", "bench"] {
+            names(&root.join(place), &mut all);
+        }
+        assert!(all.contains("OPTAPE_TORCH_VERSIONS"), "{all:?}");
+        for name in all {
+            assert_eq!(warnings(&name), [] as [String; 0], "{name}");
         }
     }
 

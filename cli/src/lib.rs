@@ -28,6 +28,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{ArgMatches, CommandFactory, FromArgMatches};
 
 use layers::Layers;
@@ -70,7 +71,7 @@ where
         }
     };
     log_to_stderr(&options);
-    // Who attaches from Python has the variables of a program, not of a command line.
+    // `import optape` would tell them in the middle of a program, and again with every recording.
     for warning in warnings.iter().filter(|_| !for_parent) {
         tracing::warn!("{warning}");
     }
@@ -101,10 +102,15 @@ impl From<clap::Error> for Refused {
 /// The command line alone says which subcommand is meant and which flags are given; then the layers below it fill in the rest. Also what
 /// is to be said about the layers.
 fn parse(arguments: Vec<OsString>) -> Result<(Options, Vec<String>), Refused> {
+    // Copies: what clap has parsed with can no longer be changed.
     let commands = switches::with_opposites(Options::command());
-    // A copy: what clap has parsed with can no longer be changed.
-    let given = commands.clone().try_get_matches_from(&arguments)?;
-    record::check(&commands, &given)?;
+    let given = match commands.clone().try_get_matches_from(&arguments) {
+        // A variable may be in the way, over which the command line has precedence.
+        Err(error) if error.kind() == ErrorKind::ArgumentConflict => {
+            layers::without_variables(commands.clone()).try_get_matches_from(&arguments)?
+        }
+        given => given?,
+    };
     let file = given.get_one::<PathBuf>("config");
     let layers = Layers::read(&Options::command(), file.map(PathBuf::as_path))
         .map_err(Refused::Configuration)?;

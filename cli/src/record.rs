@@ -6,9 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::error::ErrorKind;
-use clap::parser::ValueSource;
-use clap::{ArgMatches, Args, Command, ValueEnum, ValueHint};
+use clap::{Args, ValueEnum, ValueHint};
 use optape_recorder::capture::{Preset, Schedule, StepsBy};
 use optape_recorder::daemon::{
     self, Detail, Outcome, ParentRequest, Ready, RecordError, Report, Request, SMALLEST_RING_BYTES,
@@ -43,7 +41,7 @@ pub struct Options {
     )]
     pub stats: Stats,
     /// How much to record beside ops, modules and stages; in the place of --stats
-    #[arg(long, value_name = "LEVEL")]
+    #[arg(long, value_name = "LEVEL", conflicts_with = "stats")]
     pub level: Option<Level>,
     /// Follow state attributes: of a class or module (a name or a glob), as in 'LIF:mem,syn'. Known without it: those of SpikingJelly,
     /// snnTorch, sinabs and Norse, at level full
@@ -221,30 +219,6 @@ fn duration(text: &str) -> Result<Duration, String> {
         .filter(|seconds| (1..=7 * 24 * 3600).contains(seconds))
         .map(Duration::from_secs)
         .ok_or_else(|| "a whole number, of 1 s to a week; for example 5min".to_owned())
-}
-
-/// What clap cannot see: flags that contradict each other only where both stand on the command line.
-pub(crate) fn check(commands: &Command, given: &ArgMatches) -> Result<(), clap::Error> {
-    let Some(("record", given)) = given.subcommand() else {
-        return Ok(());
-    };
-    let by_hand = |flag: &str| given.value_source(flag) == Some(ValueSource::CommandLine);
-    let stats = given.get_one::<Stats>("stats");
-    if !(by_hand("stats") && by_hand("level")) || stats == Some(&Stats::Full) {
-        return Ok(());
-    }
-    let name = stats.and_then(ValueEnum::to_possible_value);
-    let name = name.as_ref().map_or("", |value| value.get_name());
-    let mut commands = commands.clone();
-    commands.build();
-    let command = commands.find_subcommand_mut("record");
-    let message = format!(
-        "'--stats {name}' and '--level full' contradict each other: a level says which statistics are taken; give one of the two"
-    );
-    Err(match command {
-        Some(command) => command.error(ErrorKind::ArgumentConflict, message),
-        None => commands.error(ErrorKind::ArgumentConflict, message),
-    })
 }
 
 /// A ring's size in bytes.

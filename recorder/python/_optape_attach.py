@@ -670,7 +670,7 @@ class Recorder:
 
     def __init__(self, torch, variables):
         def announce(text):
-            if sys.stderr is not None and (sys.stderr.isatty() or variables.get("OPTAPE_VERBOSE") == "1"):
+            if sys.stderr is not None and (sys.stderr.isatty() or variables.get("OPTAPE_ANNOUNCE") == "1"):
                 _say(text)
 
         self.torch = torch

@@ -1,8 +1,8 @@
 //! `cargo xtask torch-matrix`: which versions of torch can be recorded.
 //!
 //! For each version an environment of its own under `target/torch-matrix`; in it a short training (the demo's network) runs
-//! bare and recorded. A version passes where the hook compiles and attaches, both runs print the same losses and end with
-//! the same weights, bit for bit, and the trace verifies and replays with numbers where there should be some.
+//! bare and recorded, as usual and with everything that can be recorded. A version passes where the hook compiles and attaches, all runs
+//! print the same losses and end with the same weights, bit for bit, and the traces verify and replay with numbers where there should be some.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,6 +25,12 @@ const OLDEST: [u64; 3] = [2, 6, 0];
 /// What the training needs beside torch.
 const PACKAGES: [&str; 2] = ["spikingjelly==2.0.0", "scikit-learn>=1.5"];
 
+/// What is asked of the trace that has everything: what needs lifetimes, facts, module calls and states.
+const COUNTERS: &str = "neuron_state,neuromorphic_memory_access";
+
+/// The stages of a training step.
+const STAGES: [&str; 4] = ["forward", "loss", "backward", "optimizer"];
+
 /// Options of `cargo xtask torch-matrix`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -45,6 +51,8 @@ struct Seen {
     op_calls: u64,
     signatures: u64,
     unattributed: u64,
+    /// What replay counts in each stage of the training.
+    counts: BTreeMap<&'static str, Value>,
 }
 
 /// Tries all, prints the table, and fails where one of them did not pass.
@@ -61,7 +69,7 @@ pub(crate) fn run(options: &Options, workspace: &Workspace) -> anyhow::Result<Ex
     for version in &versions {
         let environment = place.join(version);
         let seen = one(version, &environment, &optape, workspace);
-        if !options.keep {
+        if !options.keep && environment.exists() {
             fs::remove_dir_all(&environment)
                 .with_context(|| format!("cannot remove {}", environment.display()))?;
         }
@@ -86,7 +94,19 @@ fn available(python: &Path) -> anyhow::Result<Vec<String>> {
         "--disable-pip-version-check",
         "torch",
     ]);
-    let text = process::output(&mut pip)?;
+    let output = pip
+        .output()
+        .with_context(|| format!("cannot run {}", process::shown(&pip)))?;
+    if !output.status.success() {
+        bail!(
+            "{} failed: {}\n{}",
+            process::shown(&pip),
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    // What it says beside, that the command is experimental, is of no use to anybody.
+    let text = String::from_utf8_lossy(&output.stdout);
     let list = text
         .lines()
         .find_map(|line| line.trim().strip_prefix("Available versions:"))
@@ -136,6 +156,7 @@ fn one(
         op_calls: 0,
         signatures: 0,
         unattributed: 0,
+        counts: BTreeMap::new(),
     };
     let packages: Vec<String> = std::iter::once(format!("torch=={version}"))
         .chain(PACKAGES.map(str::to_owned))
@@ -161,7 +182,7 @@ fn one(
 
 type Failed = (&'static str, String);
 
-/// The training, bare and recorded, and the trace.
+/// The training, bare and recorded, and the traces.
 fn tried(
     seen: &mut Seen,
     python: &Python,
@@ -169,71 +190,89 @@ fn tried(
     optape: &Path,
     workspace: &Workspace,
 ) -> Result<(), Failed> {
-    let trace = environment.join("run.optape");
-    let weights = |which: &str| environment.join(format!("weights-{which}"));
-    let program = |command: &mut Command, which: &str| {
+    let place = |which: &str, what: &str| environment.join(format!("{which}-{what}"));
+    let train = |mut command: Command, which: &str| {
         command
-            .arg("demo/train.py")
-            .args(["--epochs", "1", "--save"])
-            .arg(weights(which));
+            .args(["demo/train.py", "--epochs", "1", "--save"])
+            .arg(place(which, "weights"));
+        command
     };
-    let mut bare = Command::new(&python.interpreter);
-    program(&mut bare, "bare");
-    let bare = output("the bare training", &mut bare, workspace)?;
-
-    let mut record = Command::new(optape);
-    record
-        .args([
-            "record",
-            "--force",
-            "--force-torch",
-            "--monitor",
-            "none",
-            "--output",
-        ])
-        .arg(&trace)
-        .arg("--")
-        .arg(&python.interpreter);
-    program(&mut record, "recorded");
-    let recorded = output("the recorded training", &mut record, workspace)?;
-    if !trace.is_file() {
-        let said = String::from_utf8_lossy(&recorded.stderr);
-        return Err(("attaching", said.trim().to_owned()));
-    }
-    if losses(&bare) != losses(&recorded) {
-        return Err((
-            "the same losses",
-            format!("{} bare, {} recorded", losses(&bare), losses(&recorded)),
-        ));
-    }
-    let same = same_files(&weights("bare"), &weights("recorded"))
-        .map_err(|error| ("the same weights", format!("{error:#}")))?;
-    if let Some(other) = same {
-        return Err(("the same weights", format!("{other} differs")));
+    let bare = train(Command::new(&python.interpreter), "bare");
+    let bare = output("the bare training", bare, workspace)?;
+    let losses_of_bare = losses(&bare);
+    if losses_of_bare.is_empty() {
+        return Err(("the bare training", "it prints no losses".to_owned()));
     }
 
-    output(
-        "verifying",
-        Command::new(optape).arg("verify").arg(&trace),
-        workspace,
-    )?;
-    let mut replay = Command::new(optape);
-    replay
-        .arg("replay")
-        .arg(&trace)
-        .args(["--by", "stage", "--format", "json"]);
-    let replay = output("replaying", &mut replay, workspace)?;
-    let report: Value =
-        serde_json::from_slice(&replay.stdout).map_err(|error| ("replaying", error.to_string()))?;
+    let usual: &[&str] = &[];
+    for (which, flags) in [
+        ("usual", usual),
+        ("full", &["--level", "full", "--functions"]),
+    ] {
+        let trace = place(which, "run.optape");
+        let mut record = Command::new(optape);
+        record
+            .args(["record", "--force", "--force-torch", "--monitor", "none"])
+            .args(flags)
+            .arg("--output")
+            .arg(&trace)
+            .arg("--")
+            .arg(&python.interpreter);
+        let recorded = output("the recorded training", train(record, which), workspace)?;
+        if !trace.is_file() {
+            let said = String::from_utf8_lossy(&recorded.stderr);
+            return Err(("attaching", said.trim().to_owned()));
+        }
+        let losses = losses(&recorded);
+        if losses_of_bare != losses {
+            let both = format!("{losses_of_bare} bare, {losses} recorded");
+            return Err(("the same losses", both));
+        }
+        let same = same_files(&place("bare", "weights"), &place(which, "weights"))
+            .map_err(|error| ("the same weights", format!("{error:#}")))?;
+        if let Some(other) = same {
+            return Err(("the same weights", format!("{other} differs")));
+        }
+        let mut verify = Command::new(optape);
+        verify.arg("verify").arg(&trace);
+        output("verifying", verify, workspace)?;
+    }
+
+    let trace = place("usual", "run.optape");
+    let report = replayed(optape, &trace, &["--strict", "--by", "stage"], workspace)?;
     seen.op_calls = report["coverage"]["op_calls"].as_u64().unwrap_or(0);
     seen.unattributed = report["coverage"]["unattributed"].as_u64().unwrap_or(0);
     let mut info = Command::new(optape);
     info.arg("info").arg(&trace).args(["--format", "json"]);
-    let info = output("reading", &mut info, workspace)?;
+    let info = output("reading", info, workspace)?;
     let info: Value =
         serde_json::from_slice(&info.stdout).map_err(|error| ("reading", error.to_string()))?;
     seen.signatures = info[0]["streams"][0]["signatures"].as_u64().unwrap_or(0);
-    sane(&report).map_err(|why| ("replaying", why))
+    sane(&report).map_err(|why| ("replaying", why))?;
+    seen.counts = STAGES
+        .into_iter()
+        .filter_map(|stage| Some((stage, group(&report, stage)?["counters"].clone())))
+        .collect();
+
+    // What is asked for by name must be held.
+    let trace = place("full", "run.optape");
+    let asked = ["--rules", "spikingjelly-2.0.0", "--counters", COUNTERS];
+    replayed(optape, &trace, &asked, workspace)?;
+    Ok(())
+}
+
+/// What replay says, as JSON.
+fn replayed(
+    optape: &Path,
+    trace: &Path,
+    flags: &[&str],
+    workspace: &Workspace,
+) -> Result<Value, Failed> {
+    let mut replay = Command::new(optape);
+    replay.arg("replay").arg(trace).args(flags);
+    replay.args(["--format", "json"]);
+    let replay = output("replaying", replay, workspace)?;
+    serde_json::from_slice(&replay.stdout).map_err(|error| ("replaying", error.to_string()))
 }
 
 /// Numbers where a training of a spiking network has some.
@@ -245,12 +284,9 @@ fn sane(report: &Value) -> Result<(), String> {
             return Err(format!("{counter} counts nothing ({why})"));
         }
     }
-    let groups = report["groups"]
-        .as_array()
-        .map_or(&[] as &[Value], Vec::as_slice);
-    for stage in ["forward", "loss", "backward", "optimizer"] {
-        let found = groups.iter().find(|group| group["key"] == stage);
-        if found.and_then(|group| group["calls"].as_u64()).unwrap_or(0) == 0 {
+    for stage in STAGES {
+        let calls = group(report, stage).and_then(|group| group["calls"].as_u64());
+        if calls.unwrap_or(0) == 0 {
             return Err(format!("no op call stands in the stage {stage}"));
         }
     }
@@ -264,10 +300,15 @@ fn sane(report: &Value) -> Result<(), String> {
     }
 }
 
+fn group<'a>(report: &'a Value, stage: &str) -> Option<&'a Value> {
+    let groups = report["groups"].as_array()?;
+    groups.iter().find(|group| group["key"] == stage)
+}
+
 /// Runs it; what it says where it fails is the failure of the stage.
 fn output(
     stage: &'static str,
-    command: &mut Command,
+    mut command: Command,
     workspace: &Workspace,
 ) -> Result<Output, Failed> {
     let output = command
@@ -277,7 +318,7 @@ fn output(
         .map_err(|error| {
             (
                 stage,
-                format!("cannot run {}: {error}", process::shown(command)),
+                format!("cannot run {}: {error}", process::shown(&command)),
             )
         })?;
     if output.status.success() {
@@ -315,12 +356,33 @@ fn same_files(one: &Path, other: &Path) -> anyhow::Result<Option<String>> {
     Ok(differs.map(|name| name.display().to_string()))
 }
 
+/// How the counts compare with those of the first version that passed.
+fn counts(seen: &Seen, first: Option<&Seen>) -> String {
+    let Some(first) = first.filter(|first| first.version != seen.version) else {
+        return String::new();
+    };
+    let differ: Vec<&str> = STAGES
+        .into_iter()
+        .filter(|stage| seen.counts.get(stage) != first.counts.get(stage))
+        .collect();
+    if differ.is_empty() {
+        format!("; counts as with {}", first.version)
+    } else {
+        let stages = differ.join(", ");
+        format!("; other counts than with {} in {stages}", first.version)
+    }
+}
+
 /// Markdown, as README has it.
 fn table(all: &[Seen]) -> String {
     let mut text = "| torch | passed | op calls | signatures | unattributed | |\n|---|---|---:|---:|---:|---|\n".to_owned();
+    let first = all.iter().find(|seen| seen.failure.is_none());
     for seen in all {
         let (passed, why) = match &seen.failure {
-            None => ("yes", "same losses and weights".to_owned()),
+            None => (
+                "yes",
+                format!("same losses and weights{}", counts(seen, first)),
+            ),
             Some((stage, why)) => {
                 let last = why
                     .lines()
@@ -410,26 +472,29 @@ mod tests {
 
     #[test]
     fn the_table_says_where_it_failed() {
-        let seen = |failure| Seen {
-            version: "2.6.0".to_owned(),
+        let seen = |version: &str, flops: u64, failure| Seen {
+            version: version.to_owned(),
             failure,
             op_calls: 3,
             signatures: 2,
             unattributed: 1,
+            counts: [("backward", serde_json::json!({"flop": {"total": flops}}))].into(),
         };
+        let failure = ("attaching", "much\nthe reason | this\n\n".to_owned());
         let text = table(&[
-            seen(None),
-            seen(Some((
-                "attaching",
-                "much\nthe reason | this\n\n".to_owned(),
-            ))),
+            seen("2.6.0", 1, Some(failure)),
+            seen("2.7.0", 1, None),
+            seen("2.8.0", 1, None),
+            seen("2.9.0", 2, None),
         ]);
         let lines: Vec<&str> = text.lines().skip(2).collect();
         assert_eq!(
             lines,
             [
-                "| 2.6.0 | yes | 3 | 2 | 1 | same losses and weights |",
-                "| 2.6.0 | no | 3 | 2 | 1 | attaching: the reason / this |"
+                "| 2.6.0 | no | 3 | 2 | 1 | attaching: the reason / this |",
+                "| 2.7.0 | yes | 3 | 2 | 1 | same losses and weights |",
+                "| 2.8.0 | yes | 3 | 2 | 1 | same losses and weights; counts as with 2.7.0 |",
+                "| 2.9.0 | yes | 3 | 2 | 1 | same losses and weights; other counts than with 2.7.0 in backward |",
             ]
         );
     }

@@ -217,7 +217,12 @@ def start(
     is what happens when the ring of `ring_size` bytes ("4M") is full. `force_torch` tries a version of torch that is not supported. `paused`
     waits for `resume`. `options` are further options of `optape record`.
 
-    Recording ends with `stop`, or with the program. A second one can begin after that, into another file.
+    Recording ends with `stop`, or with the program. A second one can begin after that, into another file. `record` is another name of `start`,
+    for `with`, at the end of which the recording ends; its `summary` says what it came to::
+
+        with optape.record("run.optape") as recording:
+            train()
+        print(recording.summary)
 
     Raises `RecordingError` where it cannot begin: a recording runs already, the file exists, this torch is not supported, ...
 
@@ -240,6 +245,9 @@ def start(
             _glue.live.capture.optape_pause()
         _current = recording
         return recording
+
+
+record = start
 
 
 def _recorded_outside() -> bool:
@@ -312,37 +320,6 @@ def stop() -> Summary:
         _current = None
         recording.summary = recording._end()
         return recording.summary
-
-
-def record(
-    path: Path,
-    *,
-    force: bool = False,
-    stats: Optional[str] = None,
-    functions: bool = False,
-    on_full: Optional[str] = None,
-    ring_size: Union[str, int, None] = None,
-    force_torch: bool = False,
-    paused: bool = False,
-    options: Sequence[str] = (),
-) -> Recording:
-    """`start` for a `with` statement, at the end of which the recording ends; its `summary` says what it came to::
-
-        with optape.record("run.optape") as recording:
-            train()
-        print(recording.summary)
-    """
-    return start(
-        path,
-        force=force,
-        stats=stats,
-        functions=functions,
-        on_full=on_full,
-        ring_size=ring_size,
-        force_torch=force_torch,
-        paused=paused,
-        options=options,
-    )
 
 
 def _at_exit() -> None:

@@ -479,7 +479,7 @@ pub fn record(request: Request) -> Result<Outcome, RecordError> {
     directory.prepare(&settings)?;
     let mut variables = launch::environment(directory.path(), &library, &settings);
     if verbose {
-        variables.insert("OPTAPE_VERBOSE", "1".into());
+        variables.insert("OPTAPE_ANNOUNCE", "1".into());
     }
     let facts = RunFacts::new(&run, &path, false);
     let file = TraceFile::create(&path, force)?;
@@ -564,7 +564,7 @@ fn record_by_daemon(
     )?;
     let mut variables = launch::environment(&client.directory, launch.library, launch.settings);
     if launch.verbose {
-        variables.insert("OPTAPE_VERBOSE", "1".into());
+        variables.insert("OPTAPE_ANNOUNCE", "1".into());
     }
     // Leaving without a word has the daemon see that nothing was recorded, and remove the empty file.
     if let Some(signal) = signals::early() {

@@ -370,7 +370,15 @@ const OPERATORS: &[&str] = &[
     "__ixor__",
     "__lshift__",
     "__rshift__",
+    "__ilshift__",
+    "__irshift__",
 ];
+
+/// Those of [`BINARY`] that take a number and a tensor, too.
+const NUMBER_FIRST: &[&str] = &["bitwise_and", "bitwise_or", "bitwise_xor", "remainder"];
+
+/// Shifts by bits, whose overloads are named in another way.
+const SHIFTS: &[&str] = &["bitwise_left_shift", "bitwise_right_shift"];
 
 pub(super) fn fill(tables: &mut Tables) {
     for (names, flops, additions) in UNARY {
@@ -409,6 +417,20 @@ pub(super) fn fill(tables: &mut Tables) {
     for name in OPERATORS {
         for overload in ["Tensor", "Scalar"] {
             insert_per_element(tables, format!("aten::{name}.{overload}"), 1, 0);
+        }
+    }
+    for name in NUMBER_FIRST {
+        for overload in ["Scalar_Tensor", "Scalar_Tensor_out"] {
+            insert_per_element(tables, format!("aten::{name}.{overload}"), 1, 0);
+        }
+    }
+    for name in SHIFTS {
+        for overload in ["Tensor", "Tensor_Scalar", "Scalar_Tensor"] {
+            insert_per_element(tables, format!("aten::{name}.{overload}"), 1, 0);
+            insert_per_element(tables, format!("aten::{name}.{overload}_out"), 1, 0);
+        }
+        for overload in ["Tensor", "Tensor_Scalar"] {
+            insert_per_element(tables, format!("aten::{name}_.{overload}"), 1, 0);
         }
     }
     for op in ADD_LIKE {
