@@ -428,6 +428,7 @@ const fn field_name(field: u32) -> &'static str {
         fields::ACTIVE_PATCHES_64 => "active_patches_64",
         fields::ACTIVE_PATCHES_128 => "active_patches_128",
         fields::ACTIVE_PATCHES_256 => "active_patches_256",
+        fields::DEVICE_TIME => "device_time_ns",
         fields::SUM => "sum",
         fields::MINIMUM => "minimum",
         fields::MAXIMUM => "maximum",
@@ -449,6 +450,7 @@ fn operand_text(operand: Operand, when: When) -> String {
         Operand::Tensor(i) => i.to_string(),
         Operand::Product => "product".to_owned(),
         Operand::Channels(block) => format!("channels{}", u64::from(block) * 4),
+        Operand::Call => "call".to_owned(),
     };
     if when == When::After {
         format!("{operand}'")

@@ -487,6 +487,8 @@ fn event(
 
 /// The code of the first block of channels among the operands of late statistics: behind those of all tensors.
 const CHANNELS: u64 = 1 + (1 << 16);
+/// The code of the call itself: behind those of all blocks of channels.
+const CALL: u64 = CHANNELS + (1 << 16);
 
 fn put_late(late: &LateStatistic, out: &mut Vec<u8>) {
     put_varint(
@@ -495,6 +497,7 @@ fn put_late(late: &LateStatistic, out: &mut Vec<u8>) {
             Operand::Product => 0,
             Operand::Tensor(i) => u64::from(i) + 1,
             Operand::Channels(block) => CHANNELS + u64::from(block),
+            Operand::Call => CALL,
         },
     );
     let when = u8::from(late.when == When::After);
@@ -510,10 +513,11 @@ fn put_late(late: &LateStatistic, out: &mut Vec<u8>) {
 fn late(cursor: &mut Cursor<'_>) -> Result<LateStatistic, Corrupt> {
     let narrow = |code: u64| {
         u16::try_from(code)
-            .map_err(|_| Corrupt::from("an operand of late statistics is larger than 17 bits"))
+            .map_err(|_| Corrupt::from("an operand of late statistics is none that there is"))
     };
     let operand = match cursor.varint()? {
         0 => Operand::Product,
+        CALL => Operand::Call,
         code @ 1..CHANNELS => Operand::Tensor(narrow(code - 1)?),
         code => Operand::Channels(narrow(code - CHANNELS)?),
     };
@@ -563,6 +567,7 @@ mod tests {
     fn late_statistic() -> impl Strategy<Value = LateStatistic> {
         let operand = prop_oneof![
             Just(Operand::Product),
+            Just(Operand::Call),
             any::<u16>().prop_map(Operand::Tensor),
             any::<u16>().prop_map(Operand::Channels)
         ];

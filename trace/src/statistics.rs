@@ -39,6 +39,8 @@ pub enum Operand {
     /// Channels `4 n` to `4 n + 3` of a convolution's input, the first of the call's two factors (T5). Blocks of more channels
     /// stand with their first four.
     Channels(u16),
+    /// The call itself, not what it was given or gave.
+    Call,
 }
 
 /// Channels of the smallest block of [`Operand::Channels`].
@@ -93,7 +95,7 @@ pub enum NotTaken {
     NoData,
     /// A CUDA graph was being captured.
     Capturing,
-    /// All places for a device's answers were in use, or the call has more operands than a launch takes.
+    /// All places for a device's answers (or events) were in use, or the call has more operands than a launch takes.
     DeviceFull,
 }
 
@@ -131,6 +133,9 @@ pub mod fields {
     pub const ACTIVE_PATCHES_128: u32 = 1 << 12;
     /// Of 256.
     pub const ACTIVE_PATCHES_256: u32 = 1 << 13;
+    /// Of a [`Call`](super::Operand::Call): nanoseconds between two events on the stream of a GPU that the op's work went to, one
+    /// before the work and one behind it. What the GPU waited for the work to be launched is in it.
+    pub const DEVICE_TIME: u32 = 1 << 14;
     /// T1: sum of the elements, in f64. Of complex tensors the real part.
     pub const SUM: u32 = 1 << 16;
     /// T1: least element. NaN if any is. Absent for empty and complex tensors.

@@ -300,6 +300,104 @@ fn a_call_may_be_answered_bit_by_bit() {
     );
 }
 
+/// Times of calls on a GPU come by themselves, before or behind the numbers of operands, or not at all.
+#[test]
+fn the_time_of_a_call_on_a_device_comes_late() {
+    let mut writer = TraceWriter::create(Vec::new(), &run_info()).unwrap();
+    let mut program = Loop::new(16, 10);
+    let stream = writer.begin_stream(&program.stream_info()).unwrap();
+    let waiting = |operand, when| optape_trace::PatternEntry {
+        operand,
+        when,
+        state: State::Pending,
+        binary: None,
+        fields: 0,
+    };
+    let mut definitions = program.definitions();
+    definitions.push(Definition::Pattern(
+        PatternId(6),
+        Pattern {
+            entries: vec![
+                waiting(Operand::Tensor(0), When::Before),
+                waiting(Operand::Call, When::After),
+            ],
+        },
+    ));
+    for definition in definitions {
+        writer.define(stream, &definition).unwrap();
+    }
+    let mut call = program
+        .step()
+        .into_iter()
+        .find_map(|e| match e {
+            Entry::Call(call) => Some(call),
+            _ => None,
+        })
+        .unwrap();
+    call.pattern = 6;
+    call.statistics.clear();
+    let late = |operand, when, field, value| LateStatistic {
+        operand,
+        when,
+        binary: None,
+        fields: field,
+        values: vec![value],
+        lost: false,
+    };
+    let nonzeros = late(Operand::Tensor(0), When::Before, fields::NONZEROS, 7);
+    let time = |ns| late(Operand::Call, When::After, fields::DEVICE_TIME, ns);
+    let answers = [
+        vec![nonzeros.clone(), time(1500)],
+        vec![time(u64::MAX), nonzeros.clone()],
+        vec![nonzeros],
+    ];
+    for values in answers {
+        let call = writer.op_call(stream, call.view()).unwrap();
+        for value in values {
+            let event = Event::Statistics {
+                call,
+                values: vec![value],
+            };
+            let moment = Moment {
+                time_ns: 0,
+                thread: ThreadId(0),
+                event,
+            };
+            writer.moment(stream, &moment).unwrap();
+        }
+    }
+    let bytes = writer.finish(&RunEnd::default()).unwrap();
+    assert_eq!(verify_bytes(bytes.clone()).unwrap().findings, []);
+    let trace = Trace::from_bytes(bytes).unwrap();
+    let rows = trace.summary(StreamId(0), 0..u64::MAX).unwrap();
+    let mut sums: Vec<_> = rows
+        .iter()
+        .map(|row| (row.calls, row.integer_sums.clone()))
+        .collect();
+    sums.sort();
+    // A call whose time is lost has no number for it, and no zero.
+    let both = u128::from(u64::MAX) + 1500;
+    assert_eq!(sums, [(1, vec![7]), (2, vec![14, both])]);
+    let lines: Vec<String> = optape_trace::dump::record_lines(&trace, StreamId(0), 0..u64::MAX)
+        .map(Result::unwrap)
+        .collect();
+    assert!(
+        lines[0].contains(" stats=0:nonzeros=7;call':device_time_ns=1500"),
+        "{}",
+        lines[0]
+    );
+    assert!(
+        lines.iter().any(|l| l.contains(";call':lost")),
+        "{lines:#?}"
+    );
+    assert!(
+        lines
+            .iter()
+            .any(|l| l.ends_with("statistics call=0 call':device_time_ns=1500")),
+        "{lines:#?}"
+    );
+}
+
 /// A source that never answers must not use up the memory: the oldest calls are given up, by records that say so.
 #[test]
 fn the_writer_does_not_wait_for_ever() {
