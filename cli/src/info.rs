@@ -220,6 +220,12 @@ fn table(path: &str, trace: &Trace, bytes: u64, out: &mut Vec<u8>) -> anyhow::Re
             )?;
         }
         line("time", scaled(seconds, "s"))?;
+        if let Some(text) = gpu_time(trace, stream) {
+            line("GPU time", text)?;
+        }
+        if let Some(text) = opaque(trace, stream) {
+            line("opaque", text)?;
+        }
         line("ops", dictionary.ops().len().to_string())?;
         line("signatures", dictionary.signatures().len().to_string())?;
         line("modules", dictionary.modules().len().to_string())?;
@@ -260,6 +266,53 @@ fn table(path: &str, trace: &Trace, bytes: u64, out: &mut Vec<u8>) -> anyhow::Re
         monitors(trace, stream, out)?;
     }
     Ok(())
+}
+
+/// How long the work of the calls took on GPUs, where somebody asked.
+fn gpu_time(trace: &Trace, stream: &Stream) -> Option<String> {
+    let asked = trace.run().facts.contains_key("capture.gpu_time");
+    let time = optape_replay::device_time(trace, stream).ok()?;
+    if time.is_empty() {
+        return asked.then(|| "none: no op had work for a GPU".to_owned());
+    }
+    let calls = |n: u64| grouped(i128::from(n));
+    let missing = match time.missing_calls {
+        0 => String::new(),
+        n => format!("; times of {} more are missing", calls(n)),
+    };
+    #[expect(clippy::cast_precision_loss, reason = "rounded for people")]
+    let seconds = time.time_ns as f64 / 1e9;
+    Some(format!(
+        "{} in {} op calls{missing}",
+        scaled(seconds, "s"),
+        calls(time.calls)
+    ))
+}
+
+/// What ran outside of the dispatcher, by name.
+fn opaque(trace: &Trace, stream: &Stream) -> Option<String> {
+    const MOST_NAMES: usize = 8;
+    let regions = optape_replay::opaque_regions(trace, stream).ok()??;
+    let total: u64 = regions.values().sum();
+    if total == 0 {
+        return None;
+    }
+    let mut names: Vec<(&String, &u64)> = regions.iter().collect();
+    names.sort_by(|a, b| b.1.cmp(a.1).then_with(|| a.0.cmp(b.0)));
+    let more = names.len().saturating_sub(MOST_NAMES);
+    names.truncate(MOST_NAMES);
+    let mut parts: Vec<String> = names
+        .iter()
+        .map(|(name, count)| format!("{name} ({})", grouped(i128::from(**count))))
+        .collect();
+    if more > 0 {
+        parts.push(format!("and {more} more names"));
+    }
+    Some(format!(
+        "{} regions outside of the dispatcher: {}",
+        grouped(i128::from(total)),
+        parts.join(", ")
+    ))
 }
 
 /// Facts, and series with their counts.
@@ -344,6 +397,8 @@ fn object(path: &str, trace: &Trace, bytes: u64) -> anyhow::Result<Value> {
                 "function_calls": function_calls(trace, stream),
                 "dropped_records": stream.dropped_records(),
                 "time_ns": span_ns(stream),
+                "gpu_time": optape_replay::device_time(trace, stream).ok().filter(|time| !time.is_empty()),
+                "opaque_regions": optape_replay::opaque_regions(trace, stream).ok().flatten(),
                 "ops": dictionary.ops().len(),
                 "signatures": dictionary.signatures().len(),
                 "modules": dictionary.modules().len(),

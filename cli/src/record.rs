@@ -72,6 +72,9 @@ pub struct Options {
     /// Disable torch.compile in the program, so that every op is recorded and counted: what compiled code runs is not seen
     #[arg(long, env = "OPTAPE_EAGER", value_parser = clap::builder::FalseyValueParser::new())]
     pub eager: bool,
+    /// Also record how long the work of each op takes on a GPU, by events around it (docs/cuda.md)
+    #[arg(long, env = "OPTAPE_GPU_TIME", value_parser = clap::builder::FalseyValueParser::new())]
+    pub gpu_time: bool,
     /// What to sample meanwhile.
     #[command(flatten)]
     pub monitors: MonitorOptions,
@@ -321,6 +324,7 @@ impl Options {
             monitors: self.monitors.settings(),
             functions: self.functions,
             eager: self.eager,
+            gpu_time: self.gpu_time,
             schedule: self.schedule(),
             paused: self.paused,
             window: self.ring,

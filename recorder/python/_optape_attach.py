@@ -15,9 +15,11 @@ import atexit
 import ctypes
 import functools
 import hashlib
+import importlib.machinery
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -55,6 +57,8 @@ CAPTURE = {
     "optape_range_enter": (None, [ctypes.c_char_p]),
     "optape_range_exit": (None, []),
     "optape_opaque": (None, [ctypes.c_char_p, ctypes.c_uint64, ctypes.c_uint64]),
+    "optape_opaque_enter": (None, []),
+    "optape_opaque_exit": (None, [ctypes.c_char_p, ctypes.c_uint64, ctypes.c_uint64]),
     "optape_recording": (ctypes.c_int32, []),
     "optape_text": (ctypes.c_uint32, [ctypes.c_char_p]),
     "optape_plan_flags": (ctypes.c_uint32, [ctypes.c_uint32]),
@@ -691,6 +695,7 @@ class Recorder:
         self.key = self.hook.optape_hook_key().decode()
         self.modules = None
         self.facts = None
+        self.compiled = None
 
     def begin(self, run, variables, in_environment):
         """Begins a recording into the run directory."""
@@ -711,6 +716,7 @@ class Recorder:
         if self.modules is None:
             self._hook_program(watch_outputs)
         self.modules.watch_spiking(watch_outputs)
+        self.compiled.begin()
         self._begin_facts(variables)
         if variables.get("OPTAPE_FUNCTIONS") == "1":
             if self.functions is None:
@@ -733,6 +739,8 @@ class Recorder:
         _pass_higher_order_operators(torch, self.key)
         _let_compiled_code_keep_watches(torch)
         name_graphs(torch, self.capture)
+        self.compiled = Compiled(torch, self.capture)
+        self.compiled.hook()
         atexit.register(self.capture.optape_stop)
         self._follow_facts()
 
@@ -850,6 +858,169 @@ def name_graphs(torch, capture):
             capture.optape_opaque(name, began, time.monotonic_ns())
 
     graph_class.replay = replay
+
+
+class AfterImport:
+    """Runs something when a module has been imported, if it ever is: torch imports its compilers when they are needed, which takes seconds."""
+
+    def __init__(self, actions):
+        self.actions = actions  # name of a module -> what is called with it
+
+    def install(self):
+        for name in [name for name in self.actions if name in sys.modules]:
+            self._run(name, sys.modules[name])
+        if self.actions:
+            sys.meta_path.insert(0, self)
+
+    def find_spec(self, name, path=None, target=None):
+        if name not in self.actions:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        loader = getattr(spec, "loader", None)
+        if not hasattr(loader, "exec_module"):
+            return None
+
+        def exec_module(module):
+            del loader.exec_module  # that of its class again
+            loader.exec_module(module)
+            self._run(name, module)
+
+        loader.exec_module = exec_module
+        return spec
+
+    def _run(self, name, module):
+        action = self.actions.pop(name, None)
+        if action is None:
+            return
+        try:
+            action(module)
+        except Exception as error:  # a torch that is built otherwise than those we know; importing it must go on
+            _say(f"what {name} runs outside of the dispatcher is not recorded: {type(error).__name__}: {error}")
+        if not self.actions and self in sys.meta_path:
+            sys.meta_path.remove(self)
+
+
+class Compiled:
+    """Calls of what Inductor (torch.compile) has made become opaque regions: of what it runs, kernels of its own do not come by the dispatcher.
+
+    A region is one call of a compiled graph. Its name says which: the function that dynamo began with, dynamo's number for the compilation, and
+    `backward` for the graph of the backward pass. Code that has no kernels of its own calls ops and nothing else, and is no region. What other
+    backends make is looked at as far as it calls ops, which all are recorded; whether it runs anything else nobody knows.
+    """
+
+    # As Inductor writes Python: a kernel of its own, and the line behind all of them.
+    KERNEL = re.compile(r"^(\w+) = async_compile\.\w+\(", re.MULTILINE)
+    ALL_KERNELS = "async_compile.wait(globals())"
+
+    def __init__(self, torch, capture):
+        self.torch = torch
+        self.capture = capture
+        self.known = {}  # id of what was compiled -> its name (None: no region), its number, a reference that forgets it
+        self.told = set()  # numbers that this recording has been told of
+        self.facts = {}  # number -> what there is to say
+        self.count = 0
+
+    def begin(self):
+        """Another recording begins, which was told of nothing."""
+        self.told = set()
+
+    def hook(self):
+        AfterImport(
+            {"torch._inductor.output_code": self._hook_inductor, "torch.export.pt2_archive._package": self._hook_packages}
+        ).install()
+
+    def _hook_inductor(self, module):
+        for kind in (module.CompiledFxGraph, module.CompiledAOTI):
+            kind.__call__ = self._region(kind.__call__)
+        original = module.CompiledFxGraph.post_compile
+
+        # Whether it was compiled now or comes from a cache: here it is known what for.
+        @functools.wraps(original)
+        def post_compile(graph, *arguments, **keywords):
+            result = original(graph, *arguments, **keywords)
+            try:
+                settings = keywords.get("graph_kwargs") or (arguments[-1] if arguments else None)
+                self._meet(graph, isinstance(settings, dict) and settings.get("is_backward") is True)
+            except Exception as error:
+                _say(f"a compiled graph has no name: {type(error).__name__}: {error}")
+            return result
+
+        module.CompiledFxGraph.post_compile = post_compile
+
+    def _hook_packages(self, module):
+        module.AOTICompiledModel.__call__ = self._region(module.AOTICompiledModel.__call__)
+
+    def _region(self, original):
+        known = self.known
+        enter, leave = self.capture.optape_opaque_enter, self.capture.optape_opaque_exit
+        now = time.monotonic_ns
+
+        @functools.wraps(original)
+        def __call__(compiled, *arguments, **keywords):
+            if live is None:
+                return original(compiled, *arguments, **keywords)
+            entry = known.get(id(compiled)) or self._meet(compiled, False)
+            name, number = entry[0], entry[1]
+            if name is None:
+                return original(compiled, *arguments, **keywords)
+            if number not in self.told:
+                self._tell(number)
+            enter()
+            began = now()
+            try:
+                return original(compiled, *arguments, **keywords)
+            finally:
+                leave(name, began, now())
+
+        return __call__
+
+    def _meet(self, compiled, backward):
+        key = id(compiled)
+        known = self.known
+
+        def forget(_reference):
+            known.pop(key, None)
+
+        name, kernels = None, None
+        source = getattr(compiled, "source_code", None)
+        if isinstance(source, str) and self.ALL_KERNELS in source:
+            kernels = self.KERNEL.findall(source)
+        number = self.count
+        if kernels is None or kernels:
+            name = self._name(compiled, backward)
+            self.facts[number] = {"name": name, "kernels": kernels or [], "devices": sorted(getattr(compiled, "device_types", None) or [])}
+            self.count += 1
+            name = name.encode()
+        entry = known[key] = (name, number, weakref.ref(compiled, forget))
+        return entry
+
+    def _name(self, compiled, backward):
+        """`compiled Net.forward [0/1] backward`, as far as it is known."""
+        what = getattr(compiled, "compile_region_name", None)
+        identity = None
+        guards = sys.modules.get("torch._guards")
+        try:
+            if what is None:
+                traced = guards.TracingContext.try_get().traced_code
+                # Modules of torch's own are compiled through a function of dynamo's, which inlines what was meant, to its end.
+                wrapped = os.path.basename(traced[0].co_filename) == "external_utils.py"
+                code = traced[-1 if wrapped else 0]
+                what = getattr(code, "co_qualname", code.co_name)
+            identity = guards.CompileContext.current_compile_id()
+        except (AttributeError, IndexError):  # compiled before this process was recorded, or not by dynamo
+            pass
+        parts = ["compiled", str(what) if what else f"graph {self.count}"]
+        if identity is not None:
+            parts.append(f"[{identity}]")
+        if backward:
+            parts.append("backward")
+        return " ".join(parts)
+
+    def _tell(self, number):
+        self.told.add(number)
+        fact = self.facts.get(number)
+        if fact is not None:
+            self.capture.optape_fact(-1, f"compiled.{number}".encode(), json.dumps(fact).encode())
 
 
 def _let_compiled_code_keep_watches(torch):

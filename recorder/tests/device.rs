@@ -9,9 +9,9 @@ use std::sync::Arc;
 use optape_recorder::abi::{
     self, ABI_VERSION, Call, NO_NODE, Operator, OperatorArgument, Plan, Tensor, word,
 };
-use optape_recorder::capture::{Capture, Preset, Settings, install_device, table};
+use optape_recorder::capture::{Capture, Preset, Settings, install_clock, install_device, table};
 use optape_recorder::daemon::{InProcess, Recording, Settings as Daemon};
-use optape_recorder::device::simulated::{Script, Simulated};
+use optape_recorder::device::simulated::{Script, Simulated, SimulatedClock};
 use optape_recorder::device::{CUDA, Found};
 use optape_trace::{
     DType, Event, NotTaken, OpCall, Operand, Pattern, Record, State, StreamId, Trace, When, fields,
@@ -49,11 +49,21 @@ fn define(
     overload: &std::ffi::CStr,
     arguments: &[(&std::ffi::CStr, bool)],
 ) -> Plan {
+    define_op(name, overload, arguments, false)
+}
+
+/// `is_view`: what it returns is a view of its arguments.
+fn define_op(
+    name: &std::ffi::CStr,
+    overload: &std::ffi::CStr,
+    arguments: &[(&std::ffi::CStr, bool)],
+    is_view: bool,
+) -> Plan {
     let describe = |name: &std::ffi::CStr, written: bool| OperatorArgument {
         name: name.as_ptr(),
         type_name: c"Tensor".as_ptr(),
         default_value: ptr::null(),
-        alias: if written { c"a" } else { c"" }.as_ptr(),
+        alias: if written || is_view { c"a" } else { c"" }.as_ptr(),
         keyword_only: 0,
         written: written.into(),
         reserved: [0; 6],
@@ -100,8 +110,6 @@ fn tensor(data: &[f32], sizes: &'static [i64; 2], argument: u32) -> Tensor {
     }
 }
 
-const WORDS: usize = 5;
-
 fn words(tensors: &[Tensor]) -> Vec<u64> {
     let mut words = Vec::new();
     for tensor in tensors {
@@ -113,13 +121,26 @@ fn words(tensors: &[Tensor]) -> Vec<u64> {
 
 /// One call on this thread, as the hook makes it. `fails`: the kernel throws.
 fn call(plan: &Plan, inputs: &[Tensor], outputs: &[Tensor], fails: bool) {
+    call_running(plan, inputs, &[], outputs, || !fails);
+}
+
+/// The same, with `kernel`, which says whether it does not throw. `more`: words of arguments behind the tensors.
+fn call_running(
+    plan: &Plan,
+    inputs: &[Tensor],
+    more: &[u64],
+    outputs: &[Tensor],
+    kernel: impl FnOnce() -> bool,
+) {
     let mut tensors = inputs.to_vec();
+    let mut of_inputs = words(&tensors);
+    of_inputs.extend_from_slice(more);
     let mut call = Call {
         op: plan.op,
         flags: 0,
         words: ptr::null(),
         word_count: 0,
-        argument_words: (WORDS * inputs.len()) as u32,
+        argument_words: of_inputs.len() as u32,
         payload: ptr::null(),
         payload_count: 0,
         tensor_count: inputs.len() as u32,
@@ -135,7 +156,6 @@ fn call(plan: &Plan, inputs: &[Tensor], outputs: &[Tensor], fails: bool) {
         end_ns: 0,
         capture: [0; 48],
     };
-    let of_inputs = words(&tensors);
     call.words = of_inputs.as_ptr();
     call.word_count = of_inputs.len() as u32;
     // SAFETY: the call and all that it names live until here; the calls come in the hook's order.
@@ -143,13 +163,14 @@ fn call(plan: &Plan, inputs: &[Tensor], outputs: &[Tensor], fails: bool) {
         if plan.flags & abi::plan::BEGIN != 0 {
             (table().begin)(&raw mut call);
         }
-        if fails {
+        if !kernel() {
             (table().abort)(&raw mut call);
             return;
         }
     }
     tensors.extend_from_slice(outputs);
-    let all = words(&tensors);
+    let mut all = of_inputs;
+    all.extend(words(outputs));
     call.words = all.as_ptr();
     call.word_count = all.len() as u32;
     call.tensors = tensors.as_ptr();
@@ -166,6 +187,17 @@ fn record(
     window: bool,
     program: impl FnOnce(),
 ) -> (PathBuf, Trace) {
+    record_with(directory, statistics, window, false, program)
+}
+
+/// The same, with times of GPUs or not.
+fn record_with(
+    directory: &Path,
+    statistics: Preset,
+    window: bool,
+    gpu_time: bool,
+    program: impl FnOnce(),
+) -> (PathBuf, Trace) {
     let path = directory.join(format!("{}-{window}.optape", statistics.name()));
     let recording = Recording::in_process(
         &path,
@@ -173,6 +205,7 @@ fn record(
             settings: Daemon {
                 statistics,
                 window: window.then(|| std::time::Duration::from_secs(600)),
+                gpu_time,
                 ..Daemon::default()
             },
             force: true,
@@ -184,6 +217,7 @@ fn record(
         .start(Settings {
             run_directory: recording.directory().to_owned(),
             statistics,
+            gpu_time,
             ..Settings::default()
         })
         .unwrap();
@@ -228,6 +262,169 @@ const SHAPE: &[i64; 2] = &[2, 2];
 /// One test: there is one capture in a process.
 #[test]
 fn calls_on_a_device() {
+    statistics_of_operands();
+    times_of_calls();
+}
+
+/// What the facts of the program say.
+fn facts(trace: &Trace) -> Vec<(String, String)> {
+    let dictionary = trace.streams()[0].dictionary();
+    let moments = trace.moments(StreamId(0)).unwrap();
+    let facts = moments.into_iter().filter_map(|(_, moment)| {
+        let Event::Fact { key, value, .. } = moment.event else {
+            return None;
+        };
+        Some((dictionary.text(key)?.clone(), value))
+    });
+    facts.collect()
+}
+
+/// The entry of the call itself, with its number.
+fn time_of((call, pattern): &(OpCall, Pattern)) -> Option<(State, Option<u64>)> {
+    let entry = pattern.entry(Operand::Call, When::After)?;
+    let at = pattern.position(Operand::Call, When::After, fields::DEVICE_TIME);
+    Some((entry.state, at.map(|at| call.statistics[at])))
+}
+
+fn times_of_calls() {
+    let directory = tempfile::tempdir().unwrap();
+    let spikes = [0.0f32, 1.0, 1.0, 0.0];
+    let on_gpu = tensor(&spikes, SHAPE, 0);
+    let on_host = Tensor {
+        device_kind: 0,
+        device_index: -1,
+        device_data: 0,
+        data: spikes.as_ptr().cast(),
+        ..on_gpu
+    };
+    let script = device(64);
+    let clock = SimulatedClock::new(Arc::clone(&script));
+    install_clock(0, Box::new(clock), 4);
+    let works = |ns: u64| {
+        script.lock().device_ns += ns;
+        true
+    };
+    let ops = std::cell::OnceCell::new();
+    let present = |ns| Some((State::Present, Some(ns)));
+
+    for (statistics, window) in [
+        (Preset::None, false),
+        (Preset::Rules, false),
+        (Preset::Rules, true),
+    ] {
+        let (_, trace) = record_with(directory.path(), statistics, window, true, || {
+            let [relu, view, zeros, add] = ops.get_or_init(|| {
+                [
+                    define(c"aten::relu_like", c"", &[(c"self", false)]),
+                    define_op(c"aten::view", c"", &[(c"self", false)], true),
+                    define(c"aten::zeros", c"", &[(c"size", false), (c"device", false)]),
+                    define(c"aten::add_", c"Tensor", &[(c"self", true)]),
+                ]
+            });
+            script.lock().delay = 1;
+            call_running(relu, &[on_gpu], &[], &[on_gpu], || works(1000));
+            // Nothing of it is on a GPU; a view has no work.
+            call_running(relu, &[on_host], &[], &[on_host], || works(1));
+            call_running(view, &[on_gpu], &[], &[on_gpu], || works(2));
+            // A call that throws, and one within another.
+            call_running(relu, &[on_gpu], &[], &[on_gpu], || false);
+            call_running(add, &[on_gpu], &[], &[on_gpu], || {
+                call_running(relu, &[on_gpu], &[], &[on_gpu], || works(300));
+                works(50)
+            });
+            // It makes its result on the GPU: cuda:0, a word of the argument `device`.
+            let more = [
+                u64::from(word::INT_LIST) | 2 << 8,
+                2,
+                2,
+                u64::from(word::DEVICE) | u64::from(CUDA) << 8,
+            ];
+            call_running(zeros, &[], &more, &[on_gpu], || works(70));
+            script.lock().now += 1;
+            script.lock().capturing.push(0);
+            call_running(relu, &[on_gpu], &[], &[on_gpu], || works(5));
+            script.lock().capturing.clear();
+        });
+        let calls = calls(&trace);
+        let times: Vec<_> = calls.iter().map(time_of).collect();
+        let capturing = Some((State::NotTaken(NotTaken::Capturing), None));
+        let expected = [
+            present(1000),
+            None,
+            None,
+            None,
+            present(350),
+            present(70),
+            capturing,
+        ];
+        assert_eq!(times, expected, "{statistics:?} {window}");
+        let costs = costs(&trace);
+        let count = |name: &str| costs[&format!("gpu_time.{name}")];
+        assert_eq!((count("calls"), count("read"), count("lost")), (4, 3, 0));
+        assert_eq!(count("not_taken.capturing"), 1);
+        let about = facts(&trace);
+        let about = about.iter().find(|(key, _)| key == "gpu_time.cuda:0");
+        assert!(about.unwrap().1.contains(r#""pairs":4"#), "{about:?}");
+        // Summaries hold the sums.
+        let rows = trace.summary(StreamId(0), 0..u64::MAX).unwrap();
+        let dictionary = trace.streams()[0].dictionary();
+        let total: u128 = rows
+            .iter()
+            .filter_map(|row| {
+                let pattern = dictionary.pattern(row.pattern)?;
+                pattern.entry(Operand::Call, When::After)?;
+                row.integer_sums.last().copied()
+            })
+            .sum();
+        assert_eq!(total, 1420);
+    }
+
+    // More than there are pairs, and a device that never comes so far.
+    let [relu, ..] = ops.get().unwrap();
+    let (_, trace) = record_with(directory.path(), Preset::None, false, true, || {
+        script.lock().stuck.push(0);
+        for _ in 0..6 {
+            call_running(relu, &[on_gpu], &[], &[on_gpu], || works(1));
+        }
+    });
+    let full = (State::NotTaken(NotTaken::DeviceFull), None);
+    let times: Vec<_> = calls(&trace).iter().filter_map(time_of).collect();
+    assert_eq!(times[..4], [(State::Lost, None); 4]);
+    assert_eq!(times[4..], [full; 2]);
+    let costs_then = costs(&trace);
+    assert_eq!(
+        (
+            costs_then["gpu_time.lost"],
+            costs_then["gpu_time.not_taken.full"]
+        ),
+        (4, 2)
+    );
+
+    // A device that is not there; and a recording that does not ask.
+    let (_, trace) = record_with(directory.path(), Preset::None, false, true, || {
+        script.lock().stuck.clear();
+        let elsewhere = Tensor {
+            device_index: 5,
+            ..on_gpu
+        };
+        call_running(relu, &[elsewhere], &[], &[elsewhere], || works(1));
+    });
+    let missing = (State::NotTaken(NotTaken::Device), None);
+    assert_eq!(time_of(&calls(&trace)[0]), Some(missing));
+    assert_eq!(costs(&trace)["gpu_time.not_taken.refused"], 1);
+    assert!(
+        facts(&trace)
+            .iter()
+            .any(|(key, value)| key == "gpu_time.cuda:5" && value.contains("not_taken"))
+    );
+    let (_, trace) = record(directory.path(), Preset::None, false, || {
+        call_running(relu, &[on_gpu], &[], &[on_gpu], || works(1));
+    });
+    assert_eq!(time_of(&calls(&trace)[0]), None);
+    assert!(!costs(&trace).keys().any(|key| key.starts_with("gpu_time")));
+}
+
+fn statistics_of_operands() {
     let directory = tempfile::tempdir().unwrap();
     let (spikes, weights) = ([0.0f32, 1.0, 1.0, 0.0], [0.5f32, 0.0, 2.0, 0.0]);
     let script = device(8);

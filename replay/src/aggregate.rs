@@ -40,8 +40,8 @@ pub(crate) struct Rows {
     pub by_step: BTreeMap<Option<u64>, Divisors>,
     /// Calls of modules in the selection, by name.
     pub module_calls: BTreeMap<String, u64>,
-    /// Regions in the selection that ran outside of the dispatcher.
-    pub opaque_regions: u64,
+    /// Regions in the selection that ran outside of the dispatcher, by name.
+    pub opaque_regions: BTreeMap<String, u64>,
 }
 
 /// How rows are made.
@@ -76,7 +76,9 @@ pub(crate) fn rows(
     {
         let pieces = selection.pieces(at, timeline, reading.by_step);
         all.divisors.add(pieces.divisors);
-        all.opaque_regions += pieces.opaque_regions;
+        for (name, regions) in &pieces.opaque_regions {
+            *all.opaque_regions.entry(name.clone()).or_default() += regions;
+        }
         for (step, divisors) in &pieces.by_step {
             all.by_step.entry(*step).or_default().add(*divisors);
         }

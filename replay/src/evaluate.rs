@@ -6,6 +6,7 @@ use std::sync::Arc;
 use optape_trace::{Dictionary, OpDef, Pattern, SignatureDef, call_flags};
 
 use crate::aggregate::{self, Reading, Row, Rows};
+use crate::device_time::DeviceTime;
 use crate::energy::{self, CostFile, EnergyModel, EnergyReport, Given};
 use crate::error::ReplayError;
 use crate::firing;
@@ -18,7 +19,7 @@ use crate::report::{
 };
 use crate::rules::{CallRow, Counted, Counter, MissingLevel, RuleError, RuleSet};
 use crate::selection::{Divisors, Selection, stage_of};
-use crate::timeline::Timeline;
+use crate::timeline::{Timeline, opaque_regions};
 
 /// Which estimators to evaluate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -624,6 +625,7 @@ pub fn evaluate(
         counters: reports.into_iter().collect(),
         energy: energy.into_iter().collect(),
         monitors: hardware.map(|hardware| MonitorsReport { hardware }),
+        gpu_time: gpu_time(&seen, 0..seen.len()),
         firing_rates: firing::rates(traces, &timelines, &seen),
         per,
         groups,
@@ -904,19 +906,47 @@ fn coverage<'r, 'a: 'r>(
             .map(|s| s.row.sums.calls)
             .sum()
     };
+    // Where nobody looked, the whole run was asked for, and its processes have said.
+    let looked = timelines.iter().all(|t| t.complete);
+    let opaque = if looked {
+        Some(rows.opaque_regions.clone())
+    } else {
+        told_opaque_regions(traces)
+    };
     Coverage {
         op_calls: calls(|f| f.kind == Kind::Op),
         not_executed: calls(|f| f.kind == Kind::NotExecuted),
         unattributed: calls(|f| f.kind == Kind::Op && f.unattributed),
-        opaque_regions: timelines
-            .iter()
-            .all(|t| t.complete)
-            .then_some(rows.opaque_regions),
+        opaque_regions: opaque.as_ref().map(|names| names.values().sum()),
+        opaque_names: opaque.unwrap_or_default(),
         dropped_records: traces.streams().map(|at| at.stream.dropped_records()).sum(),
         counters: results
             .map(|r| (r.counter.name().to_owned(), r.coverage(seen)))
             .collect(),
     }
+}
+
+/// Of all streams together; `None` where one of them does not say.
+fn told_opaque_regions(traces: &Traces) -> Option<BTreeMap<String, u64>> {
+    let mut all = BTreeMap::new();
+    for at in traces.streams() {
+        let told = opaque_regions(at.trace, at.stream).ok().flatten()?;
+        for (name, regions) in told {
+            *all.entry(name).or_default() += regions;
+        }
+    }
+    Some(all)
+}
+
+/// Time on GPUs of some rows.
+fn gpu_time(seen: &[Seen<'_>], rows: impl Iterator<Item = usize>) -> DeviceTime {
+    let mut sum = DeviceTime::default();
+    for s in rows.filter_map(|at| seen.get(at)) {
+        if s.facts.kind == Kind::Op {
+            sum.add(s.call.pattern, &s.row.sums);
+        }
+    }
+    sum
 }
 
 struct Grouper<'g, 'a> {
@@ -1035,6 +1065,7 @@ impl Grouper<'_, '_> {
             calls,
             counters: counters.into_iter().collect(),
             energy: energy.into_iter().collect(),
+            gpu_time: gpu_time(self.seen, rows.iter().copied()),
             measured,
             per,
         })

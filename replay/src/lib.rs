@@ -17,6 +17,7 @@
 
 mod aggregate;
 mod clocks;
+mod device_time;
 pub mod energy;
 mod error;
 mod evaluate;
@@ -35,6 +36,7 @@ pub mod testing;
 mod tests;
 mod timeline;
 
+pub use device_time::{DeviceTime, device_time};
 pub use error::{ReplayError, nearest, position};
 pub use evaluate::{By, Request, Wanted, evaluate};
 pub use explain::{Explained, Explanation, explain};
@@ -43,3 +45,4 @@ pub use monitors::{facts, sample_counts};
 pub use needs::{Estimator, Lacking, Needs, RulesNeeds, Standing, needs};
 pub use report::{Format, Per, Report};
 pub use selection::{Glob, Selection, parse_steps};
+pub use timeline::opaque_regions;

@@ -174,8 +174,8 @@ pub(crate) struct Pieces {
     pub(crate) by_step: BTreeMap<Option<u64>, Divisors>,
     /// Calls by module name.
     pub(crate) module_calls: BTreeMap<String, u64>,
-    /// Regions that ran outside of the dispatcher.
-    pub(crate) opaque_regions: u64,
+    /// Regions that ran outside of the dispatcher, by name.
+    pub(crate) opaque_regions: BTreeMap<String, u64>,
 }
 
 /// What totals can be divided by.
@@ -418,7 +418,7 @@ impl Selection {
             divisors,
             by_step,
             module_calls: BTreeMap::new(),
-            opaque_regions: 0,
+            opaque_regions: BTreeMap::new(),
         };
         selected.count(timeline, at.stream.dictionary());
         selected
@@ -463,11 +463,12 @@ impl Pieces {
                 }
             }
         }
-        self.opaque_regions = timeline
-            .opaque
-            .iter()
-            .filter(|ordinal| self.step_of(**ordinal).is_some())
-            .count() as u64;
+        for &(ordinal, name) in &timeline.opaque {
+            if self.step_of(ordinal).is_some() {
+                let name = dictionary.text(name).cloned().unwrap_or_default();
+                *self.opaque_regions.entry(name).or_default() += 1;
+            }
+        }
     }
 
     /// Takes something in that a record says, if the record is inside.

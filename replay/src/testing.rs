@@ -96,6 +96,17 @@ impl Statistic {
         }
     }
 
+    /// How long the call's work took on a GPU; `None`: it is not known, although somebody asked.
+    #[must_use]
+    pub fn device_time(ns: Option<u64>) -> Self {
+        Self {
+            operand: Operand::Call,
+            when: When::After,
+            binary: None,
+            numbers: ns.map(|ns| (fields::DEVICE_TIME, ns)).into_iter().collect(),
+        }
+    }
+
     /// The same, looked at after the op.
     #[must_use]
     pub fn after(self) -> Self {
@@ -486,6 +497,15 @@ impl Tape {
             module: Some(module),
             key,
             value: value.to_owned(),
+        });
+    }
+
+    /// A region outside of the dispatcher.
+    pub fn opaque(&mut self, name: &str) {
+        let name = self.text(name);
+        self.moment(Event::Opaque {
+            name,
+            duration_ns: 40,
         });
     }
 

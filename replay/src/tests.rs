@@ -46,6 +46,95 @@ fn table_json_csv_and_markdown_of_a_small_run() {
     insta::assert_snapshot!("markdown", text(&report, Format::Markdown));
 }
 
+/// Two steps of a layer on a GPU: its product is timed both times, its bias once. Compiled code runs in the first.
+fn gpu_tape() -> Tape {
+    let mut tape = Tape::new();
+    let (net, root) = tape.module(optape_trace::ScopeId::GLOBAL, "Net", "app.Net", false);
+    let (fc, scope) = tape.module(root, "Net.fc", "torch.nn.modules.linear.Linear", false);
+    let pair = || {
+        vec![
+            optape_trace::Argument::Tensor(0),
+            optape_trace::Argument::Tensor(1),
+        ]
+    };
+    for step in 0..2u64 {
+        tape.enter(2 * step, net);
+        tape.enter(2 * step + 1, fc);
+        let of_product = vec![
+            Statistic::analog(0),
+            Statistic::analog(1),
+            Statistic::device_time(Some(1500 + step * 1000)),
+        ];
+        let inputs = vec![tensor(&[3, 2]), tensor(&[2, 4])];
+        let product = Call::new(schema::MM, pair(), inputs, vec![tensor(&[3, 4])]);
+        tape.call(scope, &product.with(of_product));
+        tape.exit(2 * step + 1, fc);
+        let time = (step == 0).then_some(500);
+        let mut arguments = pair();
+        arguments.push(optape_trace::Argument::Int(1));
+        let inputs = vec![tensor(&[3, 4]), tensor(&[3, 4])];
+        let sum = Call::new(schema::ADD, arguments, inputs, vec![tensor(&[3, 4])]);
+        tape.call(
+            root,
+            &sum.with(vec![
+                Statistic::analog(0),
+                Statistic::analog(1),
+                Statistic::device_time(time),
+            ]),
+        );
+        tape.exit(2 * step, net);
+        if step == 0 {
+            tape.opaque("compiled f [0/0]");
+            tape.opaque("CUDA graph 0");
+            tape.opaque("compiled f [0/0]");
+        }
+        tape.step(step);
+        tape.flush();
+    }
+    tape
+}
+
+#[test]
+fn time_on_a_gpu_and_regions_outside_of_the_dispatcher() {
+    let traces = Traces::of("gpu.optape", gpu_tape().trace());
+    let rules = RuleSet::named("optape").unwrap();
+    let with = |by: Option<By>, from_events: bool| {
+        let request = Request {
+            by,
+            from_events,
+            counters: Wanted::Named(vec!["flop".to_owned(), "mac".to_owned()]),
+            energy: Wanted::Named(Vec::new()),
+            ..Request::default()
+        };
+        evaluate(&traces, &rules, &request).unwrap()
+    };
+    let whole = with(None, false);
+    let time = whole.gpu_time;
+    assert_eq!((time.time_ns, time.calls, time.missing_calls), (4500, 3, 1));
+    assert_eq!(time, with(None, true).gpu_time);
+    assert_eq!(whole.coverage.opaque_regions, Some(3));
+    assert_eq!(whole.coverage.opaque_names["compiled f [0/0]"], 2);
+    insta::assert_snapshot!("gpu_time", text(&whole, Format::Table));
+    insta::assert_snapshot!("gpu_time_csv", text(&whole, Format::Csv));
+    let modules = with(Some(By::Module), false);
+    insta::assert_snapshot!("gpu_time_by_module", text(&modules, Format::Table));
+    insta::assert_snapshot!("gpu_time_by_module_csv", text(&modules, Format::Csv));
+    let json: serde_json::Value = serde_json::from_str(&text(&modules, Format::Json)).unwrap();
+    let of_fc = serde_json::json!({ "time_ns": 4000, "calls": 2, "missing_calls": 0 });
+    let groups = json["groups"].as_array().unwrap();
+    let fc = groups
+        .iter()
+        .find(|group| group["key"] == "Net.fc")
+        .unwrap();
+    assert_eq!(fc["gpu_time"], of_fc);
+    let steps = with(Some(By::Step), false);
+    let times: Vec<_> = steps.groups.unwrap().iter().map(|g| g.gpu_time).collect();
+    assert_eq!((times[0].time_ns, times[1].time_ns), (2000, 2500));
+    // Whoever did not ask sees nothing of it.
+    let none = evaluate(&self::traces(), &rules, &Request::default()).unwrap();
+    assert!(!text(&none, Format::Table).contains("GPU time"));
+}
+
 #[test]
 fn groups_and_means_of_a_small_run() {
     let request = Request {

@@ -6,12 +6,19 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
-use optape_trace::{Columns, Dictionary, Event, Moment, StepSource, TextId, ThreadId, TraceError};
+use optape_trace::{
+    Columns, Dictionary, Event, Moment, StepSource, Stream, TextId, ThreadId, Trace, TraceError,
+};
 
 use crate::load::StreamRef;
 
 /// Streams of at most so many records are always read: it takes a fraction of a second.
 const SHORT_RECORDS: u64 = 1 << 21;
+
+/// In `StreamEnd::costs`: all regions outside of the dispatcher.
+const OPAQUE_REGIONS: &str = "capture.opaque_regions";
+/// The same, before the name of some.
+const OPAQUE_COST: &str = "opaque.";
 
 /// What happened between the op calls.
 #[derive(Debug, Default)]
@@ -26,8 +33,8 @@ pub(crate) struct Timeline {
     pub(crate) samples: Vec<(u64, u64)>,
     /// Module calls: ordinal, module, whether no other was running on the thread.
     pub(crate) module_calls: Vec<(u64, u32, bool)>,
-    /// Regions outside of the dispatcher.
-    pub(crate) opaque: Vec<u64>,
+    /// Regions outside of the dispatcher: ordinal, name.
+    pub(crate) opaque: Vec<(u64, TextId)>,
     /// When step marks and the marks of ranges were: ordinal, nanoseconds since the stream's start.
     pub(crate) times: Vec<(u64, u64)>,
     /// Why the recorder switched itself off.
@@ -177,7 +184,7 @@ impl Reading<'_> {
                 let depth = self.depth.entry(moment.thread).or_default();
                 *depth = depth.saturating_sub(1);
             }
-            Event::Opaque { .. } => self.timeline.opaque.push(ordinal),
+            Event::Opaque { name, .. } => self.timeline.opaque.push((ordinal, *name)),
             Event::Paused { .. } => self.timeline.pauses += 1,
             Event::Disabled { reason } => self.timeline.disabled.push(reason.clone()),
             Event::Fact {
@@ -218,6 +225,39 @@ impl Reading<'_> {
         *found = joined;
         self.timeline
     }
+}
+
+/// What ran outside of the dispatcher (code that torch.compile has made, CUDA graphs) in a whole stream: how often, by name. `None`: a long
+/// stream whose process did not say, for which one would have to read all of it.
+///
+/// # Errors
+/// Where the file cannot be read.
+pub fn opaque_regions(
+    trace: &Trace,
+    stream: &Stream,
+) -> Result<Option<BTreeMap<String, u64>>, TraceError> {
+    if let Some(end) = stream
+        .end()
+        .filter(|end| end.costs.contains_key(OPAQUE_REGIONS))
+    {
+        let told = end
+            .costs
+            .iter()
+            .filter_map(|(name, count)| Some((name.strip_prefix(OPAQUE_COST)?.to_owned(), *count)));
+        return Ok(Some(told.collect()));
+    }
+    if stream.records() > SHORT_RECORDS {
+        return Ok(None);
+    }
+    let mut regions = BTreeMap::new();
+    for (_, moment) in trace.moments(stream.id())? {
+        if let Event::Opaque { name, .. } = moment.event
+            && let Some(name) = stream.dictionary().text(name)
+        {
+            *regions.entry(name.clone()).or_default() += 1;
+        }
+    }
+    Ok(Some(regions))
 }
 
 #[cfg(test)]

@@ -311,6 +311,8 @@ EXPORT void optape_stage(const char*) {}
 EXPORT void optape_step(uint64_t) {}
 EXPORT void optape_range_enter(const char*) {}
 EXPORT void optape_range_exit() {}
+EXPORT void optape_opaque_enter() {}
+EXPORT void optape_opaque_exit(const char*, uint64_t, uint64_t) {}
 EXPORT void optape_opaque(const char*, uint64_t, uint64_t) {}
 EXPORT void optape_pause() {}
 EXPORT void optape_resume() {}

@@ -104,17 +104,92 @@ fn a_recorded_step_waits_for_nothing_more() {
     let words = bench.words(&Bench::program("gpu.py"), &["steps"]);
     let bare = bench.run(&mut bench.python(&words[1..]));
     bare.expect_code(0);
-    for statistics in ["none", "rules", "all"] {
+    for flags in [
+        &["--stats", "none"][..],
+        &["--stats", "rules"],
+        &["--stats", "all"],
+        &["--stats", "rules", "--gpu-time"],
+    ] {
         let mut record = bench.optape(["-q", "record", "--force", "-o", "t.optape"]);
-        let recorded = bench.run(record.args(["--stats", statistics, "--"]).args(&words));
+        let recorded = bench.run(record.args(flags).arg("--").args(&words));
         recorded.expect_code(0);
         let (bare, recorded) = (bare.report(), recorded.report());
-        assert_eq!(recorded["waits"], bare["waits"], "{statistics}");
+        assert_eq!(recorded["waits"], bare["waits"], "{flags:?}");
         println!(
-            "{statistics}: launches {} instead of {}",
+            "{flags:?}: launches {} instead of {}",
             recorded["launches"], bare["launches"]
         );
     }
+}
+
+#[test]
+fn every_op_on_a_gpu_has_its_time() {
+    let Some(bench) = bench_with_gpu() else {
+        return;
+    };
+    let words = bench.words(&Bench::program("gpu.py"), &["steps"]);
+    let mut record = bench.optape(["-q", "record", "-o", "t.optape", "--gpu-time", "--"]);
+    bench.run(record.args(&words)).expect_code(0);
+    let trace = Trace::open(&bench.path("t.optape")).unwrap();
+    let stream = &trace.streams()[0];
+    let calls = calls_of(&trace, stream.id());
+    let (mut timed, mut convolutions) = (0, 0);
+    for call in &calls {
+        let Some((entry, numbers)) = call
+            .statistics
+            .iter()
+            .find(|(entry, _)| entry.operand == Operand::Call)
+        else {
+            continue;
+        };
+        assert_eq!(entry.state, State::Present, "{}", call.op);
+        let ns = numbers[&fields::DEVICE_TIME];
+        assert!(ns < 10_000_000_000, "{} took {ns} ns", call.op);
+        timed += 1;
+        convolutions += u64::from(call.op == "aten::convolution" && ns > 0);
+    }
+    assert!(timed > 100 && convolutions >= 10, "{timed} {convolutions}");
+    let costs = &stream.end().unwrap().costs;
+    assert_eq!(costs["gpu_time.read"], timed);
+    let replayed = bench.replay("t.optape", &["--by", "module"]);
+    assert_eq!(replayed["gpu_time"]["calls"], timed);
+}
+
+#[test]
+fn gpu_time_without_a_gpu_is_a_state_with_a_hint() {
+    let Some(bench) = Bench::new() else { return };
+    let program = bench.write(
+        "host.py",
+        "import torch\nprint((torch.ones(3) + 1).sum().item())\n",
+    );
+    let mut record = bench.optape(["record", "-o", "t.optape", "--gpu-time", "--"]);
+    let done = bench.run(record.args(bench.words(&program, &[])));
+    done.expect_code(0);
+    assert_eq!(done.stdout, "6.0\n");
+    assert!(
+        done.stderr.contains("--gpu-time: no op had work for a GPU"),
+        "{}",
+        done.stderr
+    );
+    let trace = Trace::open(&bench.path("t.optape")).unwrap();
+    let stream = &trace.streams()[0];
+    assert_eq!(trace.run().facts["capture.gpu_time"], "true");
+    assert_eq!(stream.end().unwrap().costs["gpu_time.calls"], 0);
+    for call in calls_of(&trace, stream.id()) {
+        assert!(
+            call.statistics
+                .iter()
+                .all(|(e, _)| e.operand != Operand::Call)
+        );
+    }
+    let info = bench.run(&mut bench.optape(["info", "t.optape"]));
+    assert!(
+        info.stdout
+            .contains("GPU time   none: no op had work for a GPU"),
+        "{}",
+        info.stdout
+    );
+    assert!(bench.replay("t.optape", &[])["gpu_time"].is_null());
 }
 
 #[test]

@@ -7,7 +7,7 @@ use optape_trace::{
     Definition, Event, Moment, OpDef, OpId, PatternId, SignatureDef, TextId, ThreadId, call_flags,
 };
 
-use super::device::Asking;
+use super::device::{Asking, gpu_time};
 use super::identities::Identities;
 use super::inference::Inference;
 use super::lifetimes::Lifetimes;
@@ -27,6 +27,9 @@ use crate::ring::OpCallMessage;
 /// Distinct patterns: in practice some dozens.
 const MOST_PATTERNS: usize = 1 << 16;
 
+/// In the first of a call's own words: the second says where its slots begin, and the third what was launched.
+const BEGUN: u64 = 1;
+
 /// Every so many calls capture's own time is measured. A prime: steps repeat, and what divides their length would see the same ops
 /// every time.
 const OWN_TIME_EVERY: u64 = 61;
@@ -36,7 +39,7 @@ impl Capture {
         self.state.lock().get_or_insert_default();
         self.with(|state| {
             let op = u32::try_from(state.ops.len())?;
-            let plan = OpPlan::new(&definition, state.settings.statistics);
+            let plan = OpPlan::new(&definition, &state.settings);
             out.op = op;
             out.flags = plan_flags(&definition, &plan, state.settings.statistics);
             if opens_range(&definition) {
@@ -90,10 +93,14 @@ impl Capture {
                 (first, asking.send(&mut slots[first..]))
             });
             if let Ok((first, launch)) = taken {
-                call.capture[0] = 1;
+                call.capture[0] = BEGUN;
                 call.capture[1] = first as u64;
                 call.capture[2] = launch.map_or(0, LaunchId::to_word);
             }
+        }
+        // Behind what was launched: that is no work of the call.
+        if plan.timed {
+            gpu_time::begin(plan, call);
         }
         if sampled {
             STATISTICS_TIME_NS
@@ -103,7 +110,10 @@ impl Capture {
 
     /// The kernel threw: forgets what was found of the inputs.
     pub(super) fn abort(&'static self, call: &mut Call) {
-        if call.capture[0] == 1 {
+        if call.capture[0] & gpu_time::TIMED != 0 {
+            gpu_time::abort(call);
+        }
+        if call.capture[0] & BEGUN != 0 {
             let first = call.capture[1] as usize;
             // A thread that is going away has no slots left to forget.
             let _ = SLOTS.try_with(|slots| slots.borrow_mut().truncate(first));
@@ -140,16 +150,19 @@ impl Capture {
         plan: Option<&OpPlan>,
         kept: Option<&KeptValue>,
     ) {
+        // Before anything else is given to the device.
+        let timed = (call.capture[0] & gpu_time::TIMED != 0).then(|| gpu_time::end(call));
+        let mut record = None;
         // A thread that is going away has no slots left, and is past recording.
         let _ = SLOTS.try_with(|slots| {
             let mut slots = slots.borrow_mut();
-            let first = if call.capture[0] == 1 {
+            let first = if call.capture[0] & BEGUN != 0 {
                 call.capture[1] as usize
             } else {
                 slots.len()
             };
             let mut launches = [None; 2];
-            if call.capture[0] == 1 {
+            if call.capture[0] & BEGUN != 0 {
                 launches[0] = LaunchId::from_word(call.capture[2]);
             }
             if let Some(plan) = plan {
@@ -158,10 +171,11 @@ impl Capture {
                 measuring::after(plan, call, &mut asking, &mut slots);
                 launches[1] = asking.send(&mut slots[behind..]);
             }
+            slots.extend(timed.map(|(slot, _)| slot));
             if slots.len() > first + 1 {
                 measuring::sort(&mut slots[first..]);
             }
-            let record = self.with(|state| {
+            record = self.with(|state| {
                 state.record = None;
                 state.op_call(call, &slots[first..], kept)?;
                 Ok(state.record)
@@ -171,6 +185,9 @@ impl Capture {
             }
             slots.truncate(first);
         });
+        if let Some((_, Some(timed))) = timed {
+            gpu_time::written(timed, record);
+        }
     }
 }
 
@@ -387,7 +404,7 @@ fn opens_range(op: &OpDef) -> bool {
 /// Flags of [`Plan`].
 pub(super) fn plan_flags(op: &OpDef, plan: &OpPlan, statistics: Preset) -> u32 {
     let mut flags = 0;
-    if plan.looks_before || plan.inference == Some(Inference::Scaled) {
+    if plan.looks_before || plan.timed || plan.inference == Some(Inference::Scaled) {
         flags |= plan::BEGIN;
     }
     if statistics != Preset::None {

@@ -1,6 +1,9 @@
-//! Operands on a GPU: asking its ring (`crate::device`), and turning answers into late statistics.
+//! Work on a GPU: asking its ring about operands (`crate::device`), and turning answers into late statistics; how long it took is in
+//! [`gpu_time`].
 //!
 //! Who records ops of the processor alone comes by here with one look at a byte per operand, and never takes a lock of this module.
+
+pub(super) mod gpu_time;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -11,8 +14,9 @@ use parking_lot::Mutex;
 
 use super::measuring::{self, GeometryRoom, OpPlan, PRODUCT, Slot};
 use crate::abi::{Call, Tensor};
+use crate::device::timing::{PAIRS, Stopwatch, Times};
 use crate::device::{
-    self, Arrival, CUDA, Counts, Device, LaunchId, MOST_ITEMS, PLACES, Request, Ring,
+    self, Arrival, CUDA, Clock, Counts, Device, LaunchId, MOST_ITEMS, PLACES, Request, Ring,
 };
 use crate::statistics::{self, Question, View};
 
@@ -30,24 +34,39 @@ struct Asked {
     extremes: bool,
 }
 
-/// A device, once an op had operands on it.
-enum Opened {
-    Ring(Box<Ring<Asked>>),
+/// What asks a device, once an op had operands on it.
+enum Opened<T> {
+    Usable(Box<T>),
     /// Nothing can be asked of it.
     Unusable,
 }
 
+impl<T> Opened<T> {
+    fn usable(&mut self) -> Option<&mut T> {
+        match self {
+            Self::Usable(asker) => Some(asker),
+            Self::Unusable => None,
+        }
+    }
+}
+
 struct Devices {
-    opened: [Option<Opened>; MOST_DEVICES],
+    opened: [Option<Opened<Ring<Asked>>>; MOST_DEVICES],
+    /// With `--gpu-time`.
+    stopwatches: [Option<Opened<Stopwatch>>; MOST_DEVICES],
+    /// Calls with work for devices that have no stopwatch.
+    untimed: u64,
     /// What there is to say about devices, as facts: key and JSON text.
     about: Vec<(String, String)>,
 }
 
 static DEVICES: Mutex<Devices> = Mutex::new(Devices {
     opened: [const { None }; MOST_DEVICES],
+    stopwatches: [const { None }; MOST_DEVICES],
+    untimed: 0,
     about: Vec::new(),
 });
-/// Launches whose answers were not read.
+/// Launches whose answers were not read, and calls whose times were not.
 static IN_FLIGHT: AtomicUsize = AtomicUsize::new(0);
 /// There is something new in `about`.
 static NEWS: AtomicBool = AtomicBool::new(false);
@@ -229,7 +248,8 @@ impl Devices {
                 .map(|gpu| Box::new(gpu) as Box<dyn Device>);
             self.admit(index, device, PLACES);
         }
-        let Some(Some(Opened::Ring(ring))) = self.opened.get_mut(index) else {
+        let ring = self.opened.get_mut(index).and_then(Option::as_mut);
+        let Some(ring) = ring.and_then(Opened::usable) else {
             return Err(NotTaken::Device);
         };
         let usable = ring.broken().is_none();
@@ -242,7 +262,7 @@ impl Devices {
             Err(reason) => {
                 if let Some(why) = ring.broken().filter(|_| usable) {
                     let why = why.to_owned();
-                    self.tell(index, &serde_json::json!({ "broken": why }));
+                    self.tell("statistics", index, &serde_json::json!({ "broken": why }));
                 }
                 Err(reason)
             }
@@ -266,7 +286,7 @@ impl Devices {
                         "T8": "values are not kept of tensors on a GPU",
                     },
                 });
-                (Opened::Ring(Box::new(Ring::new(device, places))), about)
+                (Opened::Usable(Box::new(Ring::new(device, places))), about)
             }
             Err(error) => (
                 Opened::Unusable,
@@ -276,21 +296,23 @@ impl Devices {
         if let Some(place) = self.opened.get_mut(index) {
             *place = Some(opened);
         }
-        self.tell(index, &about);
+        self.tell("statistics", index, &about);
     }
 
-    fn tell(&mut self, index: usize, about: &serde_json::Value) {
+    fn tell(&mut self, what: &str, index: usize, about: &serde_json::Value) {
         self.about
-            .push((format!("statistics.cuda:{index}"), about.to_string()));
+            .push((format!("{what}.cuda:{index}"), about.to_string()));
         NEWS.store(true, Ordering::Release);
     }
 
-    fn rings(&mut self) -> impl Iterator<Item = (usize, &mut Ring<Asked>)> {
-        let opened = self.opened.iter_mut().enumerate();
-        opened.filter_map(|(index, opened)| match opened {
-            Some(Opened::Ring(ring)) => Some((index, &mut **ring)),
-            _ => None,
-        })
+    fn rings(&mut self) -> impl Iterator<Item = &mut Ring<Asked>> {
+        let opened = self.opened.iter_mut().flatten();
+        opened.filter_map(Opened::usable)
+    }
+
+    fn stopwatches(&mut self) -> impl Iterator<Item = &mut Stopwatch> {
+        let opened = self.stopwatches.iter_mut().flatten();
+        opened.filter_map(Opened::usable)
     }
 }
 
@@ -298,7 +320,8 @@ impl Devices {
 pub(super) fn written(id: LaunchId, record: Option<u64>) {
     let (id, index) = id.split(MOST_DEVICES);
     let mut devices = DEVICES.lock();
-    if let Some(Some(Opened::Ring(ring))) = devices.opened.get_mut(index) {
+    let ring = devices.opened.get_mut(index).and_then(Option::as_mut);
+    if let Some(ring) = ring.and_then(Opened::usable) {
         ring.written(id, record);
     }
 }
@@ -332,35 +355,48 @@ pub(super) fn tell_again() {
 /// The answers that have come: record of the call, and its statistics. Never waits, for a device or for anybody else.
 pub(super) fn arrived(mut each: impl FnMut(u64, Vec<LateStatistic>)) {
     if let Some(mut devices) = DEVICES.try_lock() {
-        devices.arrived(&mut each);
+        devices.arrived(false, &mut each);
     }
 }
 
 impl Devices {
-    fn arrived(&mut self, each: &mut impl FnMut(u64, Vec<LateStatistic>)) {
+    /// `now`: times are asked for even where they were asked for just before.
+    fn arrived(&mut self, now: bool, each: &mut impl FnMut(u64, Vec<LateStatistic>)) {
         let mut in_flight = 0;
-        for (_, ring) in self.rings() {
+        for ring in self.rings() {
             ring.arrived(|arrival| each(arrival.record, late(&arrival)));
             in_flight += ring.in_flight();
         }
+        in_flight += self.times_arrived(now, each);
         IN_FLIGHT.store(in_flight, Ordering::Relaxed);
     }
 }
 
 /// Of the stream of records that ends: hands out what has come, and counts the rest as lost. Of what is on its way now it takes what
-/// comes within [`GRACE`]: memory is looked at, the device is not asked.
-pub(super) fn end(mut each: impl FnMut(u64, Vec<LateStatistic>)) -> Counts {
+/// comes within [`GRACE`]: of operands memory is looked at, and the device is not asked; of times it is asked whether it has come so far.
+pub(super) fn end(mut each: impl FnMut(u64, Vec<LateStatistic>)) -> (Counts, Times) {
     let mut devices = DEVICES.lock();
     let began = Instant::now();
     loop {
-        devices.arrived(&mut each);
-        if !devices.rings().any(|(_, ring)| ring.is_awaited()) || began.elapsed() > GRACE {
+        devices.arrived(true, &mut each);
+        let awaited = devices.rings().any(|ring| ring.is_awaited())
+            || devices.stopwatches().any(|watch| watch.in_flight() > 0);
+        if !awaited || began.elapsed() > GRACE {
             break;
         }
         std::thread::sleep(Duration::from_millis(1));
     }
+    let untimed = std::mem::take(&mut devices.untimed);
+    let untimed = Times {
+        calls: untimed,
+        refused: untimed,
+        ..Times::default()
+    };
+    let times = devices
+        .stopwatches()
+        .fold(untimed, |sum, watch| sum.and(watch.finish()));
     let mut sum = Counts::default();
-    for (_, ring) in devices.rings() {
+    for ring in devices.rings() {
         let counts = ring.end();
         sum.launches += counts.launches;
         sum.answers += counts.answers;
@@ -369,7 +405,7 @@ pub(super) fn end(mut each: impl FnMut(u64, Vec<LateStatistic>)) -> Counts {
         sum.refused += counts.refused;
         sum.lost += counts.lost;
     }
-    sum
+    (sum, times)
 }
 
 /// Before a fork: nobody is within this module, so that the child finds it in order.
@@ -386,11 +422,12 @@ pub(super) fn after_fork() {
 /// In a forked child: it has none of its parent's devices, and CUDA cannot be used in it any more.
 pub(super) fn forked() {
     let mut devices = DEVICES.lock();
+    // Not dropped: nothing of them may be touched here.
     for opened in &mut devices.opened {
-        if let Some(Opened::Ring(ring)) = opened.replace(Opened::Unusable) {
-            // Not dropped: nothing of it may be touched here.
-            std::mem::forget(ring);
-        }
+        std::mem::forget(opened.replace(Opened::Unusable));
+    }
+    for opened in &mut devices.stopwatches {
+        std::mem::forget(opened.replace(Opened::Unusable));
     }
     devices.about.clear();
     IN_FLIGHT.store(0, Ordering::Relaxed);

@@ -471,6 +471,25 @@ pub extern "C" fn optape_range_exit() {
     guarded(|| Capture::get().range_exit());
 }
 
+/// A region begins in which work may run that the dispatcher does not see.
+#[unsafe(no_mangle)]
+pub extern "C" fn optape_opaque_enter() {
+    guarded(|| Capture::get().opaque_enter());
+}
+
+/// It has ended, and ran between two times of CLOCK_MONOTONIC.
+///
+/// # Safety
+/// `name` is a NUL-terminated text.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn optape_opaque_exit(name: *const c_char, began_ns: u64, ended_ns: u64) {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let name = unsafe { owned(name) };
+        Capture::get().opaque_exit(&name, began_ns, ended_ns);
+    });
+}
+
 /// Work that the dispatcher did not see ran between two times of CLOCK_MONOTONIC.
 ///
 /// # Safety

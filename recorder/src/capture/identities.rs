@@ -112,6 +112,8 @@ struct TensorObject {
 
 /// The tables.
 pub(super) struct Identities {
+    /// Regions that run now, on any thread, in which values change unseen.
+    opaque_regions: u32,
     owned: AddressMap<OwnedStorage>,
     foreign: Generations<ForeignStorage>,
     tensors: Generations<TensorObject>,
@@ -122,6 +124,7 @@ pub(super) struct Identities {
 impl Identities {
     pub(super) fn new() -> Self {
         Self {
+            opaque_regions: 0,
             owned: AddressMap::default(),
             foreign: Generations::new(),
             tensors: Generations::new(),
@@ -221,9 +224,24 @@ impl Identities {
         }
     }
 
+    /// Until [`Self::exit_opaque`] values may change at any time, unseen: nothing is known of them.
+    pub(super) fn enter_opaque(&mut self) {
+        self.opaque_regions += 1;
+    }
+
+    /// A region that was entered ends. What is known of values is still that from before it.
+    pub(super) fn exit_opaque(&mut self) {
+        self.opaque_regions = self.opaque_regions.saturating_sub(1);
+    }
+
+    /// In a forked child, which has none of the threads that regions ran on.
+    pub(super) fn forked(&mut self) {
+        self.opaque_regions = 0;
+    }
+
     /// What is known of the values.
     pub(super) fn recall(&self, tensor: &Tensor) -> Option<Answer> {
-        if tensor.flags & tensor_state::CACHEABLE == 0 {
+        if tensor.flags & tensor_state::CACHEABLE == 0 || self.opaque_regions != 0 {
             return None;
         }
         let storage = self.owned.get(&(tensor.storage_base as usize))?;
@@ -289,4 +307,53 @@ fn value_key(tensor: &Tensor) -> Option<ValueKey> {
         dtype: tensor.dtype,
         extent: hasher.finish(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_known_of_values_while_an_opaque_region_runs() {
+        static SIZES: [i64; 1] = [4];
+        static STRIDES: [i64; 1] = [1];
+        let data = [0.0f32; 4];
+        let tensor = Tensor {
+            implementation: data.as_ptr().cast(),
+            storage: data.as_ptr().cast(),
+            storage_base: data.as_ptr().cast(),
+            data: data.as_ptr().cast(),
+            sizes: SIZES.as_ptr(),
+            strides: STRIDES.as_ptr(),
+            storage_bytes: 16,
+            device_data: 0,
+            version: 0,
+            flags: tensor_state::OWNED | tensor_state::ADOPTED | tensor_state::CACHEABLE,
+            dtype: optape_trace::DType::F32.0,
+            device_kind: 0,
+            device_index: -1,
+            dim: 1,
+            argument: 0,
+        };
+        let answer = Answer {
+            nonzeros: Some(0),
+            ..Answer::default()
+        };
+        let mut identities = Identities::new();
+        identities.storage(&tensor);
+        identities.remember(&tensor, &answer);
+        assert_eq!(identities.recall(&tensor), Some(answer));
+        // One within the other, as a CUDA graph runs within compiled code.
+        identities.enter_opaque();
+        identities.enter_opaque();
+        assert_eq!(identities.recall(&tensor), None);
+        identities.exit_opaque();
+        identities.remember(&tensor, &answer);
+        assert_eq!(identities.recall(&tensor), None);
+        identities.exit_opaque();
+        identities.forget_values();
+        assert_eq!(identities.recall(&tensor), None);
+        identities.remember(&tensor, &answer);
+        assert_eq!(identities.recall(&tensor), Some(answer));
+    }
 }

@@ -12,6 +12,7 @@ use optape_trace::{
 use super::device::{self, Asking};
 use super::full;
 use super::inference::Inference;
+use super::settings::Settings;
 use crate::abi::{Call, Tensor, word};
 use crate::statistics::{
     self, Answer, Geometry, Question, View, product_sum_broadcast, product_sum_convolution,
@@ -84,6 +85,10 @@ pub(super) struct OpPlan {
     pub(super) looks_before: bool,
     /// Anything is looked at after it.
     pub(super) looks_after: bool,
+    /// How long its work takes on a GPU is wanted.
+    pub(super) timed: bool,
+    /// Which argument says the device that the result is to be on, where calls are timed.
+    pub(super) device_argument: Option<usize>,
 }
 
 /// What [`Preset::Full`] looks at.
@@ -121,7 +126,8 @@ struct ConvolutionArguments {
 }
 
 impl OpPlan {
-    pub(super) fn new(op: &OpDef, preset: Preset) -> Self {
+    pub(super) fn new(op: &OpDef, settings: &Settings) -> Self {
+        let preset = settings.statistics;
         let name = op.qualified_name();
         let line = needs::rules_need(&name);
         let function = op.function().is_some();
@@ -200,7 +206,10 @@ impl OpPlan {
             && !opaque
             && !written.contains(&true)
             && index("running_mean").is_none();
+        let timed = settings.times_gpus() && !function && may_compute(op, namespace);
         Self {
+            timed,
+            device_argument: index("device").filter(|_| timed),
             inputs_last,
             looks_before: asked(&arguments) || more_before,
             looks_after: outputs.is_some() || again(&arguments) || more_after,
@@ -218,10 +227,27 @@ impl OpPlan {
     }
 }
 
+/// Whether a call may have work for a GPU: it gives more than a view of what it is given, and more than memory without values.
+fn may_compute(op: &OpDef, namespace: &str) -> bool {
+    let name = op.name.split("::").nth(1).unwrap_or_default();
+    let makes_memory = ["empty", "new_empty"]
+        .iter()
+        .any(|prefix| name.starts_with(prefix));
+    let writes = op.arguments.iter().any(|a| a.written);
+    let is_view = !writes && op.returns.iter().any(|r| !r.alias.is_empty());
+    match namespace {
+        "profiler" | "optape" => false,
+        "aten" if makes_memory => false,
+        _ => !is_view,
+    }
+}
+
 /// Most numbers of one operand: nonzeros, fan-out nonzeros, nonempty outputs, active sites, sum, minimum, maximum, fan-out sum.
 const MOST_NUMBERS: usize = 8;
 /// Operands from here on are no tensors. Blocks of channels follow.
 pub(super) const PRODUCT: u16 = 0xc000;
+/// The call itself.
+pub(super) const CALL: u16 = u16::MAX;
 
 /// Texts that every stream knows under these numbers.
 pub(super) const WELL_KNOWN_TEXTS: [&str; 3] = ["", "same", "valid"];
@@ -329,8 +355,8 @@ impl Slot {
     }
 }
 
-/// The pattern that slots with these metas make.
-pub(super) fn pattern(metas: &[u64]) -> Pattern {
+/// The reason with this number.
+pub(super) fn reason(number: u64) -> NotTaken {
     const REASONS: [NotTaken; 8] = [
         NotTaken::Layout,
         NotTaken::LazyBit,
@@ -341,9 +367,18 @@ pub(super) fn pattern(metas: &[u64]) -> Pattern {
         NotTaken::Capturing,
         NotTaken::DeviceFull,
     ];
+    REASONS
+        .get(number as usize)
+        .copied()
+        .unwrap_or(NotTaken::NoData)
+}
+
+/// The pattern that slots with these metas make.
+pub(super) fn pattern(metas: &[u64]) -> Pattern {
     let entries = metas.iter().map(|meta| PatternEntry {
         operand: match *meta as u16 {
             PRODUCT => Operand::Product,
+            CALL => Operand::Call,
             channels @ PRODUCT.. => Operand::Channels(channels - PRODUCT - 1),
             tensor => Operand::Tensor(tensor),
         },
@@ -355,12 +390,7 @@ pub(super) fn pattern(metas: &[u64]) -> Pattern {
         state: match meta >> 20 & 0xff {
             0 => State::Present,
             PENDING => State::Pending,
-            n => State::NotTaken(
-                REASONS
-                    .get(n.saturating_sub(NOT_TAKEN) as usize)
-                    .copied()
-                    .unwrap_or(NotTaken::NoData),
-            ),
+            n => State::NotTaken(reason(n.saturating_sub(NOT_TAKEN))),
         },
         binary: match meta >> 28 & 3 {
             1 => Some(false),
@@ -374,7 +404,7 @@ pub(super) fn pattern(metas: &[u64]) -> Pattern {
     }
 }
 
-/// Orders slots as [`Pattern`] wants them: by operand, tensors first and blocks of channels last, then by time.
+/// Orders slots as [`Pattern`] wants them: by operand, tensors first, then blocks of channels, the call itself last, then by time.
 pub(super) fn sort(slots: &mut [Slot]) {
     slots.sort_unstable_by_key(|s| (s.meta as u16, s.meta >> 16 & 0xf));
 }
@@ -805,6 +835,11 @@ pub(super) enum Value<'a> {
     One,
     Bool(bool),
     Text(u64),
+    /// `c10::DeviceType`, and -1 for the current one of these.
+    Device {
+        kind: u8,
+        index: i8,
+    },
     Other,
 }
 
@@ -824,6 +859,10 @@ pub(super) fn argument<'a>(call: &'a Call, index: usize) -> Option<Value<'a>> {
         word::FLOAT => Value::One,
         word::BOOL => Value::Bool(aux != 0),
         word::TEXT => Value::Text(head >> 8),
+        word::DEVICE => Value::Device {
+            kind: aux as u8,
+            index: (aux >> 8) as i8,
+        },
         _ => Value::Other,
     })
 }

@@ -28,6 +28,7 @@ mod told;
 pub mod watching;
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use optape_trace::{
@@ -35,6 +36,7 @@ use optape_trace::{
 };
 use parking_lot::{Mutex, MutexGuard};
 
+pub use device::gpu_time::install as install_clock;
 pub use device::install as install_device;
 pub use exports::table;
 pub use measuring::Preset;
@@ -151,6 +153,8 @@ struct State {
     inferences: u64,
     /// Number in the ring of the record that was written last, if late statistics may name it.
     record: Option<u64>,
+    /// How often regions ran outside of the dispatcher, by name.
+    opaque_regions: BTreeMap<String, u64>,
 }
 
 /// The ops that `record_function` runs, once the hook has told them.
@@ -316,6 +320,7 @@ impl Default for State {
             stopped: false,
             inferences: 0,
             record: None,
+            opaque_regions: BTreeMap::new(),
         }
     }
 }
@@ -384,6 +389,7 @@ impl State {
             drop(stream);
         }
         self.scopes.forked();
+        self.identities.forked();
         self.scopes.nothing_told();
         if let Some(lifetimes) = &mut self.lifetimes {
             // What the parent told, the child's stream does not know.
@@ -404,6 +410,7 @@ impl State {
         self.dropped_values = 0;
         self.steps = [0; 3];
         self.inferences = 0;
+        self.opaque_regions.clear();
         self.obeyed = 0;
         if self.started && !self.stopped {
             // Its steps are its own. An error could only come from a record, and there is no stream to write one to.
@@ -421,10 +428,12 @@ impl State {
         self.scopes.unattributed = 0;
         self.identities.missed_ops();
         self.scopes.missed_ops();
-        if settings.statistics != self.settings.statistics {
+        if (settings.statistics, settings.times_gpus())
+            != (self.settings.statistics, self.settings.times_gpus())
+        {
             let plans = boxcar::Vec::new();
             for op in &self.ops {
-                plans.push(OpPlan::new(op, settings.statistics));
+                plans.push(OpPlan::new(op, &settings));
             }
             replace_plans(plans);
         }

@@ -28,6 +28,8 @@ pub struct Settings {
     pub rank: Option<u32>,
     /// Which steps are recorded; `None`: all.
     pub schedule: Option<Schedule>,
+    /// How long the work of calls takes on a GPU, too.
+    pub gpu_time: bool,
 }
 
 /// Capture could not begin, or cannot go on.
@@ -103,7 +105,13 @@ impl Settings {
         settings.schedule = variable("OPTAPE_SCHEDULE")
             .map(|text| text.parse())
             .transpose()?;
+        settings.gpu_time = variable("OPTAPE_GPU_TIME").as_deref() == Some("1");
         Ok(settings)
+    }
+
+    /// Whether calls are timed on GPUs.
+    pub(super) const fn times_gpus(&self) -> bool {
+        self.gpu_time && !self.hook_only
     }
 
     /// What a recording within this process wants.
@@ -119,6 +127,7 @@ impl Settings {
             ring_bytes: recording.ring_bytes,
             on_full: recording.on_full,
             schedule: recording.schedule,
+            gpu_time: recording.gpu_time,
             ..Self::default()
         }
     }
@@ -136,6 +145,7 @@ impl Default for Settings {
             command: Vec::new(),
             rank: None,
             schedule: None,
+            gpu_time: false,
         }
     }
 }

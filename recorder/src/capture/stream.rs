@@ -177,7 +177,7 @@ impl State {
         };
         let time_ns = monotonic_ns().saturating_sub(stream.epoch_ns);
         let thread = (this_thread().0 as usize).min(self.threads.len().saturating_sub(1));
-        let devices = device::end(|record, values| {
+        let (devices, times) = device::end(|record, values| {
             // Nothing more can be done where this fails.
             let _ = stream.late(time_ns, thread, record, values);
         });
@@ -214,6 +214,27 @@ impl State {
                     ("device.not_taken.full", devices.full),
                     ("device.not_taken.capturing", devices.capturing),
                     ("device.not_taken.refused", devices.refused),
+                ]
+                .map(|(name, count)| (name.to_owned(), count)),
+            );
+        }
+        let regions = std::mem::take(&mut self.opaque_regions);
+        costs.insert("capture.opaque_regions".to_owned(), regions.values().sum());
+        costs.extend(
+            regions
+                .into_iter()
+                .map(|(name, count)| (format!("opaque.{name}"), count)),
+        );
+        // Also where there is nothing to count: somebody has asked.
+        if self.settings.times_gpus() {
+            costs.extend(
+                [
+                    ("gpu_time.calls", times.calls),
+                    ("gpu_time.read", times.read),
+                    ("gpu_time.lost", times.lost),
+                    ("gpu_time.not_taken.full", times.full),
+                    ("gpu_time.not_taken.capturing", times.capturing),
+                    ("gpu_time.not_taken.refused", times.refused),
                 ]
                 .map(|(name, count)| (name.to_owned(), count)),
             );

@@ -10,6 +10,9 @@ use super::scopes::{Entry, OpenRange};
 use super::{Capture, Failure, State, facts, full, this_thread};
 use crate::clock::monotonic_ns;
 
+/// Names of opaque regions that are counted by themselves; others are counted together.
+const MOST_OPAQUE_NAMES: usize = 256;
+
 impl Capture {
     /// Tells a module: its scope name, its classes (its own first), whether it is a spiking neuron, and the TensorImpl
     /// addresses of the parameters that it owns.
@@ -102,6 +105,23 @@ impl Capture {
         });
     }
 
+    /// A region begins in which work may run that the dispatcher does not see, between ops that it does. Nobody knows what it writes, nor when.
+    pub fn opaque_enter(&'static self) {
+        self.with(|state| {
+            state.identities.enter_opaque();
+            Ok(())
+        });
+    }
+
+    /// It has ended: [`Self::opaque`] of it.
+    pub fn opaque_exit(&'static self, name: &str, began_ns: u64, ended_ns: u64) {
+        self.with(|state| {
+            state.identities.exit_opaque();
+            Ok(())
+        });
+        self.opaque(name, began_ns, ended_ns);
+    }
+
     /// Tells of work that the dispatcher did not see. Times are those of CLOCK_MONOTONIC. Nobody knows what it wrote.
     pub fn opaque(&'static self, name: &str, began_ns: u64, ended_ns: u64) {
         self.with(|state| {
@@ -110,6 +130,14 @@ impl Capture {
                 return Ok(());
             }
             let thread = state.thread(None)?;
+            let room = state.opaque_regions.len() < MOST_OPAQUE_NAMES;
+            match state.opaque_regions.get_mut(name) {
+                Some(count) => *count += 1,
+                None => {
+                    let name = if room { name } else { "others" };
+                    *state.opaque_regions.entry(name.to_owned()).or_default() += 1;
+                }
+            }
             let name = state.text(name)?;
             state.moment_at(
                 began_ns,

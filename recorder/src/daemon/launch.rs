@@ -175,6 +175,10 @@ pub(super) fn environment(
         "OPTAPE_FUNCTIONS",
         if settings.functions { "1" } else { "0" }.into(),
     );
+    variables.insert(
+        "OPTAPE_GPU_TIME",
+        if settings.gpu_time { "1" } else { "0" }.into(),
+    );
     variables
 }
 

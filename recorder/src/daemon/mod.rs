@@ -102,6 +102,8 @@ pub struct Settings {
     pub functions: bool,
     /// Disable `torch.compile` in the command's processes.
     pub eager: bool,
+    /// Record how long the work of ops takes on GPUs.
+    pub gpu_time: bool,
     /// Which steps are recorded; `None`: all.
     pub schedule: Option<Schedule>,
     /// Begin paused, until somebody resumes: the program, or `optape ctl`.
@@ -123,6 +125,7 @@ impl Default for Settings {
             monitors: None,
             functions: false,
             eager: false,
+            gpu_time: false,
             schedule: None,
             paused: false,
             window: None,

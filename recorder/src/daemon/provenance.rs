@@ -90,6 +90,9 @@ pub(super) fn run_info(command: &[OsString], settings: &Settings) -> RunInfo {
     if settings.eager {
         facts.insert("capture.eager".into(), "true".into());
     }
+    if settings.gpu_time {
+        facts.insert("capture.gpu_time".into(), "true".into());
+    }
     if let Some(schedule) = settings.schedule {
         facts.insert("capture.schedule".into(), schedule.to_string());
     }

@@ -248,6 +248,7 @@ impl Report {
                 grouped(expired)
             ));
         }
+        lines.extend(self.gpu_time_line());
         let unclean = self
             .streams
             .iter()
@@ -264,6 +265,35 @@ impl Report {
             ));
         }
         lines
+    }
+
+    /// What came of `--gpu-time`, where it was not what one expects of it.
+    fn gpu_time_line(&self) -> Option<String> {
+        let count = |name: &str| -> Option<u64> {
+            self.streams
+                .iter()
+                .filter_map(|s| s.costs.get(&format!("gpu_time.{name}")))
+                .copied()
+                .reduce(|a, b| a + b)
+        };
+        let (calls, read) = (count("calls")?, count("read")?);
+        if calls == 0 {
+            return Some(
+                "--gpu-time: no op had work for a GPU (is the model on one, and does torch.cuda.is_available() say that there is one?)"
+                    .to_owned(),
+            );
+        }
+        (read < calls).then(|| {
+            format!(
+                "--gpu-time: {} of {} times are missing ({} lost, {} while a graph was captured, {} because too many were on their way, {} refused; optape info says why)",
+                grouped(calls - read),
+                grouped(calls),
+                grouped(count("lost").unwrap_or(0)),
+                grouped(count("not_taken.capturing").unwrap_or(0)),
+                grouped(count("not_taken.full").unwrap_or(0)),
+                grouped(count("not_taken.refused").unwrap_or(0)),
+            )
+        })
     }
 
     /// That what was recorded is not the whole run.
@@ -434,6 +464,34 @@ mod tests {
                 "nothing dropped; 0 op calls (0.0 %) of unknown module",
                 "next: optape replay 'my run.optape'",
             ]
+        );
+    }
+
+    #[test]
+    fn what_came_of_gpu_time_is_told() {
+        let mut report = report();
+        let costs = &mut report.streams[0].costs;
+        let mut set = |name: &str, n: u64| costs.insert(format!("gpu_time.{name}"), n);
+        set("calls", 0);
+        set("read", 0);
+        assert!(
+            report.remarks()[0].starts_with("--gpu-time: no op had work for a GPU"),
+            "{:?}",
+            report.remarks()
+        );
+        let costs = &mut report.streams[0].costs;
+        let mut set = |name: &str, n: u64| costs.insert(format!("gpu_time.{name}"), n);
+        set("calls", 5000);
+        set("read", 5000);
+        assert_eq!(report.gpu_time_line(), None);
+        let costs = &mut report.streams[0].costs;
+        costs.insert("gpu_time.read".to_owned(), 4000);
+        costs.insert("gpu_time.lost".to_owned(), 990);
+        costs.insert("gpu_time.not_taken.capturing".to_owned(), 10);
+        assert_eq!(
+            report.gpu_time_line().unwrap(),
+            "--gpu-time: 1 000 of 5 000 times are missing (990 lost, 10 while a graph was captured, 0 because too many were on their way, 0 refused; \
+             optape info says why)"
         );
     }
 

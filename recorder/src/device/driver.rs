@@ -6,12 +6,13 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::path::{Path, PathBuf};
 use std::ptr;
+use std::sync::OnceLock;
 use std::sync::atomic::{Ordering, fence};
 
 use libloading::os::unix::{Library, RTLD_LAZY, RTLD_LOCAL};
 
 use super::kernels::{self, AREA_BYTES, Found, THREADS};
-use super::{Device, DeviceError, Job, LANES, Stream};
+use super::{Clock, Device, DeviceError, Job, LANES, Stream, Streams};
 
 /// Not in `libloading`: only what is loaded already. The value of Linux.
 const RTLD_NOLOAD: c_int = 4;
@@ -93,18 +94,37 @@ const CAPABILITY: [c_int; 2] = [75, 76];
 const PINNED_AND_MAPPED: c_uint = 1 | 2;
 /// `CU_STREAM_CAPTURE_MODE_RELAXED`.
 const RELAXED: c_int = 2;
+/// `CUDA_ERROR_NOT_READY`: the device has not come so far.
+const NOT_READY: c_int = 600;
 
 type StreamId = unsafe extern "C" fn(Handle, *mut u64) -> c_int;
 type TorchStream = unsafe extern "C" fn(i32, *mut Handle) -> i32;
+type Elapsed = unsafe extern "C" fn(*mut f32, Handle, Handle) -> c_int;
 
-/// A GPU.
-pub struct Gpu {
+functions! {
+    /// Of the driver (cuda.h), for times.
+    Events {
+        create: "cuEventCreate" = fn(*mut Handle, c_uint);
+        record: "cuEventRecord" = fn(Handle, Handle);
+        query: "cuEventQuery" = fn(Handle);
+    }
+}
+
+/// A GPU of torch's, and the streams that torch gives its work to.
+struct Access {
     driver: Driver,
     stream_id: Option<StreamId>,
     torch_stream: TorchStream,
     index: i32,
     name: String,
+    /// 90: 9.0.
+    capability: u32,
     context: Handle,
+}
+
+/// A GPU, with the kernel that looks at operands.
+pub struct Gpu {
+    access: Access,
     function: Handle,
     /// [`LANES`] areas of [`AREA_BYTES`].
     areas: u64,
@@ -117,6 +137,17 @@ pub struct Gpu {
 // SAFETY: handles of the driver may be used from any thread; `answers` is memory that lives as long as the process, and is read only through
 // `poll`, which takes the device exclusively.
 unsafe impl Send for Gpu {}
+
+/// The clock of a GPU: pairs of its events.
+pub struct EventPairs {
+    access: Access,
+    events: Events,
+    elapsed: Elapsed,
+    pairs: Vec<[Handle; 2]>,
+}
+
+// SAFETY: as for `Gpu`: handles may be used from any thread.
+unsafe impl Send for EventPairs {}
 
 impl Driver {
     fn check(&self, code: c_int, what: &str) -> Result<(), DeviceError> {
@@ -149,12 +180,9 @@ fn load(name: impl AsRef<std::ffi::OsStr>, flags: c_int) -> Result<&'static Libr
     }
 }
 
-impl Gpu {
-    /// The GPU that torch calls `cuda:index`, with `places` places for answers. Compiles the kernel, which takes about two seconds.
-    ///
-    /// # Errors
-    /// Where there is none, or something of it is missing.
-    pub fn open(index: i32, places: usize) -> Result<Self, DeviceError> {
+impl Access {
+    /// The GPU that torch calls `cuda:index`.
+    fn open(index: i32) -> Result<Self, DeviceError> {
         let torch = load("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY | RTLD_LOCAL)
             .map_err(|_| DeviceError("this torch has no CUDA".to_owned()))?;
         // SAFETY: torch's C interface (shim.h): int32_t (int32_t, void**).
@@ -199,65 +227,21 @@ impl Gpu {
         let name = unsafe { CStr::from_ptr(text.as_ptr()) }
             .to_string_lossy()
             .into_owned();
-        let mut gpu = Self {
+        Ok(Self {
             driver,
             stream_id,
             torch_stream,
             index,
             name: format!("{name} (sm_{}{})", capability[0], capability[1]),
+            capability: (capability[0] * 10 + capability[1]).cast_unsigned(),
             context,
-            function: ptr::null_mut(),
-            areas: 0,
-            answers: ptr::null_mut(),
-            answers_on_device: 0,
-            places,
-        };
-        let code = Nvrtc::find()?.compile((capability[0] * 10 + capability[1]).cast_unsigned())?;
-        gpu.within(|gpu| gpu.relaxed(|gpu| gpu.set_up(&code)))?;
-        Ok(gpu)
-    }
-
-    /// Loads the kernel and makes all memory that will ever be used.
-    fn set_up(&mut self, code: &[u8]) -> Result<(), DeviceError> {
-        let driver = &self.driver;
-        let mut module = ptr::null_mut();
-        driver.check(
-            // SAFETY: `code` is a cubin, or PTX with its final 0, as NVRTC made it; it is only read.
-            unsafe { (driver.load_module)(&raw mut module, code.as_ptr().cast()) },
-            "cuModuleLoadData",
-        )?;
-        let entry = CString::new(kernels::ENTRY).unwrap_or_default();
-        driver.check(
-            // SAFETY: writes one handle; the name ends.
-            unsafe { (driver.get_function)(&raw mut self.function, module, entry.as_ptr()) },
-            "cuModuleGetFunction",
-        )?;
-        driver.check(
-            // SAFETY: writes one address.
-            unsafe { (driver.allocate)(&raw mut self.areas, AREA_BYTES * LANES) },
-            "cuMemAlloc",
-        )?;
-        let bytes = self.places * size_of::<Found>();
-        let mut answers = ptr::null_mut();
-        driver.check(
-            // SAFETY: writes one address.
-            unsafe { (driver.allocate_host)(&raw mut answers, bytes, PINNED_AND_MAPPED) },
-            "cuMemHostAlloc",
-        )?;
-        // SAFETY: so many bytes that were just made, and that nobody else knows yet. All zeros are valid answers without a ticket.
-        unsafe { ptr::write_bytes(answers.cast::<u8>(), 0, bytes) };
-        self.answers = answers.cast();
-        driver.check(
-            // SAFETY: writes one address; the memory was made to be mapped.
-            unsafe { (driver.host_on_device)(&raw mut self.answers_on_device, answers, 0) },
-            "cuMemHostGetDevicePointer",
-        )
+        })
     }
 
     /// Runs `work` with this GPU's context on the calling thread.
     fn within<R>(
-        &mut self,
-        work: impl FnOnce(&mut Self) -> Result<R, DeviceError>,
+        &self,
+        work: impl FnOnce(&Driver) -> Result<R, DeviceError>,
     ) -> Result<R, DeviceError> {
         let mut current = ptr::null_mut();
         self.driver.check(
@@ -266,14 +250,14 @@ impl Gpu {
             "cuCtxGetCurrent",
         )?;
         if current == self.context {
-            return work(self);
+            return work(&self.driver);
         }
         self.driver.check(
             // SAFETY: a context that was retained.
             unsafe { (self.driver.push_context)(self.context) },
             "cuCtxPushCurrent",
         )?;
-        let result = work(self);
+        let result = work(&self.driver);
         let mut popped = ptr::null_mut();
         // SAFETY: pops what was pushed above.
         let ended = unsafe { (self.driver.pop_context)(&raw mut popped) };
@@ -281,32 +265,22 @@ impl Gpu {
         result
     }
 
-    /// Runs `work`, which makes memory, without breaking a graph that another thread captures.
+    /// The same, with work that makes memory or asks for events, which must not break a graph that another thread captures.
     fn relaxed<R>(
-        &mut self,
-        work: impl FnOnce(&mut Self) -> Result<R, DeviceError>,
+        &self,
+        work: impl FnOnce(&Driver) -> Result<R, DeviceError>,
     ) -> Result<R, DeviceError> {
-        let mut mode = RELAXED;
-        // SAFETY: exchanges one int.
-        let begun = unsafe { (self.driver.exchange_capture_mode)(&raw mut mode) };
-        self.driver
-            .check(begun, "cuThreadExchangeStreamCaptureMode")?;
-        let result = work(self);
-        // SAFETY: as above; `mode` is what it was.
-        let ended = unsafe { (self.driver.exchange_capture_mode)(&raw mut mode) };
-        self.driver
-            .check(ended, "cuThreadExchangeStreamCaptureMode")?;
-        result
-    }
-
-    fn area(&self, lane: usize) -> u64 {
-        self.areas + (lane * AREA_BYTES) as u64
-    }
-}
-
-impl Device for Gpu {
-    fn name(&self) -> String {
-        self.name.clone()
+        self.within(|driver| {
+            let mut mode = RELAXED;
+            // SAFETY: exchanges one int.
+            let begun = unsafe { (driver.exchange_capture_mode)(&raw mut mode) };
+            driver.check(begun, "cuThreadExchangeStreamCaptureMode")?;
+            let result = work(driver);
+            // SAFETY: as above; `mode` is what it was.
+            let ended = unsafe { (driver.exchange_capture_mode)(&raw mut mode) };
+            driver.check(ended, "cuThreadExchangeStreamCaptureMode")?;
+            result
+        })
     }
 
     fn current_stream(&self) -> Option<Stream> {
@@ -326,24 +300,217 @@ impl Device for Gpu {
         })
     }
 
-    fn is_capturing(&mut self, stream: Stream) -> bool {
-        let asked = self.within(|gpu| {
+    fn is_capturing(&self, stream: Stream) -> bool {
+        let asked = self.within(|driver| {
             let mut status = 0;
             // SAFETY: a stream of torch's, or the default stream of the context that is current now; writes one int.
-            let code = unsafe { (gpu.driver.capturing)(stream.handle as Handle, &raw mut status) };
-            gpu.driver.check(code, "cuStreamIsCapturing")?;
+            let code = unsafe { (driver.capturing)(stream.handle as Handle, &raw mut status) };
+            driver.check(code, "cuStreamIsCapturing")?;
             Ok(status != 0)
         });
         // An error says that a graph is captured which work of the default stream would break; asking breaks none.
         asked.unwrap_or(true)
     }
+}
 
+/// The device that the calling thread's context belongs to, as the driver numbers those that torch sees.
+pub fn current_device() -> Option<i32> {
+    type CurrentDevice = unsafe extern "C" fn(*mut c_int) -> c_int;
+    static FUNCTION: OnceLock<Option<CurrentDevice>> = OnceLock::new();
+    let function = (*FUNCTION.get_or_init(|| {
+        let library = load("libcuda.so.1", RTLD_NOLOAD | RTLD_LAZY | RTLD_LOCAL).ok()?;
+        // SAFETY: cuda.h: CUresult (CUdevice*).
+        unsafe { library.get::<CurrentDevice>(b"cuCtxGetDevice") }
+            .ok()
+            .map(|found| *found)
+    }))?;
+    let mut device = -1;
+    // SAFETY: writes one int, or gives an error where the thread has no context.
+    (unsafe { function(&raw mut device) } == 0).then_some(device)
+}
+
+impl Gpu {
+    /// The GPU that torch calls `cuda:index`, with `places` places for answers. Compiles the kernel, which takes about two seconds.
+    ///
+    /// # Errors
+    /// Where there is none, or something of it is missing.
+    pub fn open(index: i32, places: usize) -> Result<Self, DeviceError> {
+        let mut gpu = Self {
+            access: Access::open(index)?,
+            function: ptr::null_mut(),
+            areas: 0,
+            answers: ptr::null_mut(),
+            answers_on_device: 0,
+            places,
+        };
+        let code = Nvrtc::find()?.compile(gpu.access.capability)?;
+        gpu.set_up(&code)?;
+        Ok(gpu)
+    }
+
+    /// Loads the kernel and makes all memory that will ever be used.
+    fn set_up(&mut self, code: &[u8]) -> Result<(), DeviceError> {
+        let bytes = self.places * size_of::<Found>();
+        let (mut areas, mut answers, mut answers_on_device) = (0, ptr::null_mut(), 0);
+        let mut function = ptr::null_mut();
+        self.access.relaxed(|driver| {
+            let mut module = ptr::null_mut();
+            driver.check(
+                // SAFETY: `code` is a cubin, or PTX with its final 0, as NVRTC made it; it is only read.
+                unsafe { (driver.load_module)(&raw mut module, code.as_ptr().cast()) },
+                "cuModuleLoadData",
+            )?;
+            let entry = CString::new(kernels::ENTRY).unwrap_or_default();
+            driver.check(
+                // SAFETY: writes one handle; the name ends.
+                unsafe { (driver.get_function)(&raw mut function, module, entry.as_ptr()) },
+                "cuModuleGetFunction",
+            )?;
+            driver.check(
+                // SAFETY: writes one address.
+                unsafe { (driver.allocate)(&raw mut areas, AREA_BYTES * LANES) },
+                "cuMemAlloc",
+            )?;
+            driver.check(
+                // SAFETY: writes one address.
+                unsafe { (driver.allocate_host)(&raw mut answers, bytes, PINNED_AND_MAPPED) },
+                "cuMemHostAlloc",
+            )?;
+            // SAFETY: so many bytes that were just made, and that nobody else knows yet. All zeros are valid answers without a ticket.
+            unsafe { ptr::write_bytes(answers.cast::<u8>(), 0, bytes) };
+            driver.check(
+                // SAFETY: writes one address; the memory was made to be mapped.
+                unsafe { (driver.host_on_device)(&raw mut answers_on_device, answers, 0) },
+                "cuMemHostGetDevicePointer",
+            )
+        })?;
+        self.function = function;
+        self.areas = areas;
+        self.answers = answers.cast();
+        self.answers_on_device = answers_on_device;
+        Ok(())
+    }
+
+    fn area(&self, lane: usize) -> u64 {
+        self.areas + (lane * AREA_BYTES) as u64
+    }
+}
+
+/// Both look at the same GPU.
+macro_rules! streams_of_access {
+    ($($kind:ty),*) => {
+        $(impl Streams for $kind {
+            fn name(&self) -> String {
+                self.access.name.clone()
+            }
+
+            fn current_stream(&self) -> Option<Stream> {
+                self.access.current_stream()
+            }
+
+            fn is_capturing(&mut self, stream: Stream) -> bool {
+                self.access.is_capturing(stream)
+            }
+        })*
+    };
+}
+
+streams_of_access!(Gpu, EventPairs);
+
+impl EventPairs {
+    /// The clock of the GPU that torch calls `cuda:index`, with so many pairs of events, all of which are made now.
+    ///
+    /// # Errors
+    /// Where there is none, or something of it is missing.
+    pub fn open(index: i32, pairs: usize) -> Result<Self, DeviceError> {
+        let access = Access::open(index)?;
+        let library = load("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL)?;
+        let events = Events::find(library)?;
+        // Under its newer name since 12.8, with the same arguments.
+        let names: [&[u8]; 2] = [b"cuEventElapsedTime_v2", b"cuEventElapsedTime"];
+        let elapsed = names
+            .iter()
+            .find_map(|name| {
+                // SAFETY: cuda.h: CUresult (float*, CUevent, CUevent).
+                let found = unsafe { library.get::<Elapsed>(name) };
+                found.ok().map(|found| *found)
+            })
+            .ok_or_else(|| {
+                DeviceError("cuEventElapsedTime is missing: the driver is too old".to_owned())
+            })?;
+        let mut made = vec![[ptr::null_mut(); 2]; pairs];
+        access.relaxed(|driver| {
+            for event in made.iter_mut().flatten() {
+                // SAFETY: writes one handle. CU_EVENT_DEFAULT: with times.
+                let code = unsafe { (events.create)(&raw mut *event, 0) };
+                driver.check(code, "cuEventCreate")?;
+            }
+            Ok(())
+        })?;
+        Ok(Self {
+            access,
+            events,
+            elapsed,
+            pairs: made,
+        })
+    }
+
+    fn record(&self, pair: usize, which: usize, stream: Stream) -> Result<(), DeviceError> {
+        let event = self.event(pair, which)?;
+        self.access.within(|driver| {
+            // SAFETY: an event of this GPU that was made at the start, and a stream of torch's that captures no graph. What the event held is
+            // forgotten.
+            let code = unsafe { (self.events.record)(event, stream.handle as Handle) };
+            driver.check(code, "cuEventRecord")
+        })
+    }
+
+    fn event(&self, pair: usize, which: usize) -> Result<Handle, DeviceError> {
+        let events = self.pairs.get(pair).and_then(|pair| pair.get(which));
+        events
+            .copied()
+            .ok_or_else(|| DeviceError("there is no such event".to_owned()))
+    }
+}
+
+impl Clock for EventPairs {
+    fn begin(&mut self, pair: usize, stream: Stream) -> Result<(), DeviceError> {
+        self.record(pair, 0, stream)
+    }
+
+    fn end(&mut self, pair: usize, stream: Stream) -> Result<(), DeviceError> {
+        self.record(pair, 1, stream)
+    }
+
+    fn elapsed(&mut self, pair: usize) -> Result<Option<u64>, DeviceError> {
+        let (begun, ended) = (self.event(pair, 0)?, self.event(pair, 1)?);
+        self.access.relaxed(|driver| {
+            // SAFETY: an event that was recorded outside of graphs.
+            match unsafe { (self.events.query)(ended) } {
+                NOT_READY => return Ok(None),
+                code => driver.check(code, "cuEventQuery")?,
+            }
+            let mut milliseconds = 0.0;
+            // SAFETY: writes one float; both events were recorded, on one stream.
+            match unsafe { (self.elapsed)(&raw mut milliseconds, begun, ended) } {
+                NOT_READY => Ok(None),
+                code => {
+                    driver.check(code, "cuEventElapsedTime")?;
+                    // Never negative on one stream; a float of milliseconds has 24 bits.
+                    Ok(Some((f64::from(milliseconds) * 1e6) as u64))
+                }
+            }
+        })
+    }
+}
+
+impl Device for Gpu {
     fn bind(&mut self, lane: usize, stream: Stream) -> Result<(), DeviceError> {
         let area = self.area(lane);
-        self.within(|gpu| {
+        self.access.within(|driver| {
             // SAFETY: an area of this device that no launch uses; cleared in the order of the stream that will use it.
-            let code = unsafe { (gpu.driver.clear)(area, 0, AREA_BYTES, stream.handle as Handle) };
-            gpu.driver.check(code, "cuMemsetD8Async")
+            let code = unsafe { (driver.clear)(area, 0, AREA_BYTES, stream.handle as Handle) };
+            driver.check(code, "cuMemsetD8Async")
         })
     }
 
@@ -359,14 +526,15 @@ impl Device for Gpu {
         job.area = self.area(lane);
         job.answer = self.answers_on_device + (place * size_of::<Found>()) as u64;
         job.ticket = ticket;
-        self.within(|gpu| {
+        let function = self.function;
+        self.access.within(|driver| {
             let mut parameters = [(&raw mut job).cast::<c_void>()];
             // SAFETY: the kernel has one parameter, a `Job`, which the driver copies before it returns. What the job names is memory of
             // operands that are alive on this stream now (torch gives memory of a stream to nobody else before the stream has passed), an
             // area of this lane, and a place that no other launch writes to.
             let code = unsafe {
-                (gpu.driver.launch)(
-                    gpu.function,
+                (driver.launch)(
+                    function,
                     job.blocks,
                     1,
                     1,
@@ -379,7 +547,7 @@ impl Device for Gpu {
                     ptr::null_mut(),
                 )
             };
-            gpu.driver.check(code, "cuLaunchKernel")
+            driver.check(code, "cuLaunchKernel")
         })
     }
 

@@ -7,16 +7,20 @@
 //!
 //! Places for answers are a ring, made at start-up. When all are in use, statistics are not taken, and counted. The
 //! device is a trait: [`driver`] is CUDA's, [`simulated`] is for tests.
+//!
+//! How long the work of calls took is another question ([`timing`]), which events answer.
 
 pub mod driver;
 mod kernels;
 pub mod simulated;
+pub mod timing;
 
 use std::collections::VecDeque;
 
 use optape_trace::NotTaken;
 
 pub use kernels::{Found, Item, Job, MOST_ITEMS, Operand, Request, Tally};
+pub use timing::Clock;
 
 /// `c10::DeviceType::CUDA`.
 pub const CUDA: u8 = 1;
@@ -35,9 +39,9 @@ pub struct Stream {
     pub id: u64,
 }
 
-/// A device that can be asked.
-pub trait Device: Send {
-    /// What it is, for the trace.
+/// Where the work of a device goes to.
+pub trait Streams: Send {
+    /// What the device is, for the trace.
     fn name(&self) -> String;
 
     /// The stream that work of the calling thread goes to now. `None`: it cannot be told.
@@ -45,7 +49,10 @@ pub trait Device: Send {
 
     /// Whether work given to the stream now would become part of a graph instead of being done.
     fn is_capturing(&mut self, stream: Stream) -> bool;
+}
 
+/// A device that can be asked.
+pub trait Device: Streams {
     /// The lane belongs to this stream from now on; launches on it that were in flight are done.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{Device, DeviceError, Found, Job, LANES, Stream};
+use super::{Clock, Device, DeviceError, Found, Job, LANES, Stream, Streams};
 
 /// What it has been told to be and to do.
 #[derive(Debug, Default)]
@@ -27,8 +27,10 @@ pub struct Script {
     pub now: u64,
     /// Launches that were made.
     pub launches: u64,
-    /// Launches that were polled.
+    /// Launches, or events, that were polled.
     pub polls: u64,
+    /// The device's own clock, nanoseconds.
+    pub device_ns: u64,
 }
 
 type Worker = Box<dyn Fn(&Job) -> Found + Send>;
@@ -59,20 +61,96 @@ impl Simulated {
     }
 }
 
+/// Both do what the same script says.
+macro_rules! streams_of_script {
+    ($($kind:ty),*) => {
+        $(impl Streams for $kind {
+            fn name(&self) -> String {
+                "simulated".to_owned()
+            }
+
+            fn current_stream(&self) -> Option<Stream> {
+                let handle = self.script.lock().stream;
+                Some(Stream { handle, id: handle })
+            }
+
+            fn is_capturing(&mut self, stream: Stream) -> bool {
+                self.script.lock().capturing.contains(&stream.handle)
+            }
+        })*
+    };
+}
+
+streams_of_script!(Simulated, SimulatedClock);
+
+/// The clock of such a device. What it says is what the test moved `device_ns` by between an op's begin and its end.
+pub struct SimulatedClock {
+    script: Arc<Mutex<Script>>,
+    /// By pair: the stream, when it began, when it ended, and when that may be known.
+    pairs: HashMap<usize, Pair>,
+}
+
+#[derive(Clone, Copy)]
+struct Pair {
+    stream: u64,
+    began_ns: u64,
+    ended: Option<(u64, u64)>,
+}
+
+impl SimulatedClock {
+    /// A clock that goes as `script` says.
+    #[must_use]
+    pub fn new(script: Arc<Mutex<Script>>) -> Self {
+        Self {
+            script,
+            pairs: HashMap::new(),
+        }
+    }
+}
+
+impl Clock for SimulatedClock {
+    fn begin(&mut self, pair: usize, stream: Stream) -> Result<(), DeviceError> {
+        let script = self.script.lock();
+        if script.refuses {
+            return Err(DeviceError("refused".to_owned()));
+        }
+        let begun = Pair {
+            stream: stream.id,
+            began_ns: script.device_ns,
+            ended: None,
+        };
+        self.pairs.insert(pair, begun);
+        Ok(())
+    }
+
+    fn end(&mut self, pair: usize, stream: Stream) -> Result<(), DeviceError> {
+        let script = self.script.lock();
+        let due = if script.stuck.contains(&stream.handle) {
+            u64::MAX
+        } else {
+            script.now + script.delay
+        };
+        match self.pairs.get_mut(&pair).filter(|p| p.stream == stream.id) {
+            Some(pair) if !script.refuses => {
+                pair.ended = Some((script.device_ns, due));
+                Ok(())
+            }
+            _ => Err(DeviceError("refused".to_owned())),
+        }
+    }
+
+    fn elapsed(&mut self, pair: usize) -> Result<Option<u64>, DeviceError> {
+        let mut script = self.script.lock();
+        script.polls += 1;
+        let pair = self.pairs.get(&pair);
+        let Some((pair, (ended_ns, due))) = pair.and_then(|p| Some((p, p.ended?))) else {
+            return Err(DeviceError("the pair has not ended".to_owned()));
+        };
+        Ok((due <= script.now).then(|| ended_ns - pair.began_ns))
+    }
+}
+
 impl Device for Simulated {
-    fn name(&self) -> String {
-        "simulated".to_owned()
-    }
-
-    fn current_stream(&self) -> Option<Stream> {
-        let handle = self.script.lock().stream;
-        Some(Stream { handle, id: handle })
-    }
-
-    fn is_capturing(&mut self, stream: Stream) -> bool {
-        self.script.lock().capturing.contains(&stream.handle)
-    }
-
     fn bind(&mut self, lane: usize, stream: Stream) -> Result<(), DeviceError> {
         if !self.queues[lane].is_empty() {
             return Err(DeviceError("the lane has launches in flight".to_owned()));

@@ -29,6 +29,14 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> Result<(), ReplayEr
             );
             let measured = measured_devices(report, groups);
             head.extend(measured.iter().map(|device| format!("{device} [J{per}]")));
+            let divided_columns = head.len() - 2;
+            let timed = !report.gpu_time.is_empty();
+            if timed {
+                head.extend(
+                    ["gpu_time [ns]", "gpu_time calls", "gpu_time missing calls"]
+                        .map(str::to_owned),
+                );
+            }
             line(&mut csv, &head)?;
             for group in groups {
                 let mut row = vec![group.key.clone(), group.calls.to_string()];
@@ -44,7 +52,7 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> Result<(), ReplayEr
                     }
                     // A group without a divisor of its own has no mean.
                     (None, Some(_)) => {
-                        row.extend(std::iter::repeat_n(String::new(), head.len() - 2))
+                        row.extend(std::iter::repeat_n(String::new(), divided_columns))
                     }
                     (None, None) => {
                         row.extend(group.counters.values().map(|c| c.total.to_string()));
@@ -53,6 +61,11 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> Result<(), ReplayEr
                             number(group.measured.as_ref().and_then(|m| m.energy_j.get(device)))
                         }));
                     }
+                }
+                if timed {
+                    let time = &group.gpu_time;
+                    row.push(time.time_ns.to_string());
+                    row.extend([time.calls, time.missing_calls].map(|n| n.to_string()));
                 }
                 line(&mut csv, &row)?;
             }
@@ -116,6 +129,16 @@ fn flat<W: Write>(report: &Report, csv: &mut csv::Writer<W>) -> Result<(), Repla
             csv,
             &["energy", name, "", "", &energy.total_pj.to_string(), "pJ"],
         )?;
+    }
+    let time = &report.gpu_time;
+    if !time.is_empty() {
+        for (name, value, unit) in [
+            ("time", time.time_ns.to_string(), "ns"),
+            ("calls", time.calls.to_string(), "call"),
+            ("missing_calls", time.missing_calls.to_string(), "call"),
+        ] {
+            line(csv, &["gpu_time", name, "", "", &value, unit])?;
+        }
     }
     if let Some(measured) = report
         .monitors

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use optape_trace::TraceEnd;
 
+use crate::device_time::DeviceTime;
 use crate::energy::EnergyReport;
 use crate::error::ReplayError;
 use crate::load::{Source, StreamRef};
@@ -129,6 +130,9 @@ pub struct Report {
     /// What monitors saw meanwhile, where any ran.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub monitors: Option<MonitorsReport>,
+    /// How long the work of the selected calls took on GPUs, where it was recorded.
+    #[serde(skip_serializing_if = "DeviceTime::is_empty")]
+    pub gpu_time: DeviceTime,
     /// Spiking layers, in the order in which they first fired.
     pub firing_rates: Vec<FiringRate>,
     /// Totals divided.
@@ -320,8 +324,11 @@ pub struct Coverage {
     /// Calls that ran and whose module could not be found; they are counted, under `Global` alone.
     pub unattributed: u64,
     /// Selected regions that ran outside of the dispatcher (compiled code, CUDA graphs): work that no figure holds. Absent
-    /// where the run is long and its summaries were enough, so that nobody looked.
+    /// where the run is long, its summaries were enough, and its processes did not say.
     pub opaque_regions: Option<u64>,
+    /// Their names, and how often each ran.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub opaque_names: BTreeMap<String, u64>,
     /// Records that were lost while recording, in the whole streams.
     pub dropped_records: u64,
     /// Each counter's.
@@ -539,6 +546,9 @@ pub struct Group {
     pub counters: Ordered<GroupCounter>,
     /// Energy models.
     pub energy: Ordered<EnergyReport>,
+    /// How long its calls' work took on GPUs, where it was recorded.
+    #[serde(skip_serializing_if = "DeviceTime::is_empty")]
+    pub gpu_time: DeviceTime,
     /// What sensors measured meanwhile; by stage and step alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub measured: Option<Measured>,

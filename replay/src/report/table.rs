@@ -6,6 +6,7 @@ use std::io::Write;
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, presets};
 
 use super::{Measured, Report, numbers};
+use crate::device_time::DeviceTime;
 use crate::energy::EnergyReport;
 use crate::error::ReplayError;
 
@@ -70,6 +71,7 @@ pub(super) fn sections(report: &Report) -> Vec<Section> {
             }
         }
     }
+    sections.extend(gpu_time(report));
     sections.extend(measured(report));
     if !report.firing_rates.is_empty() {
         sections.push(firing(report));
@@ -182,10 +184,24 @@ fn coverage(report: &Report) -> Section {
         lines.push(format!("no rule in {} for {}", names.join(", "), list(ops)));
     }
     if let Some(regions) = coverage.opaque_regions.filter(|regions| *regions > 0) {
+        let compiled = coverage
+            .opaque_names
+            .keys()
+            .any(|name| name.starts_with("compiled "));
         lines.push(format!(
-            "{} regions ran outside of the dispatcher (compiled code, CUDA graphs): their work is in no figure",
-            calls(regions)
+            "opaque: {} {}, what {} outside of the dispatcher is in no figure{}",
+            calls(regions),
+            if regions == 1 { "region" } else { "regions" },
+            if regions == 1 { "it ran" } else { "they ran" },
+            if compiled {
+                " (an exact count: optape record --eager)"
+            } else {
+                ""
+            }
         ));
+        if !coverage.opaque_names.is_empty() {
+            lines.push(format!("opaque: {}", list(&coverage.opaque_names)));
+        }
     }
     let rows = (!coverage.counters.is_empty()).then_some(Rows {
         head,
@@ -447,6 +463,72 @@ fn time(seconds: f64) -> String {
         s if s >= 1e-3 => numbers::scaled(s * 1e3, "ms"),
         s => numbers::scaled(s * 1e6, "us"),
     }
+}
+
+/// Time on GPUs: a line, or with groups a row for each.
+fn gpu_time(report: &Report) -> Option<Section> {
+    let total = &report.gpu_time;
+    if total.is_empty() {
+        return None;
+    }
+    let calls = |n: u64| numbers::grouped(i128::from(n));
+    #[expect(clippy::cast_precision_loss, reason = "rounded for people")]
+    let span = |of: &DeviceTime| time(of.time_ns as f64 / 1e9);
+    let mut lines = vec![format!(
+        "{} in {} op calls, between events before and behind the work of each; what the GPU waited for launches is in it",
+        span(total),
+        calls(total.calls)
+    )];
+    if total.missing_calls > 0 {
+        lines.push(format!(
+            "{} more op calls had work for a GPU; their times are lost, or were not taken",
+            calls(total.missing_calls)
+        ));
+    }
+    let Some(groups) = &report.groups else {
+        return Some(Section {
+            title: "GPU time".to_owned(),
+            rows: None,
+            lines,
+        });
+    };
+    let by = report.by.as_deref().unwrap_or("group");
+    let row = |key: &str, of: &DeviceTime| {
+        #[expect(clippy::cast_precision_loss, reason = "a share is a float")]
+        let share = if total.time_ns == 0 {
+            0.0
+        } else {
+            of.time_ns as f64 / total.time_ns as f64
+        };
+        vec![
+            key.to_owned(),
+            calls(of.calls),
+            calls(of.missing_calls),
+            span(of),
+            format!("{:.1} %", share * 100.0),
+        ]
+    };
+    let mut body: Vec<Vec<String>> = groups
+        .iter()
+        .filter(|group| !group.gpu_time.is_empty())
+        .map(|group| row(&group.key, &group.gpu_time))
+        .collect();
+    if by == "scope" {
+        lines.push("a call counts in every module on its stack; the rows do not add up".to_owned());
+    } else {
+        body.push(row("total", total));
+    }
+    Some(Section {
+        title: format!("GPU time by {by}"),
+        rows: Some(Rows {
+            head: [by, "calls", "no time", "GPU time", "share"]
+                .map(str::to_owned)
+                .to_vec(),
+            body,
+            texts: &[0],
+        }),
+        lines,
+    })
 }
 
 fn joules(value: Option<&f64>) -> String {

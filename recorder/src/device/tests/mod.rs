@@ -1,4 +1,6 @@
-//! The kernel against the processor's statistics, and the ring over a simulated device.
+//! The kernel against the processor's statistics, the ring and the times of calls over a simulated device.
 
 mod agreement;
+mod driver;
 mod ring;
+mod timing;
