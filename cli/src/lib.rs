@@ -9,6 +9,7 @@ pub mod ctl;
 pub mod daemon;
 pub mod dump;
 pub mod exit;
+pub mod graph;
 pub mod info;
 pub mod layers;
 pub mod man;
@@ -20,6 +21,7 @@ pub mod record;
 pub mod recover;
 pub mod replay;
 pub mod rules;
+pub mod values;
 pub mod verify;
 
 use std::ffi::OsString;
@@ -112,6 +114,8 @@ fn run(options: &Options) -> anyhow::Result<ExitCode> {
         Command::Daemon(options) => daemon::run(options, global),
         Command::Ctl(options) => ctl::run(options, global),
         Command::Replay(options) => replay::run(options, global),
+        Command::Graph(options) => graph::run(options, global),
+        Command::Values(options) => values::run(options, global),
         Command::Info(options) => info::run(options, global),
         Command::Dump(options) => dump::run(options, global),
         Command::Verify(options) => verify::run(options, global),

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use crate::{
-    completions, config, ctl, daemon, dump, info, man, monitor, presets, record, recover, replay,
-    rules, verify,
+    completions, config, ctl, daemon, dump, graph, info, man, monitor, presets, record, recover,
+    replay, rules, values, verify,
 };
 
 /// Records what PyTorch runs, op by op, and answers questions about it afterwards.
@@ -96,6 +96,10 @@ pub enum Command {
     Ctl(ctl::Options),
     /// Count over a trace: operations, bytes, energy, firing rates
     Replay(Box<replay::Options>),
+    /// Show the layers of the recorded model and what feeds what
+    Graph(graph::Options),
+    /// List the values that a trace kept, or export them for NumPy and safetensors
+    Values(values::Options),
     /// Say what a trace is: command, versions, processes, size, how it ended
     Info(info::Options),
     /// Print a trace, one line per record

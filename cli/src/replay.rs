@@ -7,7 +7,8 @@ use clap::{Args, ValueEnum, ValueHint};
 use optape_replay::energy::CostFile;
 use optape_replay::rules::RuleSet;
 use optape_replay::{
-    By, Format, Glob, Per, Request, Selection, Traces, Wanted, evaluate, explain, parse_steps,
+    By, Format, Glob, Per, Request, Selection, Traces, Wanted, WatchSelection, WatchesWanted,
+    evaluate, explain, parse_steps,
 };
 
 use crate::exit;
@@ -59,14 +60,33 @@ pub struct Options {
         help_heading = "What to compute"
     )]
     pub energy: Vec<String>,
-    /// An energy model with the costs of a TOML file (`optape presets compute_fp32` prints one to start from)
+    /// What sinabs says of layers and models, separated by commas: analyzer, analyzer_average, synop_counter, synop_counter_layers, synops_hooks
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        help_heading = "What to compute"
+    )]
+    pub sinabs: Vec<String>,
+    /// Qualia's metrics, separated by commas: mem8, mem16, mem32, operations, and others (`optape presets --rules qualia-2.6.0`)
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        help_heading = "What to compute"
+    )]
+    pub qualia: Vec<String>,
+    /// SpikingJelly's monitors, from what was watched: output, input, 'IFNode:output,v', 'fc*:grad_output'
+    #[arg(long, value_name = "MODULES:WHAT", value_parser = |text: &str| WatchSelection::parse(text), help_heading = "What to compute")]
+    pub monitors: Vec<Vec<WatchSelection>>,
+    /// An energy model or an estimator of layers with the costs of a TOML file (`optape presets compute_fp32` prints one to start from)
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "What to compute")]
     pub costs: Vec<PathBuf>,
     /// Everything that the rule set has; what the trace or the rules refuse is listed with the reason
-    #[arg(long, conflicts_with_all = ["counters", "energy"], help_heading = "What to compute")]
+    #[arg(long, conflicts_with_all = ["counters", "energy", "sinabs", "qualia", "monitors"], help_heading = "What to compute")]
     pub all: bool,
     /// Show op by op which rule gave which number, for an op or a scope
-    #[arg(long, value_name = "OP|SCOPE", conflicts_with_all = ["by", "per", "energy", "costs"], help_heading = "What to compute")]
+    #[arg(long, value_name = "OP|SCOPE", conflicts_with_all = ["by", "per", "energy", "sinabs", "qualia", "monitors", "costs"], help_heading = "What to compute")]
     pub explain: Option<String>,
 
     /// Ops inside of ranges of this name (record_function), all occurrences
@@ -191,7 +211,7 @@ impl Options {
             .map(|path| CostFile::read(path))
             .collect::<Result<Vec<_>, _>>()?;
         // Naming one kind of estimator asks for that kind alone.
-        let named = |names: &[String], others: bool| match (names.is_empty(), others) {
+        let named = |names: &[String], by_name: bool| match (names.is_empty(), by_name) {
             (true, false) if self.all => Wanted::All,
             (true, false) => Wanted::Usual,
             (true, true) => Wanted::Named(Vec::new()),
@@ -205,7 +225,10 @@ impl Options {
                 Wanted::Named(unique)
             }
         };
-        let asks_energy = !self.energy.is_empty() || (!costs.is_empty() && !self.all);
+        let kinds = [&self.counters, &self.energy, &self.sinabs, &self.qualia];
+        let by_name = kinds.iter().any(|names| !names.is_empty())
+            || !self.monitors.is_empty()
+            || (!costs.is_empty() && !self.all);
         Ok(Request {
             selection: Selection {
                 ranges: self.range.clone(),
@@ -216,8 +239,15 @@ impl Options {
                 ranks: self.rank.clone(),
                 exclude: globs(&self.exclude),
             },
-            counters: named(&self.counters, asks_energy),
-            energy: named(&self.energy, !self.counters.is_empty() || asks_energy),
+            counters: named(&self.counters, by_name),
+            energy: named(&self.energy, by_name),
+            sinabs: named(&self.sinabs, by_name),
+            qualia: named(&self.qualia, by_name),
+            monitors: match (self.all, self.monitors.is_empty()) {
+                (true, _) => WatchesWanted::All,
+                (false, true) => WatchesWanted::None,
+                (false, false) => WatchesWanted::Selected(self.monitors.concat()),
+            },
             costs,
             by: self.by.map(|by| match by {
                 Grouping::Scope => By::Scope,

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use optape_replay::ReplayError;
+use optape_replay::energy::{PRESETS, Preset};
 use optape_replay::rules::{RULE_SETS, RuleSet};
 
 use crate::options::GlobalOptions;
@@ -56,6 +57,14 @@ pub fn run(options: &Options, _global: &GlobalOptions) -> anyhow::Result<ExitCod
                         counter.name(),
                         counter.unit()
                     )?;
+                }
+                // Sets about layers have estimators instead.
+                let of_set = |preset: &&Preset| {
+                    set.counters.is_empty() && preset.rules == Some(set.name)
+                };
+                let names: Vec<&str> = PRESETS.iter().filter(of_set).map(|p| p.name).collect();
+                for names in names.chunks(6) {
+                    writeln!(text, "  {}", names.join(", "))?;
                 }
             }
         }

@@ -53,6 +53,8 @@ fn help_of_every_subcommand_is_what_it_was() {
         "daemon",
         "ctl",
         "replay",
+        "graph",
+        "values",
         "info",
         "dump",
         "verify",

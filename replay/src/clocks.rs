@@ -166,7 +166,7 @@ mod tests {
             },
         )
         .unwrap();
-        let hardware = report.monitors.unwrap().hardware;
+        let hardware = report.monitors.unwrap().hardware.unwrap();
         let energy = hardware.measured.unwrap().energy_j;
         energy
             .iter()

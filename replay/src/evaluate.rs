@@ -9,9 +9,11 @@ use crate::aggregate::{self, Reading, Row, Rows};
 use crate::energy::{self, CostFile, EnergyModel, EnergyReport, Given};
 use crate::error::ReplayError;
 use crate::firing;
+use crate::layers;
 use crate::load::{Traces, stack};
 use crate::monitors::{Measurement, Part};
-use crate::ordered::{Amounts, Following, Place, RowKey, walk};
+use crate::network::Network;
+use crate::ordered::{Amounts, Following, Place, RowKey, Simulation, walk};
 use crate::report::{
     CounterCoverage, CounterReport, Coverage, Group, GroupCounter, Measured, MonitorsReport,
     Normalised, Per, Report, RulesInfo, SelectionInfo, SourceInfo, StreamReport,
@@ -19,6 +21,7 @@ use crate::report::{
 use crate::rules::{CallRow, Counted, Counter, MissingLevel, RuleError, RuleSet};
 use crate::selection::{Divisors, Selection, stage_of};
 use crate::timeline::Timeline;
+use crate::watched::{self, WatchesWanted};
 
 /// Which estimators to evaluate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -70,7 +73,13 @@ pub struct Request {
     pub counters: Wanted,
     /// Energy presets.
     pub energy: Wanted,
-    /// Energy models with costs of the user's.
+    /// sinabs' statistics of layers.
+    pub sinabs: Wanted,
+    /// Qualia's metrics.
+    pub qualia: Wanted,
+    /// SpikingJelly's monitors.
+    pub monitors: WatchesWanted,
+    /// Energy models, and estimators of layers, with costs and settings of the user's.
     pub costs: Vec<CostFile>,
     /// Grouping.
     pub by: Option<By>,
@@ -220,27 +229,27 @@ pub(crate) struct Outcome<'a> {
     followed: bool,
 }
 
-enum Refusal {
+pub(crate) enum Refusal {
     Missing(Box<MissingLevel>),
     Failed(String),
 }
 
 impl Refusal {
-    fn of(error: &RuleError) -> Self {
+    pub(crate) fn of(error: &RuleError) -> Self {
         match error {
             RuleError::Missing(missing) => Self::Missing(missing.clone()),
             RuleError::Failed(text) | RuleError::Unsuited(text) => Self::Failed(text.clone()),
         }
     }
 
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         match self {
             Self::Missing(missing) => missing.to_string(),
             Self::Failed(text) => text.clone(),
         }
     }
 
-    fn error(&self, estimator: &str) -> ReplayError {
+    pub(crate) fn error(&self, estimator: &str) -> ReplayError {
         match self {
             Self::Missing(missing) => ReplayError::MissingLevel {
                 estimator: estimator.to_owned(),
@@ -262,6 +271,16 @@ pub(crate) struct Followed {
 }
 
 impl Followed {
+    /// Of each stream that called modules.
+    pub(crate) fn networks(&self) -> impl Iterator<Item = &Network> {
+        self.kept()
+    }
+
+    /// What those that follow have kept: one of each stream.
+    pub(crate) fn kept<T: std::any::Any + Send + Sync>(&self) -> impl Iterator<Item = &T> {
+        self.amounts.kept()
+    }
+
     /// Why there is no result; what is missing is none with `lenient`.
     fn refusal(&self, lenient: bool) -> Option<Refusal> {
         let counts = |e: &&RuleError| !lenient || !matches!(e, RuleError::Missing(_));
@@ -493,8 +512,23 @@ pub fn evaluate(
             *shown || inputs.iter().any(|input| input.counter == counter.name())
         })
         .collect();
-    let (mut by_counter, mut by_model) =
-        follow(traces, rules, request, &timelines, &wanted, &models)?;
+    let asked = layers::asked(rules, request)?;
+    let mut extras = Vec::new();
+    if !asked.is_empty() {
+        extras.push(Extra::modules());
+    }
+    if request.monitors != WatchesWanted::None {
+        extras.push(Extra::watches());
+    }
+    let (mut by_counter, mut by_model) = follow(
+        traces,
+        rules,
+        request,
+        &timelines,
+        &wanted,
+        &models,
+        &mut extras,
+    )?;
     let mut results: Vec<(Outcome<'_>, bool)> = Vec::new();
     for (at, (counter, shown)) in wanted.iter().enumerate() {
         let outcome = run(*counter, &seen, request.lenient, by_counter.remove(&at));
@@ -563,6 +597,15 @@ pub fn evaluate(
         }
     }
 
+    let of = |identities: bool| {
+        let extra = extras.iter().find(|e| e.needs_identities == identities);
+        extra.map(|extra| &extra.followed)
+    };
+    let sections = layers::evaluate(&asked, of(true), request)?;
+    skipped.extend(sections.skipped);
+    let watched = watched::evaluate(&request.monitors, of(false), request)?;
+    skipped.extend(watched.skipped);
+
     let shown: Vec<&Outcome<'_>> = results
         .iter()
         .filter(|(r, shown)| *shown && r.refusal.is_none() && (!grouped || r.counts_ops()))
@@ -623,7 +666,14 @@ pub fn evaluate(
         ),
         counters: reports.into_iter().collect(),
         energy: energy.into_iter().collect(),
-        monitors: hardware.map(|hardware| MonitorsReport { hardware }),
+        monitors: (hardware.is_some() || !watched.reports.is_empty()).then_some(MonitorsReport {
+            reports: watched.reports,
+            rates: watched.rates,
+            about: watched.about,
+            hardware,
+        }),
+        sinabs: sections.sinabs,
+        qualia: sections.qualia,
         firing_rates: firing::rates(traces, &timelines, &seen),
         per,
         groups,
@@ -661,7 +711,7 @@ fn counters(rules: &RuleSet, request: &Request) -> Result<Vec<String>, ReplayErr
 }
 
 /// Why something is left out where groups are asked for.
-const UNGROUPED: &str = "it counts calls of modules, not of ops, and cannot be grouped; leave --by away, or select with --scope, \
+pub(crate) const UNGROUPED: &str = "it counts calls of modules, not of ops, and cannot be grouped; leave --by away, or select with --scope, \
                          --stage or --step";
 
 /// A model, and whether it was asked for by name.
@@ -694,7 +744,8 @@ pub(crate) fn models(rules: &RuleSet, request: &Request) -> Result<Vec<Asked>, R
             }
         }
     }
-    for file in &request.costs {
+    let of_energy = |file: &&CostFile| file.place().0 == energy::Section::Energy;
+    for file in request.costs.iter().filter(of_energy) {
         if !rules.models.contains(&file.model.as_str()) {
             return Err(ReplayError::Selection(format!(
                 "the rule set {} has no energy model '{}', which the cost file '{}' is for; it has: {}",
@@ -726,6 +777,34 @@ pub(crate) fn models(rules: &RuleSet, request: &Request) -> Result<Vec<Asked>, R
 
 pub(crate) type ByPlace = HashMap<usize, Followed>;
 
+/// Something else that follows the streams.
+pub(crate) struct Extra {
+    /// It needs identities of tensors, and with them `--level full`.
+    needs_identities: bool,
+    make: fn(Option<u32>) -> Box<dyn Simulation>,
+    pub(crate) followed: Followed,
+}
+
+impl Extra {
+    /// What was watched.
+    fn watches() -> Self {
+        Self {
+            needs_identities: false,
+            make: watched::simulation,
+            followed: Followed::default(),
+        }
+    }
+
+    /// What the modules did.
+    pub(crate) fn modules() -> Self {
+        Self {
+            needs_identities: true,
+            make: layers::simulation,
+            followed: Followed::default(),
+        }
+    }
+}
+
 /// Goes through the streams once for all counters and models that follow them; by their places.
 pub(crate) fn follow(
     traces: &Traces,
@@ -734,6 +813,7 @@ pub(crate) fn follow(
     timelines: &[Timeline],
     counters: &[(&dyn Counter, bool)],
     models: &[Asked],
+    extras: &mut [Extra],
 ) -> Result<(ByPlace, ByPlace), ReplayError> {
     let following = |simulates: bool, at: usize| simulates.then(|| (at, Followed::default()));
     let mut by_counter: ByPlace = counters
@@ -746,7 +826,7 @@ pub(crate) fn follow(
         .enumerate()
         .filter_map(|(at, (model, _))| following(model.simulation().is_some(), at))
         .collect();
-    if by_counter.is_empty() && by_model.is_empty() {
+    if by_counter.is_empty() && by_model.is_empty() && extras.is_empty() {
         return Ok((by_counter, by_model));
     }
     let streams = traces
@@ -761,25 +841,35 @@ pub(crate) fn follow(
                 what: "lifetimes of storages, calls of modules and states of neurons".to_owned(),
                 way_out: crate::rules::WayOut::Record(optape_trace::needs::FULL_FLAG),
             };
-            for followed in by_counter.values_mut().chain(by_model.values_mut()) {
+            let lacking = extras.iter_mut().filter(|extra| extra.needs_identities);
+            let lacking = lacking.map(|extra| &mut extra.followed);
+            let followed = by_counter.values_mut().chain(by_model.values_mut());
+            for followed in followed.chain(lacking) {
                 followed
                     .errors
                     .push(RuleError::Missing(Box::new(missing.clone())));
             }
-            continue;
         }
         let by_step = request.by == Some(By::Step);
         let pieces = request.selection.pieces(at, timeline, by_step);
         let of_counter = |place: &usize| counters.get(*place).and_then(|(c, _)| c.simulation());
         let of_model = |place: &usize| models.get(*place).and_then(|(m, _)| m.simulation());
+        let rank = at.stream.info().rank;
+        let others = extras
+            .iter_mut()
+            .filter(|extra| full || !extra.needs_identities)
+            .map(|extra| (Some((extra.make)(rank)), &mut extra.followed));
         let simulations = by_counter
             .iter_mut()
+            .filter(|_| full)
             .map(|(place, followed)| (of_counter(place), followed))
             .chain(
                 by_model
                     .iter_mut()
+                    .filter(|_| full)
                     .map(|(place, followed)| (of_model(place), followed)),
-            );
+            )
+            .chain(others);
         let mut following: Vec<Following<'_>> = simulations
             .filter_map(|(simulation, followed)| {
                 Some(Following {
@@ -790,6 +880,9 @@ pub(crate) fn follow(
                 })
             })
             .collect();
+        if following.is_empty() {
+            continue;
+        }
         walk(
             traces,
             rules,

@@ -3,13 +3,26 @@
 
 use std::collections::BTreeMap;
 
-use optape_trace::{Argument, ModuleId, Operand, WatchId, When, fields};
+use optape_trace::{Argument, ModuleId, Operand, SignatureDef, WatchId, When, fields};
 
 use crate::evaluate::{Kind, Seen};
 use crate::load::Traces;
 use crate::report::FiringRate;
 use crate::rules::integer_position;
 use crate::timeline::Timeline;
+
+/// The watch of a call of `optape::watch`, and which of its tensors is the value.
+pub(crate) fn watch_of(signature: &SignatureDef) -> Option<(WatchId, u16)> {
+    let mut found = (None, None);
+    for argument in &signature.arguments {
+        match argument {
+            Argument::Int(id) => found.0 = u32::try_from(*id).ok(),
+            Argument::Tensor(index) => found.1 = Some(*index),
+            _ => {}
+        }
+    }
+    Some((WatchId(found.0?), found.1?))
+}
 
 /// One line per watched output of a spiking module, in the order in which they first fired.
 pub(crate) fn rates(traces: &Traces, timelines: &[Timeline], seen: &[Seen<'_>]) -> Vec<FiringRate> {
@@ -25,19 +38,14 @@ pub(crate) fn rates(traces: &Traces, timelines: &[Timeline], seen: &[Seen<'_>]) 
     }
     let mut layers: Vec<FiringRate> = Vec::new();
     for s in seen.iter().filter(|s| s.facts.kind == Kind::Watch) {
-        let Some(id) = s
-            .call
-            .signature
-            .arguments
-            .iter()
-            .find_map(|argument| match argument {
-                Argument::Int(id) => u32::try_from(*id).ok(),
-                _ => None,
-            })
-        else {
+        let signature = s.call.signature;
+        let Some((id, index)) = watch_of(signature) else {
             continue;
         };
-        let Some(watch) = s.dictionary.watch(WatchId(id)) else {
+        let Some(tensor) = signature.tensors.get(usize::from(index)) else {
+            continue;
+        };
+        let Some(watch) = s.dictionary.watch(id) else {
             continue;
         };
         let Some((module_id, module)) = watch
@@ -49,23 +57,6 @@ pub(crate) fn rates(traces: &Traces, timelines: &[Timeline], seen: &[Seen<'_>]) 
         if !module.spiking || watch.what != "output" {
             continue;
         }
-        let Some((index, tensor)) =
-            s.call
-                .signature
-                .arguments
-                .iter()
-                .find_map(|argument| match argument {
-                    Argument::Tensor(index) => s
-                        .call
-                        .signature
-                        .tensors
-                        .get(usize::from(*index))
-                        .map(|t| (*index, t)),
-                    _ => None,
-                })
-        else {
-            continue;
-        };
         let entry = s.call.pattern.entry(Operand::Tensor(index), When::Before);
         let nonzeros = integer_position(
             s.call.pattern,

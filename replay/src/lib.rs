@@ -22,24 +22,33 @@ mod error;
 mod evaluate;
 mod explain;
 mod firing;
+mod layers;
 mod load;
 mod monitors;
 mod needs;
+pub mod network;
 pub mod ordered;
+mod qualia;
 pub mod report;
 pub mod rules;
 mod selection;
+mod sinabs;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 #[cfg(test)]
 mod tests;
 mod timeline;
+pub mod values;
+mod watched;
 
 pub use error::{ReplayError, nearest, position};
 pub use evaluate::{By, Request, Wanted, evaluate};
 pub use explain::{Explained, Explanation, explain};
+pub use layers::graph;
 pub use load::{Source, StreamRef, Traces};
 pub use monitors::{facts, sample_counts};
 pub use needs::{Estimator, Lacking, Needs, RulesNeeds, Standing, needs};
 pub use report::{Format, Per, Report};
 pub use selection::{Glob, Selection, parse_steps};
+pub use values::{Values, ValuesFormat, ValuesRequest};
+pub use watched::{WatchSelection, WatchesWanted};

@@ -13,9 +13,10 @@ use serde::Serialize;
 use crate::aggregate::{self, Reading, Rows};
 use crate::error::ReplayError;
 use crate::evaluate::{
-    Kind, Request, Seen, Wanted, follow, given, inputs_of, models, processors, run, see,
+    Extra, Kind, Request, Seen, Wanted, follow, given, inputs_of, models, processors, run, see,
 };
 use crate::firing;
+use crate::layers;
 use crate::load::Traces;
 use crate::monitors::Measurement;
 use crate::report::grouped;
@@ -239,8 +240,27 @@ fn estimators(
     let models = models(set, &request)?;
     let counters: Vec<(&dyn Counter, bool)> =
         set.counters.iter().map(|c| (c.as_ref(), true)).collect();
-    let (mut by_counter, mut by_model) =
-        follow(traces, set, &request, timelines, &counters, &models)?;
+    let of_layers = layers::asked(
+        set,
+        &Request {
+            sinabs: Wanted::All,
+            qualia: Wanted::All,
+            ..Request::default()
+        },
+    )?;
+    let mut extras = Vec::new();
+    if set.counters.is_empty() && !of_layers.is_empty() {
+        extras.push(Extra::modules());
+    }
+    let (mut by_counter, mut by_model) = follow(
+        traces,
+        set,
+        &request,
+        timelines,
+        &counters,
+        &models,
+        &mut extras,
+    )?;
     let mut all = Vec::new();
     let mut outcomes = Vec::new();
     for (at, (counter, shown)) in counters.into_iter().enumerate() {
@@ -296,6 +316,21 @@ fn estimators(
             }
         }
         all.push(estimator);
+    }
+    let mut models_seen: Vec<&str> = Vec::new();
+    for extra in &extras {
+        // Configurations of one model need the same.
+        for asked in &of_layers {
+            if models_seen.contains(&asked.file.model.as_str()) {
+                continue;
+            }
+            models_seen.push(&asked.file.model);
+            let mut estimator = Estimator::of(asked.kind(), Vec::new());
+            if let Err(error) = layers::report(&asked.file, &extra.followed, false) {
+                estimator.met(&error);
+            }
+            all.push(estimator);
+        }
     }
     Ok(all)
 }

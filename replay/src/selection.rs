@@ -306,6 +306,11 @@ impl Selection {
         if !self.ops.is_empty() && !self.ops.iter().any(|glob| op_matches(glob, op)) {
             return false;
         }
+        self.matches_place(dictionary, signature)
+    }
+
+    /// Whether calls of a signature are selected, whatever their op.
+    pub(crate) fn matches_place(&self, dictionary: &Dictionary, signature: &SignatureDef) -> bool {
         if !self.stages.is_empty() {
             let stage = stage_of(dictionary, signature);
             if !self
@@ -332,6 +337,20 @@ impl Selection {
                 .iter()
                 .any(|glob| module_matches(glob, name, classes))
         })
+    }
+
+    /// Whether a module is selected, by its name and classes alone.
+    pub(crate) fn takes_names(&self, name: &str, classes: &[String]) -> bool {
+        let inside = self.scopes.is_empty()
+            || self.scopes.iter().any(|glob| {
+                let mut above = name.match_indices('.').filter_map(|(at, _)| name.get(..at));
+                glob.matches(name) || above.any(|above| glob.matches(above))
+            });
+        let left_out = self
+            .exclude
+            .iter()
+            .any(|glob| module_matches(glob, name, classes));
+        inside && !left_out
     }
 
     /// Whether a stage is selected.

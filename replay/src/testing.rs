@@ -5,7 +5,7 @@ use optape_trace::{
     OpCallRef, OpDef, OpId, Operand, Pattern, PatternEntry, PatternId, ReturnDef, Role, RunEnd,
     RunInfo, ScopeDef, ScopeId, SignatureDef, SignatureId, Stage, State, StepSource, StreamEnd,
     StreamId, StreamInfo, TensorId, TensorMeta, TextId, ThreadDef, ThreadId, Trace, TraceWriter,
-    WatchDef, WatchId, When, call_flags, fields,
+    Value, WatchDef, WatchId, When, call_flags, fields,
 };
 
 /// Writes a trace in memory, handing out ids as capture does.
@@ -396,10 +396,21 @@ impl Tape {
         class: &str,
         spiking: bool,
     ) -> (ModuleId, ScopeId) {
+        self.module_of(parent, name, &[class], spiking)
+    }
+
+    /// The same with bases of the class.
+    pub fn module_of(
+        &mut self,
+        parent: ScopeId,
+        name: &str,
+        classes: &[&str],
+        spiking: bool,
+    ) -> (ModuleId, ScopeId) {
         let module = ModuleId(self.modules.len() as u32);
         let definition = ModuleDef {
             name: name.to_owned(),
-            classes: vec![class.to_owned()],
+            classes: classes.iter().map(|class| (*class).to_owned()).collect(),
             spiking,
         };
         self.modules.push(definition.clone());
@@ -421,13 +432,29 @@ impl Tape {
 
     /// Defines a watch of a module's output.
     pub fn watch(&mut self, id: u32, module: ModuleId) {
+        self.watch_of(id, module, "output");
+    }
+
+    /// Defines a watch.
+    pub fn watch_of(&mut self, id: u32, module: ModuleId, what: &str) {
         let definition = WatchDef {
             module: Some(module),
-            what: "output".to_owned(),
+            what: what.to_owned(),
         };
         self.writer
             .define(self.stream, &Definition::Watch(WatchId(id), definition))
             .unwrap();
+    }
+
+    /// Keeps the value of a watched call, by its place in the stream.
+    pub fn keep(&mut self, value: &Value) {
+        self.writer.value(self.stream, value).unwrap();
+    }
+
+    /// The place of the next record in the stream.
+    #[must_use]
+    pub fn next_ordinal(&self) -> u64 {
+        self.writer.records(self.stream)
     }
 
     /// Writes a record that is no call.
@@ -759,6 +786,14 @@ pub mod schema {
     pub const T: &str = "aten::t(Tensor(a) self) -> Tensor(a)";
     /// An op that nobody has a rule for.
     pub const UNHEARD: &str = "mylib::unheard(Tensor self) -> Tensor";
+    /// Convolution.
+    pub const CONVOLUTION: &str = "aten::convolution(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool transposed, SymInt[] output_padding, SymInt groups) -> Tensor";
+    /// Batch norm.
+    pub const BATCH_NORM: &str = "aten::batch_norm(Tensor input) -> Tensor";
+    /// Rectifier.
+    pub const RELU: &str = "aten::relu(Tensor self) -> Tensor";
+    /// Another shape of the same elements.
+    pub const VIEW: &str = "aten::view(Tensor(a) self, SymInt[] size) -> Tensor(a)";
     /// A watched value.
     pub const WATCH: &str = "optape::watch(Tensor value, int id) -> ()";
     /// The begin of a range.

@@ -315,14 +315,20 @@ fn needs_and_refusals_are_one() {
             let rules = RuleSet::named(set.name).unwrap();
             for estimator in set.estimators {
                 let (section, name) = estimator.estimator.split_once('/').unwrap();
-                let (one, none) = (Wanted::Named(vec![name.to_owned()]), Wanted::Named(vec![]));
-                let (counters, energy) = match section {
-                    "counters" => (one, none),
-                    _ => (none, one),
+                // One of its configurations.
+                let name = match (section, name) {
+                    ("qualia", "energy") => "mem8",
+                    (_, name) => name,
+                };
+                let wanted = |of: &str| {
+                    let names = (of == section).then(|| name.to_owned());
+                    Wanted::Named(names.into_iter().collect())
                 };
                 let request = Request {
-                    counters,
-                    energy,
+                    counters: wanted("counters"),
+                    energy: wanted("energy"),
+                    sinabs: wanted("sinabs"),
+                    qualia: wanted("qualia"),
                     ..Request::default()
                 };
                 match (evaluate(&traces, &rules, &request), estimator.standing) {
@@ -627,6 +633,8 @@ fn measured_joules_are_split_by_step_and_stage() {
             .as_ref()
             .unwrap()
             .hardware
+            .as_ref()
+            .unwrap()
             .measured
             .as_ref()
             .unwrap();
@@ -661,7 +669,7 @@ fn sensors_know_stages_and_ranges_but_no_modules() {
             selection,
             ..Request::default()
         });
-        let hardware = report.monitors.unwrap().hardware;
+        let hardware = report.monitors.unwrap().hardware.unwrap();
         (
             hardware.measured,
             report.skipped.contains_key("monitors/hardware"),

@@ -915,7 +915,11 @@ impl Trace {
         Ok(head.map_err(|e| e.at(offset))?.total())
     }
 
-    pub(crate) fn values_of(
+    /// The kept values of one frame ([`Stream::values`]).
+    ///
+    /// # Errors
+    /// Where it cannot be read, or does not hold what the index says.
+    pub fn values_of(
         &self,
         stream: StreamId,
         index: &ValuesIndex,

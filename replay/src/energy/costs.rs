@@ -29,6 +29,8 @@ macro_rules! presets {
 
 const JUNE: Option<&str> = Some("spikingjelly-2026-06");
 const RELEASE: Option<&str> = Some("spikingjelly-2.0.0");
+const SINABS: Option<&str> = Some(crate::sinabs::RULES);
+const QUALIA: Option<&str> = Some(crate::qualia::RULES);
 
 /// Presets that are shipped.
 pub const PRESETS: &[Preset] = presets! {
@@ -52,6 +54,27 @@ pub const PRESETS: &[Preset] = presets! {
     RELEASE, "neuromc", "neuromc_2_0_0.toml";
     RELEASE, "lemaire", "lemaire_2_0_0.toml";
     RELEASE, "lemaire_nonstrict", "lemaire_2_0_0_nonstrict.toml";
+    SINABS, "analyzer", "sinabs_analyzer.toml";
+    SINABS, "analyzer_average", "sinabs_analyzer_average.toml";
+    SINABS, "synop_counter", "sinabs_synop_counter.toml";
+    SINABS, "synop_counter_layers", "sinabs_synop_counter_layers.toml";
+    SINABS, "synops_hooks", "sinabs_synops_hooks.toml";
+    QUALIA, "mem8", "qualia_mem8.toml";
+    QUALIA, "mem16", "qualia_mem16.toml";
+    QUALIA, "mem32", "qualia_mem32.toml";
+    QUALIA, "mem32_fifo1024", "qualia_mem32_fifo1024.toml";
+    QUALIA, "mem32_include_nonbinary", "qualia_mem32_include_nonbinary.toml";
+    QUALIA, "mem8_sram_new", "qualia_mem8_sram_new.toml";
+    QUALIA, "mem16_sram_new", "qualia_mem16_sram_new.toml";
+    QUALIA, "mem32_sram_new", "qualia_mem32_sram_new.toml";
+    QUALIA, "mem32_sram_old", "qualia_mem32_sram_old.toml";
+    QUALIA, "mem16_op_iconip", "qualia_mem16_op_iconip.toml";
+    QUALIA, "mem16_op_saturation", "qualia_mem16_op_saturation.toml";
+    QUALIA, "mem16_op_linear", "qualia_mem16_op_linear.toml";
+    QUALIA, "mem16_op_quadratic", "qualia_mem16_op_quadratic.toml";
+    QUALIA, "mem16_op_mixed_sram_new", "qualia_mem16_op_mixed_sram_new.toml";
+    QUALIA, "operations", "qualia_operations.toml";
+    QUALIA, "operations_include_nonbinary", "qualia_operations_include_nonbinary.toml";
 };
 
 /// The presets of a name: several where rule sets have one each.
@@ -109,6 +132,10 @@ enum Kind {
     Flag,
     /// A whole number of at least one.
     Count,
+    /// A whole number.
+    Whole,
+    /// A finite number above zero.
+    Positive,
     /// One of these words.
     Choice(&'static [&'static str]),
     /// From 0 to 1.
@@ -121,6 +148,27 @@ enum Kind {
 
 /// What there is to say of a memory: how many bits an access has, and what it costs.
 const MEMORY: [&str; 4] = ["read_bits", "write_bits", "read_pj", "write_pj"];
+
+/// Where a report stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Section {
+    Energy,
+    Sinabs,
+    QualiaEnergy,
+    QualiaOperations,
+}
+
+impl Section {
+    /// As reports and `skipped` name it.
+    pub(crate) const fn label(self) -> &'static str {
+        match self {
+            Self::Energy => "energy",
+            Self::Sinabs => "sinabs",
+            Self::QualiaEnergy => "qualia/energy",
+            Self::QualiaOperations => "qualia/operations",
+        }
+    }
+}
 
 /// A cost file: which model it is for, and its numbers.
 #[derive(Clone, Debug, PartialEq)]
@@ -168,8 +216,60 @@ const NEUROMC_SETTINGS: &[(&str, Kind)] = &{
     settings
 };
 
+/// How Qualia takes the energy of an operation from those of 8 and 32 bits; `table` is its default.
+const ESTIMATIONS: Kind = Kind::Choice(&["table", "iconip", "saturation", "linear", "quadratic"]);
+
 /// The models.
 const MODELS: &[Model] = &[
+    Model {
+        name: crate::sinabs::ANALYZER,
+        costs: &[],
+        settings: &[("dt_ms", Kind::Positive), ("average", Kind::Flag)],
+    },
+    Model {
+        name: crate::sinabs::SYNOP_COUNTER,
+        costs: &[],
+        settings: &[("sum_activations", Kind::Flag)],
+    },
+    Model {
+        name: crate::sinabs::SYNOPS_HOOKS,
+        costs: &[],
+        settings: &[("dt_s", Kind::Positive)],
+    },
+    Model {
+        name: crate::qualia::ENERGY,
+        costs: &[
+            "e_add_8bit_pj",
+            "e_mul_8bit_pj",
+            "e_add_32bit_pj",
+            "e_mul_32bit_pj",
+            "sram_pj_per_bit",
+            "sram_access_pj",
+            "sram_bus_pj",
+        ],
+        settings: &[
+            ("mem_width_bits", Kind::Count),
+            ("fifo_size", Kind::Whole),
+            ("op_estimation_add", ESTIMATIONS),
+            ("op_estimation_mul", ESTIMATIONS),
+            ("sram_estimation", Kind::Choice(&["old", "new"])),
+            ("sram_bus_bits", Kind::Count),
+            ("exclude_nonbinary", Kind::Flag),
+            ("fuse_batch_norm", Kind::Flag),
+            ("strict", Kind::Flag),
+            ("timesteps", Kind::Whole),
+        ],
+    },
+    Model {
+        name: crate::qualia::OPERATIONS,
+        costs: &[],
+        settings: &[
+            ("exclude_nonbinary", Kind::Flag),
+            ("fuse_batch_norm", Kind::Flag),
+            ("strict", Kind::Flag),
+            ("timesteps", Kind::Whole),
+        ],
+    },
     Model {
         name: "compute",
         costs: &["e_mac_pj", "e_ac_pj"],
@@ -314,17 +414,17 @@ impl CostFile {
                 }
             }
         }
-        let Some(costs) = costs else {
-            return Err(at(whole, "the table [costs] is missing".to_owned()));
-        };
         let Some(model) = MODELS.iter().find(|model| model.name == file.model) else {
             return Err(at(
                 whole,
                 format!("there is no energy model '{}'", file.model),
             ));
         };
+        if costs.is_none() && !model.costs.is_empty() {
+            return Err(at(whole, "the table [costs] is missing".to_owned()));
+        }
         let keys = model.costs;
-        for (key, value) in costs {
+        for (key, value) in costs.into_iter().flat_map(|table| table.iter()) {
             let name = key.get_ref().as_ref();
             if !keys.contains(&name) {
                 return Err(at(key.span(), unknown_key(name, keys)));
@@ -364,6 +464,24 @@ impl CostFile {
             return Err(at(span, format!("'{missing}' is missing in [settings]")));
         }
         Ok(file)
+    }
+
+    /// Which section of the report the model belongs to, and under which name it stands there.
+    pub(crate) fn place(&self) -> (Section, &str) {
+        let section = match self.model.as_str() {
+            crate::sinabs::ANALYZER
+            | crate::sinabs::SYNOP_COUNTER
+            | crate::sinabs::SYNOPS_HOOKS => Section::Sinabs,
+            crate::qualia::ENERGY => Section::QualiaEnergy,
+            crate::qualia::OPERATIONS => Section::QualiaOperations,
+            _ => Section::Energy,
+        };
+        let name = match (section, self.name.strip_prefix("operations")) {
+            (Section::QualiaOperations, Some("")) => "default",
+            (Section::QualiaOperations, Some(rest)) => rest.strip_prefix('_').unwrap_or(&self.name),
+            _ => &self.name,
+        };
+        (section, name)
     }
 
     /// A shipped preset of a rule set.
@@ -440,6 +558,14 @@ fn setting(kind: Kind, value: &DeValue<'_>) -> Result<Setting, String> {
             .filter(|n| plain(*n) && *n >= 1.0 && n.fract() == 0.0)
             .map(Setting::Number)
             .ok_or_else(|| "a whole number of at least 1".to_owned()),
+        (Kind::Whole, value) => number(value)
+            .filter(|n| plain(*n) && n.fract() == 0.0)
+            .map(Setting::Number)
+            .ok_or_else(|| "a whole number".to_owned()),
+        (Kind::Positive, value) => number(value)
+            .filter(|n| plain(*n) && *n > 0.0)
+            .map(Setting::Number)
+            .ok_or_else(|| "a number above 0".to_owned()),
         (Kind::Choice(words), DeValue::String(word)) if words.contains(&word.as_ref()) => {
             Ok(Setting::Choice(word.to_string()))
         }

@@ -52,6 +52,7 @@ use crate::rules::RuleError;
 use crate::rules::spikingjelly::Version;
 
 pub use compute::ComputeModel;
+pub(crate) use costs::Section;
 pub use costs::{CostFile, PRESETS, Preset, Setting, presets, presets_of};
 pub use lemaire::Lemaire;
 pub use lemaire_release::LemaireRelease;
@@ -150,6 +151,8 @@ pub trait EnergyModel: Send + Sync {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Figure {
+    /// What there is not.
+    None,
     /// A count.
     Integer(i128),
     /// A quantity.
@@ -173,6 +176,29 @@ impl From<i128> for Figure {
 impl From<f64> for Figure {
     fn from(value: f64) -> Self {
         Self::Float(value)
+    }
+}
+
+impl Figure {
+    /// A part of a map.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Self> {
+        match self {
+            Self::Map(map) => map.get(name),
+            _ => None,
+        }
+    }
+}
+
+impl<T: Into<Figure>> From<Option<T>> for Figure {
+    fn from(value: Option<T>) -> Self {
+        value.map_or(Self::None, Into::into)
+    }
+}
+
+impl From<Vec<Figure>> for Figure {
+    fn from(value: Vec<Figure>) -> Self {
+        Self::List(value)
     }
 }
 
@@ -208,6 +234,7 @@ impl<K: Into<String>, V: Into<Figure>, const N: usize> From<[(K, V); N]> for Fig
 impl std::fmt::Display for Figure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Self::None => f.write_str("-"),
             Self::Integer(value) => value.fmt(f),
             Self::Float(value) => value.fmt(f),
             Self::Flag(value) => value.fmt(f),
@@ -293,26 +320,35 @@ impl EnergyReport {
 
     /// Adds all costs and settings of a file.
     pub(crate) fn configure(&mut self, file: &CostFile) {
-        for (name, cost) in &file.costs {
-            self.setting(name, *cost);
-        }
-        for (name, setting) in &file.settings {
-            match setting {
-                Setting::Flag(flag) => self.setting(name, *flag),
-                Setting::Number(number) => self.setting(name, *number),
-                Setting::Choice(choice) => self.setting(name, choice.as_str()),
-                Setting::Table(table) => {
-                    let numbers = table.iter().map(|(k, v)| (k.clone(), Figure::Float(*v)));
-                    self.config.push(name, Figure::Map(numbers.collect()));
-                }
-                Setting::Points(points) => {
-                    let pair = |pair: &[f64; 2]| Figure::List(pair.map(Figure::Float).to_vec());
-                    self.config
-                        .push(name, Figure::List(points.iter().map(pair).collect()));
-                }
-            }
+        for (name, figure) in configuration(file) {
+            self.config.push(&name, figure);
         }
     }
+}
+
+/// All costs and settings of a file.
+pub(crate) fn configuration(file: &CostFile) -> impl Iterator<Item = (String, Figure)> {
+    let costs = file
+        .costs
+        .iter()
+        .map(|(name, cost)| (name.clone(), Figure::Float(*cost)));
+    let settings = file.settings.iter().map(|(name, setting)| {
+        let figure = match setting {
+            Setting::Flag(flag) => Figure::Flag(*flag),
+            Setting::Number(number) => Figure::Float(*number),
+            Setting::Choice(choice) => Figure::Text(choice.clone()),
+            Setting::Table(table) => {
+                let numbers = table.iter().map(|(k, v)| (k.clone(), Figure::Float(*v)));
+                Figure::Map(numbers.collect())
+            }
+            Setting::Points(points) => {
+                let pair = |pair: &[f64; 2]| Figure::List(pair.map(Figure::Float).to_vec());
+                Figure::List(points.iter().map(pair).collect())
+            }
+        };
+        (name.clone(), figure)
+    });
+    costs.chain(settings)
 }
 
 /// A model with the costs of a file.

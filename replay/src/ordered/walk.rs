@@ -4,14 +4,18 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use optape_trace::{
-    Argument, Columns, Event, ModuleId, Moment, OpCallRef, OpDef, Pattern, SignatureDef,
-    SignatureId, StepSource, ThreadId, When, fields,
+    Argument, CallId, Columns, Event, ModuleId, Moment, OpCallRef, OpDef, Operand, Pattern,
+    SignatureDef, SignatureId, StepSource, ThreadId, WatchId, When, fields,
 };
 
 use super::world::is_about;
-use super::{Amounts, ModuleCall, OrderedCall, Place, RowKey, Simulation, World};
+use super::{
+    Amounts, KeptValues, Known, ModuleCall, ModuleEdge, OrderedCall, Place, RowKey, Simulation,
+    WatchedCall, World,
+};
 use crate::error::ReplayError;
 use crate::evaluate::{Kind, NO_PATTERN, kind_of};
+use crate::firing::watch_of;
 use crate::load::{StreamRef, Traces, stack};
 use crate::rules::{CallRow, RuleError, RuleSet};
 use crate::selection::{Pieces, Selection};
@@ -53,12 +57,23 @@ struct Signature<'a> {
     scopes: Arc<[String]>,
     modules: Vec<ModuleId>,
     selected: bool,
+    /// The same, whichever ops are selected.
+    placed: bool,
+    /// Of a watched value: the watch, and the tensor.
+    watched: Option<(WatchId, u16)>,
     /// Tensors that the op writes.
     written: Vec<usize>,
     /// Of each tensor of the results, a tensor of the arguments whose elements it may share.
     bases: Vec<(usize, Vec<usize>)>,
     /// Gradients flow from its results to what they are views of.
     flows: bool,
+}
+
+/// A module call that is open.
+struct Open {
+    call: CallId,
+    module: ModuleId,
+    arguments: Vec<u64>,
 }
 
 struct Walk<'a, 's, 'f> {
@@ -68,8 +83,13 @@ struct Walk<'a, 's, 'f> {
     pieces: &'a Pieces,
     world: World<'a>,
     signatures: HashMap<SignatureId, Option<Arc<Signature<'a>>>>,
-    /// Module calls that are open, by thread: call, module, name, arguments.
-    open: HashMap<ThreadId, Vec<(u64, ModuleId, Vec<u64>)>>,
+    /// Module calls that are open, by thread.
+    open: HashMap<ThreadId, Vec<Open>>,
+    kept: KeptValues<'a>,
+    /// Somebody wants to know of op calls and of the values of module calls.
+    calls: bool,
+    /// Somebody wants to know when module calls begin and end.
+    edges: bool,
     /// Module calls of which something may still become known, and where they stand.
     waiting: Vec<(ModuleCall, Place)>,
     following: &'f mut [Following<'s>],
@@ -81,12 +101,12 @@ struct Walk<'a, 's, 'f> {
 ///
 /// # Errors
 /// Where it cannot be read.
-pub(crate) fn walk(
+pub(crate) fn walk<'a>(
     traces: &Traces,
-    rules: &RuleSet,
-    selection: &Selection,
-    at: StreamRef<'_>,
-    pieces: &Pieces,
+    rules: &'a RuleSet,
+    selection: &'a Selection,
+    at: StreamRef<'a>,
+    pieces: &'a Pieces,
     following: &mut [Following<'_>],
 ) -> Result<(), ReplayError> {
     let mut walk = Walk {
@@ -97,17 +117,22 @@ pub(crate) fn walk(
         world: World::new(at.stream.dictionary()),
         signatures: HashMap::new(),
         open: HashMap::new(),
+        kept: KeptValues::of(at.trace, at.stream),
+        calls: following.iter().any(|f| f.simulation.wants_calls()),
+        edges: following.iter().any(|f| f.simulation.wants_edges()),
         waiting: Vec::new(),
         following,
         integer_sums: Vec::new(),
         float_sums: Vec::new(),
     };
-    let columns = Columns::KINDS
+    let mut columns = Columns::KINDS
         | Columns::SLOTS
         | Columns::STATISTICS
-        | Columns::STORAGES
-        | Columns::TENSORS
+        | Columns::THREADS
         | Columns::MOMENTS;
+    if walk.calls {
+        columns = columns | Columns::STORAGES | Columns::TENSORS;
+    }
     for index in 0..at.stream.blocks().len() {
         let block = at
             .trace
@@ -132,6 +157,9 @@ pub(crate) fn walk(
                     }
                 }
             }
+        }
+        if let Some(error) = walk.kept.failure() {
+            return Err(traces.error(at.source, error));
         }
     }
     walk.deliver(|_| true);
@@ -213,6 +241,8 @@ impl<'a> Walk<'a, '_, '_> {
             scopes: scopes.into(),
             modules,
             selected: self.selection.matches(dictionary, definition, op),
+            placed: self.selection.matches_place(dictionary, definition),
+            watched: watch_of(definition),
             written,
             bases,
             flows: !op.name.starts_with("aten::detach"),
@@ -223,6 +253,13 @@ impl<'a> Walk<'a, '_, '_> {
         let Some(signature) = self.signature(call.signature) else {
             return;
         };
+        if !self.calls {
+            // Nobody asks about the others.
+            if signature.kind == Kind::Watch {
+                self.watched(ordinal, &signature, call);
+            }
+            return;
+        }
         let definition = signature.definition;
         let inputs = usize::from(definition.inputs);
         let tensors = || {
@@ -270,6 +307,63 @@ impl<'a> Walk<'a, '_, '_> {
             && signature.kind == Kind::Op
         {
             self.tell(ordinal, &signature, call, pattern, step);
+        }
+        if signature.kind == Kind::Watch {
+            self.watched(ordinal, &signature, call);
+        }
+    }
+
+    fn watched(&mut self, ordinal: u64, signature: &Signature<'a>, call: &OpCallRef<'_>) {
+        if !signature.placed || self.pieces.step_of(ordinal).is_none() {
+            return;
+        }
+        let pattern = self
+            .at
+            .stream
+            .dictionary()
+            .pattern(call.pattern)
+            .unwrap_or(NO_PATTERN);
+        let Some((watch, tensor)) = signature.watched else {
+            return;
+        };
+        let (Some(definition), Some(meta)) = (
+            self.world.dictionary.watch(watch),
+            signature.definition.tensors.get(usize::from(tensor)),
+        ) else {
+            return;
+        };
+        let entry = pattern.entry(Operand::Tensor(tensor), When::Before);
+        let mut words = call.statistics;
+        let mut known = Known::default();
+        for one in &pattern.entries {
+            let (own, rest) = words
+                .split_at_checked(one.fields.count_ones() as usize)
+                .unwrap_or((words, &[]));
+            words = rest;
+            if Some(one) == entry {
+                known = Known::of(one, own);
+            }
+        }
+        let watched = WatchedCall {
+            ordinal,
+            watch,
+            definition,
+            meta,
+            within: self.within(call.thread),
+            known,
+            state: entry.map(|entry| entry.state),
+            kept: &self.kept,
+        };
+        let place = Place {
+            scopes: Arc::clone(&signature.scopes),
+            op: Arc::clone(&signature.shown),
+            row: None,
+        };
+        let world = &self.world;
+        for following in self.following.iter_mut() {
+            following.tell(&place, |simulation, amounts| {
+                simulation.watched(world, &watched, amounts)
+            });
         }
     }
 
@@ -329,6 +423,8 @@ impl<'a> Walk<'a, '_, '_> {
             storages: call.storages,
             tensors: call.tensors,
             modules: &signature.modules,
+            thread: call.thread,
+            within: self.within(call.thread),
             shown: &signature.shown,
         };
         let row: RowKey = (
@@ -344,7 +440,8 @@ impl<'a> Walk<'a, '_, '_> {
             row: Some(row),
         };
         let world = &self.world;
-        for following in self.following.iter_mut() {
+        let wanting = self.following.iter_mut();
+        for following in wanting.filter(|following| following.simulation.wants_calls()) {
             following.tell(&place, |simulation, amounts| {
                 simulation.call(world, &call_given, amounts)
             });
@@ -399,12 +496,36 @@ impl<'a> Walk<'a, '_, '_> {
                 module,
                 arguments,
             } => {
+                let selected = self.pieces.step_of(ordinal).is_some();
                 let open = self.open.entry(moment.thread).or_default();
-                if open.is_empty() && self.pieces.step_of(ordinal).is_some() {
+                if open.is_empty() && selected {
                     self.world.root(*module);
                 }
-                let arguments = arguments.iter().map(|tensor| tensor.0).collect();
-                open.push((call.0, *module, arguments));
+                open.push(Open {
+                    call: *call,
+                    module: *module,
+                    arguments: arguments.iter().map(|tensor| tensor.0).collect(),
+                });
+                if !selected || !self.edges {
+                    return;
+                }
+                let modules: Vec<ModuleId> = open.iter().rev().map(|open| open.module).collect();
+                if let Some(scopes) = self
+                        .selection
+                        .takes_modules(self.world.dictionary, &modules)
+                {
+                    let tensors: Vec<u64> = arguments.iter().map(|tensor| tensor.0).collect();
+                    let edge = ModuleEdge {
+                        ordinal,
+                        thread: moment.thread,
+                        call: *call,
+                        module: *module,
+                        tensors: &tensors,
+                    };
+                    self.tell_edge(scopes, |simulation, world, amounts| {
+                        simulation.module_enter(world, &edge, amounts)
+                    });
+                }
             }
             Event::ModuleExit {
                 call,
@@ -413,13 +534,17 @@ impl<'a> Walk<'a, '_, '_> {
             } => {
                 let open = self.open.entry(moment.thread).or_default();
                 // Calls above it that never ended were left by an exception.
-                let Some(at) = open.iter().rposition(|(id, _, _)| *id == call.0) else {
+                let Some(at) = open.iter().rposition(|open| open.call == *call) else {
                     return;
                 };
-                let mut modules: Vec<ModuleId> = open.iter().take(at + 1).map(|o| o.1).collect();
-                let arguments = open.get(at).map(|o| o.2.clone()).unwrap_or_default();
+                let mut modules: Vec<ModuleId> =
+                    open.iter().take(at + 1).map(|o| o.module).collect();
+                let arguments = open
+                    .get(at)
+                    .map(|o| o.arguments.clone())
+                    .unwrap_or_default();
                 open.truncate(at);
-                if self.pieces.step_of(ordinal).is_none() {
+                if self.pieces.step_of(ordinal).is_none() || !(self.calls || self.edges) {
                     return;
                 }
                 modules.reverse();
@@ -427,9 +552,22 @@ impl<'a> Walk<'a, '_, '_> {
                     .selection
                     .takes_modules(self.world.dictionary, &modules);
                 let Some(scopes) = names else { return };
+                let results: Vec<u64> = results.iter().map(|tensor| tensor.0).collect();
+                let edge = ModuleEdge {
+                    ordinal,
+                    thread: moment.thread,
+                    call: *call,
+                    module: *module,
+                    tensors: &results,
+                };
+                self.tell_edge(scopes.clone(), |simulation, world, amounts| {
+                    simulation.module_exit(world, &edge, amounts)
+                });
+                if !self.calls {
+                    return;
+                }
                 let world = &self.world;
                 let refer = |tensor: &u64| world.reference(*tensor);
-                let results: Vec<u64> = results.iter().map(|tensor| tensor.0).collect();
                 let ended = ModuleCall {
                     ordinal,
                     call: *call,
@@ -446,6 +584,30 @@ impl<'a> Walk<'a, '_, '_> {
                 self.waiting.push((ended, place));
             }
             _ => {}
+        }
+    }
+
+    /// The innermost module call that is open on a thread.
+    fn within(&self, thread: ThreadId) -> Option<(CallId, ModuleId)> {
+        let open = self.open.get(&thread)?.last()?;
+        Some((open.call, open.module))
+    }
+
+    fn tell_edge(
+        &mut self,
+        scopes: Vec<String>,
+        tell: impl Fn(&mut dyn Simulation, &World<'_>, &mut Amounts) -> Result<(), RuleError>,
+    ) {
+        let place = Place {
+            scopes: scopes.into(),
+            ..Place::default()
+        };
+        let world = &self.world;
+        let wanting = self.following.iter_mut();
+        for following in wanting.filter(|following| following.simulation.wants_edges()) {
+            following.tell(&place, |simulation, amounts| {
+                tell(simulation, world, amounts)
+            });
         }
     }
 

@@ -17,12 +17,54 @@ pub struct Content {
 }
 
 /// What statistics have told of some values.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Known {
     /// All are 0 or 1.
     pub binary: Option<bool>,
     /// How many are not 0.
     pub nonzeros: Option<u64>,
+    /// Their sum.
+    pub sum: Option<f64>,
+}
+
+impl Known {
+    /// What the statistics of an operand say; `words` are those of its entry.
+    #[must_use]
+    pub fn of(entry: &PatternEntry, words: &[u64]) -> Self {
+        let word = |field: u32| {
+            let before = (entry.fields & (field - 1)).count_ones() as usize;
+            (entry.fields & field != 0)
+                .then(|| words.get(before).copied())
+                .flatten()
+        };
+        Self {
+            binary: entry.binary,
+            nonzeros: word(fields::NONZEROS),
+            sum: word(fields::SUM).map(f64::from_bits),
+        }
+        .completed()
+    }
+
+    /// With what follows: spikes add up to their number.
+    fn completed(self) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "no tensor has 2^53 elements")]
+        let spikes = || self.nonzeros.map(|nonzeros| nonzeros as f64);
+        Self {
+            sum: self
+                .sum
+                .or_else(|| (self.binary == Some(true)).then(spikes).flatten()),
+            ..self
+        }
+    }
+
+    fn or(self, other: Self) -> Self {
+        Self {
+            binary: self.binary.or(other.binary),
+            nonzeros: self.nonzeros.or(other.nonzeros),
+            sum: self.sum.or(other.sum),
+        }
+        .completed()
+    }
 }
 
 /// A tensor that went into a module call or came out of it.
@@ -148,6 +190,9 @@ struct Storage {
     tensors: HashSet<u64>,
     known: HashMap<Content, Known>,
 }
+
+/// In the place of the memory of a tensor that has none: no recorder gives out numbers as large.
+const NOWHERE: u64 = 1 << 63;
 
 /// What is known at a record.
 #[derive(Debug)]
@@ -344,6 +389,11 @@ impl<'a> World<'a> {
         base: Option<u64>,
         flows: bool,
     ) {
+        // An empty tensor may lie nowhere; it is known all the same.
+        let storage = match storage {
+            0 if meta.elements() == 0 => NOWHERE | tensor,
+            storage => storage,
+        };
         if tensor == 0 || storage == 0 {
             return;
         }
@@ -389,15 +439,11 @@ impl<'a> World<'a> {
         let Some(content) = self.content_of(tensor) else {
             return;
         };
-        let nonzeros = (entry.fields & fields::NONZEROS != 0)
-            .then(|| words.first().copied())
-            .flatten();
         let Some(storage) = self.storages.get_mut(&content.storage) else {
             return;
         };
         let known = storage.known.entry(content).or_default();
-        known.binary = entry.binary.or(known.binary);
-        known.nonzeros = nonzeros.or(known.nonzeros);
+        *known = Known::of(entry, words).or(*known);
     }
 
     pub(crate) fn forget_tensor(&mut self, tensor: u64) {

@@ -3,7 +3,7 @@
 
 use std::io::Write;
 
-use super::{Group, Report};
+use super::{Group, Report, layers};
 use crate::error::ReplayError;
 
 pub(super) fn write(report: &Report, out: &mut dyn Write) -> Result<(), ReplayError> {
@@ -68,7 +68,8 @@ fn measured_devices<'r>(report: &'r Report, groups: &[Group]) -> Vec<&'r str> {
     let total = report
         .monitors
         .as_ref()
-        .and_then(|m| m.hardware.measured.as_ref());
+        .and_then(|m| m.hardware.as_ref())
+        .and_then(|hardware| hardware.measured.as_ref());
     match total {
         Some(total) if groups.iter().any(|g| g.measured.is_some()) => {
             total.energy_j.iter().map(|(device, _)| device).collect()
@@ -117,10 +118,35 @@ fn flat<W: Write>(report: &Report, csv: &mut csv::Writer<W>) -> Result<(), Repla
             &["energy", name, "", "", &energy.total_pj.to_string(), "pJ"],
         )?;
     }
+    for (section, of) in [("sinabs", &report.sinabs), ("qualia", &report.qualia)] {
+        let Some(of) = of else { continue };
+        for (name, figure) in of.reports.iter() {
+            let mut lines = Vec::new();
+            layers::numbers_of(figure, &mut Vec::new(), &mut |path, value| {
+                lines.push((path.to_vec(), value));
+            });
+            for (path, value) in lines {
+                let about = of.about.get(name).or_else(|| {
+                    let first = path.first()?;
+                    of.about.get(&format!("{name}/{first}"))
+                });
+                let (last, before) = path
+                    .split_last()
+                    .map_or((String::new(), String::new()), |(last, before)| {
+                        (last.clone(), before.join("/"))
+                    });
+                // Where figures have several units their names say which.
+                let unit = about.map_or("", |about| about.unit);
+                let unit = if unit.contains(';') { "" } else { unit };
+                line(csv, &[section, name, &before, &last, &value, unit])?;
+            }
+        }
+    }
     if let Some(measured) = report
         .monitors
         .as_ref()
-        .and_then(|m| m.hardware.measured.as_ref())
+        .and_then(|m| m.hardware.as_ref())
+        .and_then(|hardware| hardware.measured.as_ref())
     {
         for (name, values, unit) in [
             ("energy", &measured.energy_j, "J"),

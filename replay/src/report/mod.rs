@@ -2,6 +2,7 @@
 
 mod csv;
 mod json;
+pub mod layers;
 mod markdown;
 mod numbers;
 mod table;
@@ -13,13 +14,15 @@ use serde::Serialize;
 
 use optape_trace::TraceEnd;
 
-use crate::energy::EnergyReport;
+use crate::energy::{EnergyReport, Figure};
 use crate::error::ReplayError;
 use crate::load::{Source, StreamRef};
 use crate::ordered::Tree;
 use crate::selection::{Selection, steps_text};
 
+pub use layers::{About, LayerReport, LayerSection};
 pub use numbers::{grouped, scaled};
+pub use table::columns;
 
 /// What totals are divided by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -129,6 +132,12 @@ pub struct Report {
     /// What monitors saw meanwhile, where any ran.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub monitors: Option<MonitorsReport>,
+    /// What sinabs says of the model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sinabs: Option<LayerSection>,
+    /// What Qualia says of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub qualia: Option<LayerSection>,
     /// Spiking layers, in the order in which they first fired.
     pub firing_rates: Vec<FiringRate>,
     /// Totals divided.
@@ -433,8 +442,18 @@ const fn is_zero(value: &u64) -> bool {
 /// What monitors saw.
 #[derive(Clone, Debug, Serialize)]
 pub struct MonitorsReport {
+    /// Of modules (`output`, `input`, `attribute_v`, ...): a list of records by module, one for each call.
+    #[serde(flatten)]
+    pub reports: Ordered<Figure>,
+    /// All records of a module together, by monitor.
+    #[serde(skip_serializing_if = "Ordered::is_empty")]
+    pub rates: Ordered<Figure>,
+    /// What stands beside them, by monitor.
+    #[serde(skip_serializing_if = "Ordered::is_empty")]
+    pub about: Ordered<About>,
     /// The machine's sensors.
-    pub hardware: HardwareReport,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hardware: Option<HardwareReport>,
 }
 
 /// What the machine's sensors said.

@@ -56,6 +56,16 @@ fn layout(rows: &Rows) -> String {
     table.trim_fmt()
 }
 
+/// A table without a title; `texts` are the columns that stand at the left.
+#[must_use]
+pub fn columns(head: &[&str], body: Vec<Vec<String>>, texts: &'static [usize]) -> String {
+    layout(&Rows {
+        head: head.iter().map(|name| (*name).to_owned()).collect(),
+        body,
+        texts,
+    })
+}
+
 pub(super) fn sections(report: &Report) -> Vec<Section> {
     let mut sections = vec![head(report)];
     sections.push(coverage(report));
@@ -70,6 +80,7 @@ pub(super) fn sections(report: &Report) -> Vec<Section> {
             }
         }
     }
+    sections.extend(super::layers::sections(report));
     sections.extend(measured(report));
     if !report.firing_rates.is_empty() {
         sections.push(firing(report));
@@ -459,7 +470,7 @@ fn joules(value: Option<&f64>) -> String {
 
 /// What sensors measured: a row per device, or with groups by time a row per group and a column per device.
 fn measured(report: &Report) -> Vec<Section> {
-    let Some(hardware) = report.monitors.as_ref().map(|m| &m.hardware) else {
+    let Some(hardware) = report.monitors.as_ref().and_then(|m| m.hardware.as_ref()) else {
         return Vec::new();
     };
     let Some(total) = &hardware.measured else {

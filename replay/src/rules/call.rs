@@ -602,6 +602,29 @@ impl<'a> CallRow<'a> {
         Ok(self.note(&format!("fan_out_nonzeros({name})"), sum))
     }
 
+    /// The elements of a convolution's input, each times the outputs that it feeds, over all calls.
+    ///
+    /// # Errors
+    /// [`RuleError::Missing`] where they were not summed.
+    pub fn fan_out_sum(&self, name: &str) -> Result<f64, RuleError> {
+        let what = || format!("the elements of '{name}', weighted by their fan-out,");
+        let operand = self
+            .operand(name, When::Before)
+            .ok_or_else(|| self.missing("T2", &what(), None))?;
+        let entry = self.pattern.entry(operand, When::Before);
+        let at = float_position(self.pattern, operand, When::Before, fields::FAN_OUT_SUM);
+        match (at.and_then(|at| self.float_sums.get(at)), entry) {
+            (Some(sum), _) => Ok(*sum),
+            // Each spike is a one.
+            (None, Some(entry)) if entry.binary == Some(true) => {
+                #[expect(clippy::cast_precision_loss, reason = "it is added to other floats")]
+                let sum = self.fan_out_nonzeros(name)? as f64;
+                Ok(sum)
+            }
+            (None, entry) => Err(self.missing("T2", &what(), entry.map(|e| e.state))),
+        }
+    }
+
     /// The sum over the product of two binary factors, over all calls.
     ///
     /// # Errors
@@ -717,6 +740,24 @@ pub(crate) fn integer_position(
             return (entry.fields & field != 0).then(|| at + integers(entry.fields & (field - 1)));
         }
         at += integers(entry.fields);
+    }
+    None
+}
+
+/// The place of a float statistic among the float sums of a pattern's row.
+pub(crate) fn float_position(
+    pattern: &Pattern,
+    operand: Operand,
+    when: When,
+    field: u32,
+) -> Option<usize> {
+    let floats = |mask: u32| (mask >> 16).count_ones() as usize;
+    let mut at = 0;
+    for entry in &pattern.entries {
+        if entry.operand == operand && entry.when == when {
+            return (entry.fields & field != 0).then(|| at + floats(entry.fields & (field - 1)));
+        }
+        at += floats(entry.fields);
     }
     None
 }

@@ -312,11 +312,26 @@ impl fmt::Debug for RuleSet {
 }
 
 /// Names of the built-in rule sets; the first is the default.
-pub const RULE_SETS: [&str; 3] = [
+pub const RULE_SETS: [&str; 5] = [
     optape::NAME,
     spikingjelly::Version::June2026.name(),
     spikingjelly::Version::V2_0_0.name(),
+    crate::sinabs::RULES,
+    crate::qualia::RULES,
 ];
+
+/// A set of estimators of layers: it counts no ops.
+const fn of_layers(name: &'static str, description: &'static str) -> RuleSet {
+    RuleSet {
+        name,
+        version: 1,
+        description,
+        counters: Vec::new(),
+        accumulations_are_add: false,
+        lists_unsupported: false,
+        models: &[],
+    }
+}
 
 impl RuleSet {
     /// A built-in rule set by name.
@@ -329,6 +344,14 @@ impl RuleSet {
             optape::NAME => Ok(optape::rule_set()),
             n if n == Version::June2026.name() => Ok(spikingjelly::rule_set(Version::June2026)),
             n if n == Version::V2_0_0.name() => Ok(spikingjelly::rule_set(Version::V2_0_0)),
+            crate::sinabs::RULES => Ok(of_layers(
+                crate::sinabs::RULES,
+                "statistics of layers as sinabs 3.1.3 takes them: SNNAnalyzer, SynOpCounter, synops hooks",
+            )),
+            crate::qualia::RULES => Ok(of_layers(
+                crate::qualia::RULES,
+                "energies and operations of layers as qualia-plugin-snn 2.6.0 estimates them",
+            )),
             _ => Err(crate::ReplayError::unknown_name(
                 "rule set", name, RULE_SETS,
             )),

@@ -177,6 +177,30 @@ impl Following {
     }
 }
 
+impl Following {
+    /// In the backward pass autograd hands out what it saved of a node's own results as tensor objects of their own; the objects that came out of
+    /// the forward ops are gone by then, and with them what the release knows of states. Operands that are the very object still count.
+    fn may_live(&self, world: &World<'_>, call: &OrderedCall<'_>, index: usize) -> bool {
+        if self.settings.version < Version::V2_0_0
+            || call.row.signature.stage != optape_trace::Stage::Backward
+        {
+            return true;
+        }
+        let (Some(tensor), Some(storage)) = (call.tensors.get(index), call.storages.get(index))
+        else {
+            return true;
+        };
+        let held = call
+            .modules
+            .iter()
+            .filter(|module| world.is(**module, BASE_NODE))
+            .filter_map(|module| world.module(*module))
+            .flat_map(|module| module.states.values())
+            .any(|state| world.storage_of(*state) == Some(*storage));
+        held || self.results.contains(tensor)
+    }
+}
+
 /// A tensor of the call that Python would have as a tensor.
 struct Operand<'a> {
     index: usize,
@@ -223,7 +247,8 @@ impl Simulation for Following {
                 state: call
                     .storages
                     .get(index)
-                    .is_some_and(|storage| states.contains(&key(meta, *storage))),
+                    .is_some_and(|storage| states.contains(&key(meta, *storage)))
+                    && self.may_live(world, call, index),
             })
         };
         let given: Vec<Operand<'_>> = (0..inputs).filter_map(operand).collect();
