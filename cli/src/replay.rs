@@ -1,11 +1,13 @@
 //! `optape replay TRACE...`.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum, ValueHint};
-use optape_replay::energy::CostFile;
+use optape_replay::energy::{Assignment, CostFile};
 use optape_replay::rules::RuleSet;
+use optape_replay::sweep::{Axis, Sweep, sweep};
 use optape_replay::{
     By, Format, Glob, Per, Request, Selection, Traces, Wanted, evaluate, explain, parse_steps,
 };
@@ -24,8 +26,12 @@ Examples:
       What SpikingJelly 2.0.0 would have counted inside record_function(\"measure\").
   optape replay train.optape --stage forward --by module --per sample
       Work of each layer's forward pass, per image.
+  optape replay train.optape --energy compute_bits --sweep bits=4,8,16 --format csv
+      The energy under each of several costs; one row each.
   optape replay train.optape --explain aten::convolution --scope Net.conv1
       Which rule gave which number, with the formula filled in.
+  optape replay train.optape --energy compute_bits --set bits=4
+      The energy with another cost than the preset's (optape presets --keys lists what can be set).
 
 Exit codes: 0 done, 2 usage, 3 ops without a rule under --strict, 4 the trace lacks a level that was asked for, \
 5 no trace or a damaged one.")]
@@ -34,10 +40,10 @@ pub struct Options {
     #[arg(required = true, value_name = "TRACE", value_hint = ValueHint::FilePath)]
     pub traces: Vec<PathBuf>,
 
-    /// The rule set
+    /// The rule set: a built-in one (`optape rules`), or a TOML file of your own
     #[arg(
         long,
-        value_name = "NAME",
+        value_name = "NAME|FILE",
         default_value = "optape",
         env = "OPTAPE_RULES",
         help_heading = "What to compute"
@@ -62,6 +68,18 @@ pub struct Options {
     /// An energy model with the costs of a TOML file (`optape presets compute_fp32` prints one to start from)
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "What to compute")]
     pub costs: Vec<PathBuf>,
+    /// Set a cost or a setting of energy models and counters (`optape presets --keys`): e_mac_pj=5, lemaire.e_add_pj=80fJ, sram_kib=64
+    #[arg(long, value_name = "KEY=VALUE", value_parser = |text: &str| Assignment::parse(text), help_heading = "What to compute")]
+    pub set: Vec<Assignment>,
+    /// Go through values of a cost or a setting, one row for each combination: bits=4,8,16, sram_kib=8..1024:log:16, e_mac_pj=0..5:lin:11
+    #[arg(long, value_name = "KEY=VALUES", value_parser = |text: &str| Axis::parse(text), conflicts_with_all = ["by", "explain"], help_heading = "What to compute")]
+    pub sweep: Vec<Axis>,
+    /// Columns of a sweep, of all figures that its estimators have [default: totals and their parts]
+    #[arg(long, value_name = "GLOBS", value_delimiter = ',', requires = "sweep", help_heading = "What to compute")]
+    pub columns: Vec<String>,
+    /// Run a large sweep (more than 100 000 configurations, or a minute of simulations) without being asked
+    #[arg(long, requires = "sweep", help_heading = "What to compute")]
+    pub yes: bool,
     /// Everything that the rule set has; what the trace or the rules refuse is listed with the reason
     #[arg(long, conflicts_with_all = ["counters", "energy"], help_heading = "What to compute")]
     pub all: bool,
@@ -182,6 +200,17 @@ pub enum ReportFormat {
     Markdown,
 }
 
+impl ReportFormat {
+    const fn format(self) -> Format {
+        match self {
+            Self::Table => Format::Table,
+            Self::Json => Format::Json,
+            Self::Csv => Format::Csv,
+            Self::Markdown => Format::Markdown,
+        }
+    }
+}
+
 impl Options {
     fn request(&self) -> anyhow::Result<Request> {
         let globs = |texts: &[String]| texts.iter().map(|text| Glob::new(text)).collect();
@@ -219,6 +248,7 @@ impl Options {
             counters: named(&self.counters, asks_energy),
             energy: named(&self.energy, !self.counters.is_empty() || asks_energy),
             costs,
+            settings: self.set.clone(),
             by: self.by.map(|by| match by {
                 Grouping::Scope => By::Scope,
                 Grouping::Op => By::Op,
@@ -248,11 +278,14 @@ impl Options {
 /// # Errors
 /// As [`evaluate`], and where the report cannot be written.
 pub fn run(options: &Options, global: &GlobalOptions) -> anyhow::Result<ExitCode> {
-    let rules = RuleSet::named(&options.rules)?;
+    let rules = RuleSet::load(&options.rules)?;
     let request = options.request()?;
     let traces = Traces::open(&options.traces)?;
     // The report is made before the output is touched: there are no half-written ones.
     let mut text = Vec::new();
+    if !options.sweep.is_empty() {
+        return run_sweep(options, global, &traces, &rules, &request);
+    }
     if let Some(target) = &options.explain {
         let explanation = explain(&traces, &rules, &request, target)?;
         match options.format {
@@ -269,12 +302,7 @@ pub fn run(options: &Options, global: &GlobalOptions) -> anyhow::Result<ExitCode
         return Ok(ExitCode::SUCCESS);
     }
     let report = evaluate(&traces, &rules, &request)?;
-    let format = match options.format {
-        ReportFormat::Table => Format::Table,
-        ReportFormat::Json => Format::Json,
-        ReportFormat::Csv => Format::Csv,
-        ReportFormat::Markdown => Format::Markdown,
-    };
+    let format = options.format.format();
     report.write(format, &mut text)?;
     options.output.write_all(&text)?;
     if !global.quiet && (format != Format::Table || options.output.output.is_some()) {
@@ -299,6 +327,38 @@ pub fn run(options: &Options, global: &GlobalOptions) -> anyhow::Result<ExitCode
             message,
         }
         .into());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_sweep(
+    options: &Options,
+    global: &GlobalOptions,
+    traces: &Traces,
+    rules: &RuleSet,
+    request: &Request,
+) -> anyhow::Result<ExitCode> {
+    let wanted = Sweep {
+        axes: options.sweep.clone(),
+        columns: options.columns.iter().map(|text| Glob::new(text)).collect(),
+    };
+    let report = sweep(traces, rules, request, &wanted, &mut |estimate| {
+        if estimate.is_worth_telling() && !global.quiet {
+            // Where nobody reads it, it is not needed.
+            let _ = writeln!(std::io::stderr(), "optape: {estimate}");
+        }
+        options.yes || !estimate.is_large()
+    })?;
+    let mut text = Vec::new();
+    report.write(options.format.format(), &mut text)?;
+    options.output.write_all(&text)?;
+    if !global.quiet && options.format != ReportFormat::Table {
+        for (what, why) in &report.skipped {
+            tracing::warn!("left out: {what}: {why}");
+        }
+        for note in &report.notes {
+            tracing::warn!("{note}");
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

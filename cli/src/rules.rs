@@ -15,9 +15,9 @@ use crate::output::OutputOptions;
 pub struct Options {
     /// An op, `aten::mm`; without it, the rule sets
     pub op: Option<String>,
-    /// One rule set only
-    #[arg(long, value_name = "NAME")]
-    pub rules: Option<String>,
+    /// These rule sets only: built-in ones, or TOML files, whose tests run
+    #[arg(long, value_name = "NAME|FILE")]
+    pub rules: Vec<String>,
     /// Where to.
     #[command(flatten)]
     pub output: OutputOptions,
@@ -28,12 +28,10 @@ pub struct Options {
 /// # Errors
 /// Where a name does not exist, or the text cannot be written.
 pub fn run(options: &Options, _global: &GlobalOptions) -> anyhow::Result<ExitCode> {
-    let sets = match &options.rules {
-        Some(name) => vec![RuleSet::named(name)?],
-        None => RULE_SETS
-            .iter()
-            .map(|name| RuleSet::named(name))
-            .collect::<Result<Vec<_>, _>>()?,
+    let sets = if options.rules.is_empty() {
+        RuleSet::load_all(&RULE_SETS)?
+    } else {
+        RuleSet::load_all(&options.rules)?
     };
     let mut text = Vec::new();
     match &options.op {

@@ -532,6 +532,116 @@ fn explain_rules_and_presets_show_formulas_and_costs() {
 }
 
 #[test]
+fn costs_are_set_and_swept() {
+    let (directory, _) = workplace();
+    let at = directory.path();
+    let energy = |arguments: &[&str]| {
+        let mut all = vec!["replay", "spiking.optape", "--energy", "compute_fp32", "--format", "json"];
+        all.extend(arguments);
+        let report: serde_json::Value =
+            serde_json::from_str(&stdout(&optape(at, &all))).unwrap();
+        report["energy"]["compute_fp32"].clone()
+    };
+    let (plain, set) = (energy(&[]), energy(&["--set", "e_ac_pj=1.8"]));
+    assert_eq!(
+        set["energy_ac_pj"].as_f64().unwrap(),
+        2.0 * plain["energy_ac_pj"].as_f64().unwrap()
+    );
+    assert_eq!(set["config"]["e_ac_pj"], 1.8);
+    assert_eq!(set["warnings"][0], "e_ac_pj is 1.8, and not 0.9: it was set");
+    let sweep = |arguments: &[&str]| {
+        let mut all = vec!["replay", "spiking.optape", "--energy", "compute_fp32"];
+        all.extend(arguments);
+        optape(at, &all)
+    };
+    let csv = sweep(&["--sweep", "e_ac_pj=0.9,1.8", "--format", "csv", "--columns", "*.energy_ac_pj"]);
+    let (one, two) = (&plain["energy_ac_pj"], &set["energy_ac_pj"]);
+    assert_eq!(
+        stdout(&csv),
+        format!("e_ac_pj,compute_fp32.energy_ac_pj\n0.9,{one}\n1.8,{two}\n")
+    );
+    let json: serde_json::Value =
+        serde_json::from_str(&stdout(&sweep(&["--sweep", "e_ac_pj=0.9,1.8", "--format", "json"]))).unwrap();
+    assert_eq!(json["configurations"][1]["set"]["e_ac_pj"], 1.8);
+    assert_eq!(json["configurations"][1]["figures"]["compute_fp32.energy_ac_pj"], *two);
+    assert_eq!(json["axes"][0]["structural"], false);
+    // What is wrong is told before anything is read, and what is large is asked for.
+    for (arguments, message) in [
+        (&["--set", "e_mac=1"][..], "did you mean 'e_mac_pj'?"),
+        (&["--set", "e_mac_pj=-1"], "is negative"),
+        (&["--set", "e_mac_pj=4 ns"], "is none of pJ"),
+        (&["--set", "e_mac_pj"], "KEY=VALUE"),
+        (&["--sweep", "e_mac_pj=1..2"], "how many values"),
+        (&["--sweep", "e_mac_pj=1,2", "--by", "op"], "cannot be used with"),
+        (&["--yes"], "--sweep"),
+        (
+            &["--sweep", "e_mac_pj=1..2:lin:1000", "--sweep", "e_ac_pj=1..2:lin:1000"],
+            "1 000 000 configurations",
+        ),
+    ] {
+        let refused = sweep(arguments);
+        assert_eq!(refused.status.code(), Some(2), "{arguments:?}");
+        assert!(stderr(&refused).contains(message), "{arguments:?}: {}", stderr(&refused));
+        assert_eq!(stdout(&refused), "", "{arguments:?}");
+    }
+    let large = sweep(&[
+        "--sweep", "e_mac_pj=1..2:lin:400", "--sweep", "e_ac_pj=1..2:lin:300", "--format", "csv", "--yes", "--columns",
+        "*total*",
+    ]);
+    assert!(large.status.success(), "{}", stderr(&large));
+    assert_eq!(stdout(&large).lines().count(), 1 + 400 * 300);
+    assert!(stderr(&large).contains("120 000 configurations"), "{}", stderr(&large));
+    let quiet = sweep(&["-q", "--sweep", "e_mac_pj=1..2:lin:12000", "--format", "csv"]);
+    assert_eq!(stderr(&quiet), "");
+}
+
+#[test]
+fn what_can_be_set_is_listed() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = directory.path();
+    insta::assert_snapshot!(stdout(&optape(at, &["presets"])));
+    insta::assert_snapshot!(stdout(&optape(at, &["presets", "--keys", "--rules", "spikingjelly-2026-06"])));
+    assert_eq!(code(at, &["presets", "lemaire", "--keys"]), 2, "two rule sets have one");
+}
+
+#[test]
+fn rule_sets_of_ones_own_are_files() {
+    let (directory, _) = workplace();
+    let at = directory.path();
+    let lab = r#"
+name = "lab"
+extends = "optape"
+[counters.flop.rules."mylib::unheard"]
+formula = "elements(self)"
+source = "its authors"
+tests = [{ given = { self = "float32[2, 4]" }, expect = 8 }]
+"#;
+    std::fs::write(at.join("lab.toml"), lab).unwrap();
+    let report = optape(
+        at,
+        &["replay", "spiking.optape", "--rules", "lab.toml", "--counters", "flop", "--strict", "--format", "json"],
+    );
+    assert!(report.status.success(), "{}", stderr(&report));
+    let report: serde_json::Value = serde_json::from_str(&stdout(&report)).unwrap();
+    assert_eq!(report["rules"]["name"], "lab");
+    assert!(report["counters"]["flop"]["scopes"]["Global"]["mylib.unheard.default"].is_u64());
+    let listed = stdout(&optape(at, &["rules", "--rules", "lab.toml", "mylib::unheard"]));
+    assert!(listed.contains("flop           elements(self)"), "{listed}");
+    std::fs::write(at.join("wrong.toml"), lab.replace("expect = 8", "expect = 9")).unwrap();
+    let wrong = optape(at, &["rules", "--rules", "wrong.toml"]);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(
+        stderr(&wrong).contains("wrong.toml:7:66: the rule of mylib::unheard gives 8 here, not 9"),
+        "{}",
+        stderr(&wrong)
+    );
+    let twice = optape(at, &["rules", "--rules", "lab.toml", "--rules", "lab.toml"]);
+    assert_eq!(twice.status.code(), Some(2));
+    assert!(stderr(&twice).contains("rule sets of one name, 'lab'"), "{}", stderr(&twice));
+    assert_eq!(code(at, &["replay", "spiking.optape", "--rules", "none.toml"]), 2);
+}
+
+#[test]
 fn manual_pages_and_completions_are_made_for_every_subcommand() {
     let directory = tempfile::tempdir().unwrap();
     let at = directory.path();

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use optape_trace::TraceError;
 
+use crate::expression::Mistake;
 use crate::rules::MissingLevel;
 
 /// An error of this crate.
@@ -76,6 +77,12 @@ pub enum ReplayError {
         /// What is wrong, and the way out.
         message: String,
     },
+    /// A file of rules is wrong.
+    #[error("{0}")]
+    Rules(Mistake),
+    /// A cost, a setting or a sweep of the command line is wrong.
+    #[error("{0}")]
+    Setting(String),
     /// A file other than a trace could not be read.
     #[error("{path}: {source}")]
     Io {
@@ -111,6 +118,24 @@ impl ReplayError {
             name: name.to_owned(),
             suggestion,
             known,
+        }
+    }
+}
+
+/// Of a cost file.
+impl From<Mistake> for ReplayError {
+    fn from(mistake: Mistake) -> Self {
+        let Mistake {
+            path,
+            line,
+            column,
+            message,
+        } = mistake;
+        Self::Costs {
+            path,
+            line,
+            column,
+            message,
         }
     }
 }

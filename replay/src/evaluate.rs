@@ -6,12 +6,14 @@ use std::sync::Arc;
 use optape_trace::{Dictionary, OpDef, Pattern, SignatureDef, call_flags};
 
 use crate::aggregate::{self, Reading, Row, Rows};
+use crate::energy::keys::{self, Assignment, Key};
 use crate::energy::{self, CostFile, EnergyModel, EnergyReport, Given};
 use crate::error::ReplayError;
+use crate::expression::Mistake;
 use crate::firing;
-use crate::load::{Traces, stack};
+use crate::load::{StreamRef, Traces, stack};
 use crate::monitors::{Measurement, Part};
-use crate::ordered::{Amounts, Following, Place, RowKey, walk};
+use crate::ordered::{Amounts, Following, Place, RowKey, Way, walk};
 use crate::report::{
     CounterCoverage, CounterReport, Coverage, Group, GroupCounter, Measured, MonitorsReport,
     Normalised, Per, Report, RulesInfo, SelectionInfo, SourceInfo, StreamReport,
@@ -72,6 +74,8 @@ pub struct Request {
     pub energy: Wanted,
     /// Energy models with costs of the user's.
     pub costs: Vec<CostFile>,
+    /// Costs and settings that are other than in the files, and settings of counters.
+    pub settings: Vec<Assignment>,
     /// Grouping.
     pub by: Option<By>,
     /// What totals are divided by.
@@ -220,9 +224,12 @@ pub(crate) struct Outcome<'a> {
     followed: bool,
 }
 
-enum Refusal {
+/// Why an estimator gives nothing.
+#[derive(Clone, Debug)]
+pub(crate) enum Refusal {
     Missing(Box<MissingLevel>),
     Failed(String),
+    Mistaken(Box<Mistake>),
 }
 
 impl Refusal {
@@ -230,17 +237,27 @@ impl Refusal {
         match error {
             RuleError::Missing(missing) => Self::Missing(missing.clone()),
             RuleError::Failed(text) | RuleError::Unsuited(text) => Self::Failed(text.clone()),
+            RuleError::Mistaken(mistake) => Self::Mistaken(mistake.clone()),
         }
     }
 
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         match self {
             Self::Missing(missing) => missing.to_string(),
             Self::Failed(text) => text.clone(),
+            Self::Mistaken(mistake) => mistake.to_string(),
         }
     }
 
-    fn error(&self, estimator: &str) -> ReplayError {
+    /// A mistake in a file of the user's is an error, whatever was asked for.
+    pub(crate) fn mistake(&self) -> Result<(), ReplayError> {
+        match self {
+            Self::Mistaken(mistake) => Err(ReplayError::Rules((**mistake).clone())),
+            Self::Missing(_) | Self::Failed(_) => Ok(()),
+        }
+    }
+
+    pub(crate) fn error(&self, estimator: &str) -> ReplayError {
         match self {
             Self::Missing(missing) => ReplayError::MissingLevel {
                 estimator: estimator.to_owned(),
@@ -250,20 +267,26 @@ impl Refusal {
                 estimator: estimator.to_owned(),
                 reason: reason.clone(),
             },
+            Self::Mistaken(mistake) => ReplayError::Rules((**mistake).clone()),
         }
     }
+}
+
+/// The error of a model that was asked for by name.
+pub(crate) fn refused(error: &RuleError, estimator: &str) -> ReplayError {
+    Refusal::of(error).error(estimator)
 }
 
 /// What something that follows the streams has added up, and what it met.
 #[derive(Default)]
 pub(crate) struct Followed {
-    amounts: Amounts,
+    pub(crate) amounts: Amounts,
     pub(crate) errors: Vec<RuleError>,
 }
 
 impl Followed {
     /// Why there is no result; what is missing is none with `lenient`.
-    fn refusal(&self, lenient: bool) -> Option<Refusal> {
+    pub(crate) fn refusal(&self, lenient: bool) -> Option<Refusal> {
         let counts = |e: &&RuleError| !lenient || !matches!(e, RuleError::Missing(_));
         self.errors.iter().find(counts).map(Refusal::of)
     }
@@ -293,6 +316,10 @@ pub(crate) fn run<'a>(
                 refusal = Some(Refusal::Failed(text.clone()));
                 break;
             }
+            Counted::Mistaken(mistake) => {
+                refusal = Some(Refusal::Mistaken(mistake.clone()));
+                break;
+            }
             Counted::Missing(missing) if !lenient && refusal.is_none() => {
                 refusal = Some(Refusal::Missing(missing.clone()));
             }
@@ -305,11 +332,11 @@ pub(crate) fn run<'a>(
         None => {
             let mut amounts = Amounts::default();
             for s in seen.iter().filter(|s| s.facts.kind == Kind::Op) {
-                amounts.place = Place {
+                amounts.stand_at(Place {
                     scopes: Arc::clone(&s.facts.scopes),
                     op: Arc::clone(&s.facts.shown),
                     row: None,
-                };
+                });
                 counter.amounts(&s.call, &mut amounts);
             }
             amounts
@@ -335,6 +362,10 @@ const fn row_key(row: &Row) -> RowKey {
 }
 
 impl Outcome<'_> {
+    pub(crate) const fn refusal(&self) -> Option<&Refusal> {
+        self.refusal.as_ref()
+    }
+
     fn value(&self, row: usize) -> i128 {
         match self.counted.get(row) {
             Some(Some(Counted::Value(value))) => *value,
@@ -361,7 +392,7 @@ impl Outcome<'_> {
         !self.followed || self.amounts.rows.values().sum::<i128>() == self.amounts.total
     }
 
-    fn report(&self, seen: &[Seen<'_>], lists_unsupported: bool) -> CounterReport {
+    pub(crate) fn report(&self, seen: &[Seen<'_>], lists_unsupported: bool) -> CounterReport {
         let mut scopes: BTreeMap<String, BTreeMap<String, i128>> = BTreeMap::new();
         let mut total: i128 = 0;
         if self.followed {
@@ -425,6 +456,7 @@ impl Outcome<'_> {
                     coverage.without_statistics += calls;
                     *coverage.missing.entry(missing.to_string()).or_default() += calls;
                 }
+                Some(Some(Counted::Mistaken(_))) => coverage.failed += calls,
                 Some(Some(Counted::Failed(text))) => {
                     coverage.failed += calls;
                     *coverage
@@ -450,7 +482,8 @@ pub fn evaluate(
     rules: &RuleSet,
     request: &Request,
 ) -> Result<Report, ReplayError> {
-    let models = models(rules, request)?;
+    let files = files(rules, request)?;
+    let models = models_of(&files);
     let counters = counters(rules, request)?;
     let needed = !request.selection.is_whole_run()
         || request.by == Some(By::Step)
@@ -468,36 +501,35 @@ pub fn evaluate(
     };
     let rows = aggregate::rows(traces, &timelines, &request.selection, reading)?;
     let seen = see(traces, rules, &rows.rows);
-    if !seen
-        .iter()
-        .any(|s| matches!(s.facts.kind, Kind::Op | Kind::NotExecuted))
-    {
-        let hint = nothing_selected(traces);
-        return Err(ReplayError::NothingSelected {
-            selection: request.selection.to_string(),
-            hint,
-        });
-    }
+    something_selected(traces, request, &seen)?;
 
     let mut skipped = BTreeMap::new();
     // Counters that energy models need are counted too, but shown only where they were asked for.
     let inputs: Vec<energy::Input> = models.iter().flat_map(|(m, _)| m.inputs()).collect();
+    let set = set_counters(rules, &request.settings)?;
     let wanted: Vec<(&dyn Counter, bool)> = rules
         .counters
         .iter()
-        .map(|counter| {
+        .zip(&set)
+        .map(|(counter, set)| {
             let shown = counters.iter().any(|name| name == counter.name());
-            (counter.as_ref(), shown)
+            (set.as_deref().unwrap_or(counter.as_ref()), shown)
         })
         .filter(|(counter, shown)| {
             *shown || inputs.iter().any(|input| input.counter == counter.name())
         })
         .collect();
+    for assignment in &request.settings {
+        let keys = wanted.iter().map(|(counter, _)| counter_keys(*counter));
+        let keys = keys.chain(files.iter().map(|(file, _)| (file.name.clone(), file.keys())));
+        find_key(rules, "--set", &assignment.key, &keys.collect::<Vec<_>>())?;
+    }
     let (mut by_counter, mut by_model) =
         follow(traces, rules, request, &timelines, &wanted, &models)?;
     let mut results: Vec<(Outcome<'_>, bool)> = Vec::new();
     for (at, (counter, shown)) in wanted.iter().enumerate() {
         let outcome = run(*counter, &seen, request.lenient, by_counter.remove(&at));
+        outcome.refusal.as_ref().map_or(Ok(()), Refusal::mistake)?;
         results.push((outcome, *shown));
     }
     let grouped = request.by.is_some();
@@ -608,9 +640,9 @@ pub fn evaluate(
             .map(StreamReport::of)
             .collect(),
         rules: RulesInfo {
-            name: rules.name.to_owned(),
+            name: rules.name.to_string(),
             version: rules.version,
-            description: rules.description.to_owned(),
+            description: rules.description.to_string(),
         },
         selection: SelectionInfo::of(&request.selection),
         by: request.by.map(|by| by.name().to_owned()),
@@ -636,7 +668,7 @@ pub(crate) fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-fn counters(rules: &RuleSet, request: &Request) -> Result<Vec<String>, ReplayError> {
+pub(crate) fn counters(rules: &RuleSet, request: &Request) -> Result<Vec<String>, ReplayError> {
     match &request.counters {
         Wanted::Usual => Ok(rules
             .counters
@@ -668,10 +700,26 @@ const UNGROUPED: &str = "it counts calls of modules, not of ops, and cannot be g
 pub(crate) type Asked = (Box<dyn EnergyModel>, bool);
 
 pub(crate) fn models(rules: &RuleSet, request: &Request) -> Result<Vec<Asked>, ReplayError> {
+    Ok(models_of(&files(rules, request)?))
+}
+
+fn models_of(files: &[(CostFile, bool)]) -> Vec<Asked> {
+    files
+        .iter()
+        .map(|(file, by_name)| (energy::model(file), *by_name))
+        .collect()
+}
+
+/// The cost files of the models that are asked for, with what is set in them, and whether they were asked for by name.
+pub(crate) fn files(
+    rules: &RuleSet,
+    request: &Request,
+) -> Result<Vec<(CostFile, bool)>, ReplayError> {
     let mut files: Vec<(CostFile, bool)> = Vec::new();
     match &request.energy {
         Wanted::Usual | Wanted::All => {
-            for preset in energy::presets_of(rules.name, rules.models) {
+            let presets = energy::presets_of(rules.presets(), rules.models);
+            for preset in presets.filter(|preset| !preset.on_request) {
                 files.push((preset.costs()?, false));
             }
             if request.energy == Wanted::Usual {
@@ -681,7 +729,7 @@ pub(crate) fn models(rules: &RuleSet, request: &Request) -> Result<Vec<Asked>, R
         Wanted::Named(names) => {
             for name in names {
                 if let Some(elsewhere) = energy::presets(name).next()
-                    && !energy::presets_of(rules.name, rules.models).any(|p| p.name == name)
+                    && !energy::presets_of(rules.presets(), rules.models).any(|p| p.name == name)
                 {
                     return Err(ReplayError::Selection(format!(
                         "the rule set {} has no energy model '{name}': it belongs to {}",
@@ -689,7 +737,7 @@ pub(crate) fn models(rules: &RuleSet, request: &Request) -> Result<Vec<Asked>, R
                         elsewhere.rules.unwrap_or("optape and spikingjelly-2026-06")
                     )));
                 }
-                let file = CostFile::preset(name, rules.name, rules.models)?;
+                let file = CostFile::preset(name, rules.presets(), rules.models)?;
                 files.push((file, true));
             }
         }
@@ -718,10 +766,116 @@ pub(crate) fn models(rules: &RuleSet, request: &Request) -> Result<Vec<Asked>, R
             )));
         }
     }
-    Ok(files
+    for (file, _) in &mut files {
+        set_in(file, &request.settings)?;
+    }
+    Ok(files)
+}
+
+/// Sets in a cost file what it has of some keys.
+pub(crate) fn set_in(file: &mut CostFile, settings: &[Assignment]) -> Result<(), ReplayError> {
+    for assignment in settings {
+        let key = assignment.key_of(&file.name);
+        if file.has_key(key) {
+            let key = key.to_owned();
+            let old = file.set(&key, &assignment.value)?;
+            if old != assignment.value {
+                file.changes
+                    .push(format!("{key} is {}, and not {old}: it was set", assignment.value));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Of each counter of a rule set the one with other settings, where some of its own are set.
+pub(crate) fn set_counters(
+    rules: &RuleSet,
+    settings: &[Assignment],
+) -> Result<Vec<Option<Box<dyn Counter>>>, ReplayError> {
+    rules
+        .counters
         .iter()
-        .map(|(file, by_name)| (energy::model(file), *by_name))
-        .collect())
+        .map(|counter| set_counter(counter.as_ref(), settings))
+        .collect()
+}
+
+/// The counter with other settings, where some of its own are set.
+pub(crate) fn set_counter(
+    counter: &dyn Counter,
+    settings: &[Assignment],
+) -> Result<Option<Box<dyn Counter>>, ReplayError> {
+    let mut values = counter.settings();
+    let mut changed = false;
+    for assignment in settings {
+        let key = assignment.key_of(counter.name());
+        let Some(value) = values.get_mut(key) else {
+            continue;
+        };
+        let wrong = |message| ReplayError::Setting(format!("{assignment}: {message}"));
+        let number = keys::quantity(key, &assignment.value).map_err(wrong)?;
+        if number < 0.0 {
+            return Err(wrong(format!("'{key}' is negative; it is at least 0")));
+        }
+        *value = number;
+        changed = true;
+    }
+    Ok(changed
+        .then(|| counter.configured(counter.name(), &values))
+        .flatten())
+}
+
+/// A counter's name and what can be set of it.
+pub(crate) fn counter_keys(counter: &dyn Counter) -> (String, Vec<Key>) {
+    (counter.name().to_owned(), Key::of_counter(counter))
+}
+
+/// Whether an estimator that is asked for has a key.
+///
+/// # Errors
+/// Where none has, with the nearest key, or the estimator of the rule set that has it.
+pub(crate) fn find_key(
+    rules: &RuleSet,
+    flag: &str,
+    key: &str,
+    asked: &[(String, Vec<Key>)],
+) -> Result<(), ReplayError> {
+    let assignment = Assignment {
+        key: key.to_owned(),
+        value: String::new(),
+    };
+    let has = |(name, keys): &(String, Vec<Key>)| {
+        let own = assignment.key_of(name);
+        keys.iter().any(|k| k.key == own)
+    };
+    if asked.iter().any(has) {
+        return Ok(());
+    }
+    let mut others: Vec<(String, Vec<Key>)> = rules
+        .counters
+        .iter()
+        .map(|counter| counter_keys(counter.as_ref()))
+        .collect();
+    for preset in energy::presets_of(rules.presets(), rules.models) {
+        others.push((preset.name.to_owned(), preset.costs()?.keys()));
+    }
+    others.retain(|(name, keys)| !keys.is_empty() && asked.iter().all(|(a, _)| a != name));
+    Err(keys::nowhere(flag, key, asked, &others))
+}
+
+
+/// Whether a stream has what simulations need.
+pub(crate) fn is_full(at: StreamRef<'_>) -> bool {
+    at.trace.run().statistics == "full" && at.stream.info().identities
+}
+
+/// That a stream has not.
+pub(crate) fn not_full() -> RuleError {
+    RuleError::Missing(Box::new(MissingLevel {
+        level: "T6, T7",
+        what: "lifetimes of storages, calls of modules and states of neurons".to_owned(),
+        way_out: crate::rules::WayOut::Record(optape_trace::needs::FULL_FLAG),
+    }))
 }
 
 pub(crate) type ByPlace = HashMap<usize, Followed>;
@@ -754,17 +908,9 @@ pub(crate) fn follow(
         .zip(timelines)
         .filter(|(at, _)| request.selection.takes(*at));
     for (at, timeline) in streams {
-        let full = at.trace.run().statistics == "full" && at.stream.info().identities;
-        if !full {
-            let missing = MissingLevel {
-                level: "T6, T7",
-                what: "lifetimes of storages, calls of modules and states of neurons".to_owned(),
-                way_out: crate::rules::WayOut::Record(optape_trace::needs::FULL_FLAG),
-            };
+        if !is_full(at) {
             for followed in by_counter.values_mut().chain(by_model.values_mut()) {
-                followed
-                    .errors
-                    .push(RuleError::Missing(Box::new(missing.clone())));
+                followed.errors.push(not_full());
             }
             continue;
         }
@@ -782,22 +928,18 @@ pub(crate) fn follow(
             );
         let mut following: Vec<Following<'_>> = simulations
             .filter_map(|(simulation, followed)| {
-                Some(Following {
-                    simulation: simulation?,
-                    amounts: &mut followed.amounts,
-                    errors: &mut followed.errors,
-                    lenient: request.lenient,
-                })
+                Some(Following::new(simulation?, followed, request.lenient))
             })
             .collect();
-        walk(
+        let way = Way {
             traces,
             rules,
-            &request.selection,
+            selection: &request.selection,
             at,
-            &pieces,
-            &mut following,
-        )?;
+            pieces: &pieces,
+            most_records: u64::MAX,
+        };
+        walk(way, &mut following, None)?;
     }
     Ok((by_counter, by_model))
 }
@@ -850,7 +992,7 @@ pub(crate) fn given<'g>(
         .map(|(input, outcome)| (input.counter, outcome.coverage(seen)))
         .collect();
     Given {
-        rules: rules.name,
+        rules: &rules.name,
         totals,
         amounts: inputs
             .iter()
@@ -869,6 +1011,22 @@ pub(crate) fn given<'g>(
         partial: inputs.iter().any(|(_, r)| r.is_partial())
             || followed.is_some_and(|f| !f.errors.is_empty()),
     }
+}
+
+/// Whether any op is selected.
+pub(crate) fn something_selected(
+    traces: &Traces,
+    request: &Request,
+    seen: &[Seen<'_>],
+) -> Result<(), ReplayError> {
+    let op = |s: &Seen<'_>| matches!(s.facts.kind, Kind::Op | Kind::NotExecuted);
+    if seen.iter().any(op) {
+        return Ok(());
+    }
+    Err(ReplayError::NothingSelected {
+        selection: request.selection.to_string(),
+        hint: nothing_selected(traces),
+    })
 }
 
 fn nothing_selected(traces: &Traces) -> String {
@@ -1057,44 +1215,57 @@ impl Grouper<'_, '_> {
         }))
     }
 
-    /// What the totals of a group (or of everything) are divided by; `None` where nothing is divided.
     fn divisor(&self, group: Option<(By, &str)>) -> Result<Option<u64>, ReplayError> {
-        let of_step = group.and_then(|(by, key)| (by == By::Step).then(|| key.parse::<u64>().ok()));
-        let divisors: Divisors = match of_step {
-            Some(step) => self.rows.by_step.get(&step).copied().unwrap_or_default(),
-            None => self.rows.divisors,
-        };
-        let or_error = |divisor: u64, message: &str| match (divisor, of_step) {
-            (0, None) => Err(ReplayError::Normalisation(message.to_owned())),
-            // A step may be without samples or calls of its own; it is shown as it is.
-            (0, Some(_)) => Ok(None),
-            (divisor, _) => Ok(Some(divisor)),
-        };
-        match self.request.per {
-            Per::Run => Ok(None),
-            Per::Step => or_error(
-                divisors.steps,
-                "the selection holds no whole step: the program ran no optimizer step, called no root module and marked none; \
-                 leave --per step away, or mark steps with optape.step()",
-            ),
-            Per::Sample => {
-                let samples = self.request.samples.or(divisors.samples).unwrap_or(0);
-                or_error(
-                    samples,
-                    "the trace does not say how many samples were processed: mark them with optape.step(samples=N), or give the \
-                     number with --samples N",
-                )
-            }
-            Per::Call => {
-                let module =
-                    group.and_then(|(by, key)| matches!(by, By::Scope | By::Module).then_some(key));
-                match module.and_then(|name| self.rows.module_calls.get(name)) {
-                    Some(&calls) if calls > 0 => Ok(Some(calls)),
-                    _ => or_error(
-                        divisors.root_calls,
-                        "the selection holds no call of a module; leave --per call away",
-                    ),
-                }
+        divisor_of(self.request, self.rows, group)
+    }
+}
+
+/// What the totals of a selection are divided by; `None` where nothing is divided.
+pub(crate) fn divisor(request: &Request, rows: &Rows) -> Result<Option<u64>, ReplayError> {
+    divisor_of(request, rows, None)
+}
+
+/// What the totals of a group (or of everything) are divided by.
+fn divisor_of(
+    request: &Request,
+    rows: &Rows,
+    group: Option<(By, &str)>,
+) -> Result<Option<u64>, ReplayError> {
+    let of_step = group.and_then(|(by, key)| (by == By::Step).then(|| key.parse::<u64>().ok()));
+    let divisors: Divisors = match of_step {
+        Some(step) => rows.by_step.get(&step).copied().unwrap_or_default(),
+        None => rows.divisors,
+    };
+    let or_error = |divisor: u64, message: &str| match (divisor, of_step) {
+        (0, None) => Err(ReplayError::Normalisation(message.to_owned())),
+        // A step may be without samples or calls of its own; it is shown as it is.
+        (0, Some(_)) => Ok(None),
+        (divisor, _) => Ok(Some(divisor)),
+    };
+    match request.per {
+        Per::Run => Ok(None),
+        Per::Step => or_error(
+            divisors.steps,
+            "the selection holds no whole step: the program ran no optimizer step, called no root module and marked none; \
+             leave --per step away, or mark steps with optape.step()",
+        ),
+        Per::Sample => {
+            let samples = request.samples.or(divisors.samples).unwrap_or(0);
+            or_error(
+                samples,
+                "the trace does not say how many samples were processed: mark them with optape.step(samples=N), or give the \
+                 number with --samples N",
+            )
+        }
+        Per::Call => {
+            let module =
+                group.and_then(|(by, key)| matches!(by, By::Scope | By::Module).then_some(key));
+            match module.and_then(|name| rows.module_calls.get(name)) {
+                Some(&calls) if calls > 0 => Ok(Some(calls)),
+                _ => or_error(
+                    divisors.root_calls,
+                    "the selection holds no call of a module; leave --per call away",
+                ),
             }
         }
     }

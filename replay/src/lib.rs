@@ -21,6 +21,7 @@ pub mod energy;
 mod error;
 mod evaluate;
 mod explain;
+mod expression;
 mod firing;
 mod load;
 mod monitors;
@@ -29,6 +30,7 @@ pub mod ordered;
 pub mod report;
 pub mod rules;
 mod selection;
+pub mod sweep;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 #[cfg(test)]
@@ -37,7 +39,10 @@ mod timeline;
 
 pub use error::{ReplayError, nearest, position};
 pub use evaluate::{By, Request, Wanted, evaluate};
-pub use explain::{Explained, Explanation, explain};
+pub use explain::{
+    Explained, ExplainedCall, ExplainedCounter, ExplainedFollowing, Explanation, explain,
+};
+pub use expression::Mistake;
 pub use load::{Source, StreamRef, Traces};
 pub use monitors::{facts, sample_counts};
 pub use needs::{Estimator, Lacking, Needs, RulesNeeds, Standing, needs};

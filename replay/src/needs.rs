@@ -51,7 +51,7 @@ pub struct Needs {
 #[derive(Clone, Debug, Serialize)]
 pub struct RulesNeeds {
     /// `optape`.
-    pub name: &'static str,
+    pub name: String,
     /// Its version.
     pub version: u32,
     /// Counters, then energy models.
@@ -134,6 +134,7 @@ impl Estimator {
         match error {
             RuleError::Missing(missing) => self.lacks(missing, None),
             RuleError::Failed(reason) | RuleError::Unsuited(reason) => self.fails(reason),
+            RuleError::Mistaken(mistake) => self.fails(&mistake.to_string()),
         }
     }
 
@@ -184,7 +185,7 @@ pub fn needs(traces: &Traces) -> Result<Needs, ReplayError> {
         let set = RuleSet::named(name)?;
         let seen = see(traces, &set, &rows.rows);
         rules.push(RulesNeeds {
-            name: set.name,
+            name: set.name.to_string(),
             version: set.version,
             estimators: estimators(traces, &timelines, &set, &seen)?,
         });
@@ -255,6 +256,7 @@ fn estimators(
             match counted {
                 Some(Counted::Missing(missing)) => estimator.lacks(missing, Some(calls)),
                 Some(Counted::Failed(reason)) => estimator.fails(reason),
+                Some(Counted::Mistaken(mistake)) => estimator.fails(&mistake.to_string()),
                 Some(Counted::Unknown(_)) => estimator.calls_without_rule += calls,
                 Some(Counted::Value(_) | Counted::Zero) | None => {}
             }

@@ -536,7 +536,7 @@ fn last_part(class: &str) -> &str {
     class.rsplit('.').next().unwrap_or(class)
 }
 
-fn module_matches(glob: &Glob, name: &str, classes: &[String]) -> bool {
+pub(crate) fn module_matches(glob: &Glob, name: &str, classes: &[String]) -> bool {
     glob.matches(name)
         || classes
             .iter()

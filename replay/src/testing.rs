@@ -20,6 +20,8 @@ pub struct Tape {
     texts: Vec<String>,
     time_ns: u64,
     identities: bool,
+    /// The stage that the program has named.
+    stage_name: Option<TextId>,
 }
 
 /// When and where a made-up stream began.
@@ -372,7 +374,16 @@ impl Tape {
             texts: Vec::new(),
             time_ns: 0,
             identities,
+            stage_name: None,
         }
+    }
+
+    /// The program names a stage, or takes the name back.
+    pub fn stage(&mut self, name: Option<&str>) {
+        self.stage_name = name.map(|name| self.text(name));
+        self.moment(Event::StageChange {
+            name: self.stage_name,
+        });
     }
 
     /// The number of a text.
@@ -542,7 +553,10 @@ impl Tape {
                 id
             }
         };
-        let definition = call.signature(op, scope);
+        let definition = SignatureDef {
+            stage_name: self.stage_name,
+            ..call.signature(op, scope)
+        };
         let signature = match self.signatures.iter().position(|s| *s == definition) {
             Some(at) => SignatureId(at as u32),
             None => {

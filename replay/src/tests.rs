@@ -312,7 +312,7 @@ fn needs_and_refusals_are_one() {
     let (mut held, mut refused) = (0, 0);
     for traces in [traces(), without_statistics()] {
         for set in crate::needs(&traces).unwrap().rules {
-            let rules = RuleSet::named(set.name).unwrap();
+            let rules = RuleSet::named(&set.name).unwrap();
             for estimator in set.estimators {
                 let (section, name) = estimator.estimator.split_once('/').unwrap();
                 let (one, none) = (Wanted::Named(vec![name.to_owned()]), Wanted::Named(vec![]));

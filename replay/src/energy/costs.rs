@@ -1,4 +1,6 @@
 //! Costs come from TOML: shipped presets, or a file of the user's. Mistakes are reported with line and column.
+//!
+//! A cost is a number, or a formula over the file's `[parameters]`. What of a file can be changed without editing it stands in [`super::keys`].
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -6,9 +8,10 @@ use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 
-use super::neuromc::MEMORIES;
+use super::neuromc::{self, MEMORIES, StageOptions};
 
 use crate::error::{ReplayError, nearest, position};
+use crate::expression::{Fault, Formula, Mistake, float};
 
 /// A cost file that is shipped.
 #[derive(Clone, Copy, Debug)]
@@ -17,14 +20,23 @@ pub struct Preset {
     pub name: &'static str,
     /// The rule set that it belongs to; `None`: every one that has the model.
     pub rules: Option<&'static str>,
+    /// Only where it is asked for by name: no live tool has it, or it answers the question of another one again.
+    pub on_request: bool,
     /// The file.
     pub text: &'static str,
 }
 
 macro_rules! presets {
-    ($($rules:expr, $name:literal, $path:literal;)*) => {
-        &[$(Preset { name: $name, rules: $rules, text: include_str!(concat!("../../presets/", $path)) }),*]
+    ($($rules:expr, $name:literal, $path:literal $(, $on_request:ident)?;)*) => {
+        &[$(Preset {
+            name: $name,
+            rules: $rules,
+            on_request: presets!(@ $($on_request)?),
+            text: include_str!(concat!("../../presets/", $path)),
+        }),*]
     };
+    (@) => { false };
+    (@ on_request) => { true };
 }
 
 const JUNE: Option<&str> = Some("spikingjelly-2026-06");
@@ -35,6 +47,8 @@ pub const PRESETS: &[Preset] = presets! {
     None, "compute_fp32", "compute_fp32.toml";
     None, "compute_fp16", "compute_fp16.toml";
     None, "compute_int8", "compute_int8.toml";
+    None, "compute_bits", "compute_bits.toml", on_request;
+    None, "residency", "residency.toml", on_request;
     RELEASE, "simple_fp32", "simple_fp32.toml";
     RELEASE, "simple_fp16", "simple_fp16.toml";
     RELEASE, "simple_int8", "simple_int8.toml";
@@ -101,16 +115,22 @@ pub enum Setting {
     Points(Vec<[f64; 2]>),
     /// Numbers by name.
     Table(BTreeMap<String, f64>),
+    /// Some of several words.
+    Words(Vec<String>),
 }
 
 /// What a setting has to be.
 #[derive(Clone, Copy, Debug)]
-enum Kind {
+pub(super) enum Kind {
     Flag,
     /// A whole number of at least one.
     Count,
+    /// A finite number that is not negative.
+    Size,
     /// One of these words.
     Choice(&'static [&'static str]),
+    /// Some of these words, each once.
+    Words(&'static [&'static str]),
     /// From 0 to 1.
     Share,
     /// So many pairs, finite and not negative, the first numbers rising.
@@ -119,8 +139,26 @@ enum Kind {
     Memory,
 }
 
-/// What there is to say of a memory: how many bits an access has, and what it costs.
-const MEMORY: [&str; 4] = ["read_bits", "write_bits", "read_pj", "write_pj"];
+impl Kind {
+    /// What it is, as messages say it.
+    pub(super) fn wanted(self) -> String {
+        match self {
+            Self::Flag => "true or false".to_owned(),
+            Self::Count => "a whole number of at least 1".to_owned(),
+            Self::Size => "a number of at least 0".to_owned(),
+            Self::Choice(words) => format!("one of '{}'", words.join("', '")),
+            Self::Words(words) => format!("a list of some of '{}', each once", words.join("', '")),
+            Self::Share => "a number from 0 to 1".to_owned(),
+            Self::Points(count) => {
+                format!("{count} pairs of numbers that are not negative, the first numbers rising")
+            }
+            Self::Memory => format!("a table of {}, none negative", MEMORY.join(", ")),
+        }
+    }
+}
+
+/// What there is to say of a memory: its size, how many bits an access has, and what it costs.
+pub(super) const MEMORY: [&str; 5] = ["size_bits", "read_bits", "write_bits", "read_pj", "write_pj"];
 
 /// A cost file: which model it is for, and its numbers.
 #[derive(Clone, Debug, PartialEq)]
@@ -133,13 +171,21 @@ pub struct CostFile {
     pub costs: BTreeMap<String, f64>,
     /// What is no cost, by key.
     pub settings: BTreeMap<String, Setting>,
+    /// What costs follow from, by name.
+    pub parameters: BTreeMap<String, f64>,
+    /// Stages that the program has named, and what NeuroMC makes of them.
+    pub(crate) stages: BTreeMap<String, StageOptions>,
+    /// Costs that follow from parameters.
+    pub(super) formulas: BTreeMap<String, Formula>,
+    /// What was set from outside, and what it was before: for warnings.
+    pub(crate) changes: Vec<String>,
 }
 
 /// A model's keys.
-struct Model {
-    name: &'static str,
-    costs: &'static [&'static str],
-    settings: &'static [(&'static str, Kind)],
+pub(super) struct Model {
+    pub(super) name: &'static str,
+    pub(super) costs: &'static [&'static str],
+    pub(super) settings: &'static [(&'static str, Kind)],
 }
 
 const NEUROMC_COSTS: &[&str] = &[
@@ -156,8 +202,8 @@ const NEUROMC_COSTS: &[&str] = &[
     "e_mac_ann_we_pj",
 ];
 
-const NEUROMC_SETTINGS: &[(&str, Kind)] = &{
-    let mut settings = [("", Kind::Memory); MEMORIES.len() + 2];
+const NEUROMC_SETTINGS: [(&str, Kind); MEMORIES.len() + 4] = {
+    let mut settings = [("", Kind::Memory); MEMORIES.len() + 4];
     let mut at = 0;
     while at < MEMORIES.len() {
         settings[at] = (MEMORIES[at], Kind::Memory);
@@ -165,11 +211,24 @@ const NEUROMC_SETTINGS: &[(&str, Kind)] = &{
     }
     settings[at] = ("zero_dram_in_paper_energy", Kind::Flag);
     settings[at + 1] = ("zero_sram_high_directions", Kind::Flag);
+    settings[at + 2] = ("core_types", Kind::Words(&neuromc::CORE_TYPES));
+    settings[at + 3] = ("process_keys", Kind::Words(&neuromc::PROCESS_KEYS));
+    settings
+};
+
+/// June's rules name a kind of core in their report.
+const NEUROMC_JUNE_SETTINGS: [(&str, Kind); MEMORIES.len() + 5] = {
+    let mut settings = [("core_type", Kind::Choice(&neuromc::CORE_TYPES)); MEMORIES.len() + 5];
+    let mut at = 0;
+    while at < NEUROMC_SETTINGS.len() {
+        settings[at] = NEUROMC_SETTINGS[at];
+        at += 1;
+    }
     settings
 };
 
 /// The models.
-const MODELS: &[Model] = &[
+pub(super) const MODELS: &[Model] = &[
     Model {
         name: "compute",
         costs: &["e_mac_pj", "e_ac_pj"],
@@ -193,12 +252,21 @@ const MODELS: &[Model] = &[
     Model {
         name: "neuromc-2026-06",
         costs: NEUROMC_COSTS,
-        settings: NEUROMC_SETTINGS,
+        settings: &NEUROMC_JUNE_SETTINGS,
     },
     Model {
         name: "neuromc-2.0.0",
         costs: NEUROMC_COSTS,
-        settings: NEUROMC_SETTINGS,
+        settings: &NEUROMC_SETTINGS,
+    },
+    Model {
+        name: "residency",
+        costs: &["e_dram_pj_per_byte"],
+        settings: &[
+            ("registers_kib", Kind::Size),
+            ("sram_kib", Kind::Size),
+            ("memory_breakpoints", Kind::Points(4)),
+        ],
     },
     Model {
         name: "spikesim",
@@ -271,8 +339,12 @@ impl CostFile {
             model: "compute".to_owned(),
             costs: BTreeMap::new(),
             settings: BTreeMap::new(),
+            parameters: BTreeMap::new(),
+            stages: BTreeMap::new(),
+            formulas: BTreeMap::new(),
+            changes: Vec::new(),
         };
-        let (mut costs, mut settings) = (None, None);
+        let (mut costs, mut settings, mut stages) = (None, None, None);
         for (key, value) in table.get_ref() {
             match (key.get_ref().as_ref(), value.get_ref()) {
                 ("name", DeValue::String(text)) => file.name = text.to_string(),
@@ -306,11 +378,33 @@ impl CostFile {
                         "'settings' is a table: write [settings]".to_owned(),
                     ));
                 }
-                (other, _) => {
+                ("parameters", DeValue::Table(table)) => {
+                    for (key, value) in table {
+                        let name = key.get_ref().as_ref();
+                        let number = number(value.get_ref()).filter(|n| n.is_finite());
+                        let number = number.ok_or_else(|| {
+                            at(value.span(), format!("the parameter '{name}' is a finite number"))
+                        })?;
+                        file.parameters.insert(name.to_owned(), number);
+                    }
+                }
+                ("parameters", _) => {
                     return Err(at(
-                        key.span(),
-                        unknown_key(other, &["name", "model", "costs", "settings"]),
+                        value.span(),
+                        "'parameters' is a table: write [parameters]".to_owned(),
                     ));
+                }
+                ("stages", DeValue::Table(table)) => stages = Some((key.span(), table)),
+                ("stages", _) => {
+                    return Err(at(
+                        value.span(),
+                        "'stages' is a table of tables: write [stages.NAME]".to_owned(),
+                    ));
+                }
+                (other, _) => {
+                    const KEYS: [&str; 6] =
+                        ["name", "model", "parameters", "costs", "settings", "stages"];
+                    return Err(at(key.span(), unknown_key(other, &KEYS)));
                 }
             }
         }
@@ -329,6 +423,17 @@ impl CostFile {
             if !keys.contains(&name) {
                 return Err(at(key.span(), unknown_key(name, keys)));
             }
+            if let DeValue::String(formula) = value.get_ref() {
+                let formula = Formula::parse(formula, path, text, value.span())
+                    .and_then(|formula| {
+                        float::check(&formula.node, &file.parameters)
+                            .map_err(|fault| placed(&formula, fault))?;
+                        Ok(formula)
+                    })
+                    .map_err(ReplayError::from)?;
+                file.formulas.insert(name.to_owned(), formula);
+                continue;
+            }
             let cost = number(value.get_ref());
             let cost = cost
                 .ok_or_else(|| at(value.span(), format!("'{name}' is a number of picojoules")))?;
@@ -346,6 +451,7 @@ impl CostFile {
             }
             file.costs.insert(name.to_owned(), cost);
         }
+        file.compute()?;
         if let Some(missing) = keys.iter().find(|key| !file.costs.contains_key(**key)) {
             return Err(at(whole, format!("'{missing}' is missing in [costs]")));
         }
@@ -363,7 +469,36 @@ impl CostFile {
             let span = settings.map_or(whole, |(span, _)| span);
             return Err(at(span, format!("'{missing}' is missing in [settings]")));
         }
+        if let Some((span, stages)) = stages {
+            if !file.model.starts_with("neuromc") {
+                let model = &file.model;
+                let message = format!("the energy model '{model}' has no stages of the program's own");
+                return Err(at(span, message));
+            }
+            for (name, value) in stages {
+                let options = StageOptions::parse(value.get_ref())
+                    .map_err(|(span, message)| at(span.unwrap_or_else(|| value.span()), message))?;
+                file.stages.insert(name.get_ref().to_string(), options);
+            }
+        }
         Ok(file)
+    }
+
+    /// Computes the costs that follow from parameters.
+    ///
+    /// # Errors
+    /// [`ReplayError::Costs`] where a formula gives no cost.
+    pub(super) fn compute(&mut self) -> Result<(), ReplayError> {
+        for (name, formula) in &self.formulas {
+            let cost = float::evaluate(&formula.node, &self.parameters)
+                .map_err(|fault| placed(formula, fault))?;
+            if cost < 0.0 {
+                let message = format!("'{name}' is {cost}; a cost is at least 0");
+                return Err(formula.mistake(&message).into());
+            }
+            self.costs.insert(name.clone(), cost);
+        }
+        Ok(())
     }
 
     /// A shipped preset of a rule set.
@@ -409,6 +544,14 @@ impl CostFile {
         }
     }
 
+    /// A setting that is some of several words; all of them where there is no such setting.
+    pub(crate) fn has_word(&self, key: &str, word: &str) -> bool {
+        match self.settings.get(key) {
+            Some(Setting::Words(words)) => words.iter().any(|w| w == word),
+            _ => true,
+        }
+    }
+
     /// A setting that is pairs.
     pub(crate) fn points(&self, key: &str) -> &[[f64; 2]] {
         match self.settings.get(key) {
@@ -418,7 +561,16 @@ impl CostFile {
     }
 }
 
-fn number(value: &DeValue<'_>) -> Option<f64> {
+/// The mistake that an evaluation over floats has found.
+fn placed(formula: &Formula, fault: Fault) -> Mistake {
+    match formula.placed(fault) {
+        Fault::Placed(mistake) => mistake,
+        Fault::Mistake { message, .. } => formula.mistake(&message),
+        Fault::Missing(missing) => formula.mistake(&missing.to_string()),
+    }
+}
+
+pub(crate) fn number(value: &DeValue<'_>) -> Option<f64> {
     match value {
         DeValue::Float(number) => number.as_str().replace('_', "").parse::<f64>().ok(),
         DeValue::Integer(number) => {
@@ -431,54 +583,57 @@ fn number(value: &DeValue<'_>) -> Option<f64> {
 }
 
 /// A setting, or what it should be.
-fn setting(kind: Kind, value: &DeValue<'_>) -> Result<Setting, String> {
-    let plain = |number: f64| number.is_finite() && number >= 0.0;
-    match (kind, value) {
-        (Kind::Flag, DeValue::Boolean(flag)) => Ok(Setting::Flag(*flag)),
-        (Kind::Flag, _) => Err("true or false".to_owned()),
-        (Kind::Count, value) => number(value)
-            .filter(|n| plain(*n) && *n >= 1.0 && n.fract() == 0.0)
+pub(super) fn setting(kind: Kind, value: &DeValue<'_>) -> Result<Setting, String> {
+    let plain = |number: &f64| number.is_finite() && *number >= 0.0;
+    let number_with = |holds: &dyn Fn(f64) -> bool| {
+        number(value)
+            .filter(plain)
+            .filter(|n| holds(*n))
             .map(Setting::Number)
-            .ok_or_else(|| "a whole number of at least 1".to_owned()),
+    };
+    let found = match (kind, value) {
+        (Kind::Flag, DeValue::Boolean(flag)) => Some(Setting::Flag(*flag)),
+        (Kind::Count, _) => number_with(&|n| n >= 1.0 && n.fract() == 0.0),
+        (Kind::Size, _) => number_with(&|_| true),
+        (Kind::Share, _) => number_with(&|n| n <= 1.0),
         (Kind::Choice(words), DeValue::String(word)) if words.contains(&word.as_ref()) => {
-            Ok(Setting::Choice(word.to_string()))
+            Some(Setting::Choice(word.to_string()))
         }
-        (Kind::Choice(words), _) => Err(format!("one of '{}'", words.join("', '"))),
-        (Kind::Share, value) => number(value)
-            .filter(|n| plain(*n) && *n <= 1.0)
-            .map(Setting::Number)
-            .ok_or_else(|| "a number from 0 to 1".to_owned()),
-        (Kind::Memory, value) => {
-            let wanted = || format!("a table of {}, none negative", MEMORY.join(", "));
-            let DeValue::Table(table) = value else {
-                return Err(wanted());
+        (Kind::Words(words), DeValue::Array(list)) => {
+            let given: Option<Vec<String>> = list
+                .iter()
+                .map(|item| match item.get_ref() {
+                    DeValue::String(word) if words.contains(&word.as_ref()) => {
+                        Some(word.to_string())
+                    }
+                    _ => None,
+                })
+                .collect();
+            let once = |given: &Vec<String>| {
+                given.iter().enumerate().all(|(at, word)| !given[..at].contains(word))
             };
+            given.filter(once).map(Setting::Words)
+        }
+        (Kind::Memory, DeValue::Table(table)) => {
             let numbers: Option<BTreeMap<String, f64>> = table
                 .iter()
                 .map(|(key, value)| {
                     let key = key.get_ref().as_ref();
-                    let number = number(value.get_ref()).filter(|n| plain(*n))?;
+                    let number = number(value.get_ref()).filter(plain)?;
                     MEMORY.contains(&key).then(|| (key.to_owned(), number))
                 })
                 .collect();
             numbers
                 .filter(|numbers| numbers.len() == MEMORY.len())
                 .map(Setting::Table)
-                .ok_or_else(wanted)
         }
-        (Kind::Points(count), value) => {
-            let wanted = || {
-                format!("{count} pairs of numbers that are not negative, the first numbers rising")
-            };
-            let DeValue::Array(list) = value else {
-                return Err(wanted());
-            };
+        (Kind::Points(count), DeValue::Array(list)) => {
             let pair = |value: &DeValue<'_>| match value {
                 DeValue::Array(pair) if pair.len() == 2 => {
                     let both = [0, 1].map(|at| {
                         pair.get(at)
                             .and_then(|v| number(v.get_ref()))
-                            .filter(|n| plain(*n))
+                            .filter(plain)
                     });
                     Some([both[0]?, both[1]?])
                 }
@@ -489,12 +644,13 @@ fn setting(kind: Kind, value: &DeValue<'_>) -> Result<Setting, String> {
                 .filter(|points| points.len() == count)
                 .filter(|points| points.windows(2).all(|w| w[0][0] < w[1][0]))
                 .map(Setting::Points)
-                .ok_or_else(wanted)
         }
-    }
+        _ => None,
+    };
+    found.ok_or_else(|| kind.wanted())
 }
 
-fn unknown_key(key: &str, known: &[&str]) -> String {
+pub(super) fn unknown_key(key: &str, known: &[&str]) -> String {
     match nearest(key, known.iter().copied()) {
         Some(suggestion) => format!("there is no key '{key}'; did you mean '{suggestion}'?"),
         None => format!("there is no key '{key}'; known: {}", known.join(", ")),
@@ -539,7 +695,7 @@ mod tests {
             "my.toml:2:12: 'e_mac_pj' is inf; a cost is a finite number"
         );
         assert_eq!(
-            message("[costs]\ne_mac_pj = \"4\""),
+            message("[costs]\ne_mac_pj = [4]"),
             "my.toml:2:12: 'e_mac_pj' is a number of picojoules"
         );
         assert_eq!(
@@ -575,6 +731,41 @@ mod tests {
         assert_eq!(
             message("[costs]\ne_mac_pj = 1\ne_ac_pj = 1\n[settings]\nx = 1\n"),
             "my.toml:5:1: there is no key 'x'; known: "
+        );
+    }
+
+    #[test]
+    fn costs_follow_from_parameters() {
+        let file = CostFile::parse(
+            "[parameters]\nbits = 16\n[costs]\ne_mac_pj = \"bits^2 / 64 + e_0\"\ne_ac_pj = \"bits / 32\"\n",
+            "my.toml",
+            "my",
+        );
+        assert_eq!(
+            file.unwrap_err().to_string(),
+            "my.toml:4:27: there is no parameter 'e_0'; there are: bits"
+        );
+        let text = "[parameters]\nbits = 16\n[costs]\ne_mac_pj = \"bits^2 / 64\"\ne_ac_pj = 'bits / 32'\n";
+        let mut file = CostFile::parse(text, "my.toml", "my").unwrap();
+        assert_eq!((file.costs["e_mac_pj"], file.costs["e_ac_pj"]), (4.0, 0.5));
+        file.parameters.insert("bits".to_owned(), -32.0);
+        assert_eq!(
+            file.compute().unwrap_err().to_string(),
+            "my.toml:5:12: 'e_ac_pj' is -1; a cost is at least 0"
+        );
+        assert!(message("[parameters]\nbits = 'x'\n[costs]\n").contains("finite number"));
+        assert_eq!(
+            message("[costs]\ne_mac_pj = '1 / 0'\ne_ac_pj = 1\n"),
+            "my.toml:2:13: division by zero"
+        );
+    }
+
+    #[test]
+    fn stages_are_for_models_that_have_them() {
+        let text = "[costs]\ne_mac_pj = 1\ne_ac_pj = 1\n[stages.x]\nphase = 'forward'\n";
+        assert_eq!(
+            message(text),
+            "my.toml:4:2: the energy model 'compute' has no stages of the program's own"
         );
     }
 

@@ -36,9 +36,11 @@
 
 mod compute;
 mod costs;
+pub(crate) mod keys;
 mod lemaire;
 mod lemaire_release;
 mod neuromc;
+mod residency;
 mod simple;
 mod spikesim;
 
@@ -52,10 +54,13 @@ use crate::rules::RuleError;
 use crate::rules::spikingjelly::Version;
 
 pub use compute::ComputeModel;
+pub(crate) use costs::number as number_of;
 pub use costs::{CostFile, PRESETS, Preset, Setting, presets, presets_of};
+pub use keys::{Assignment, Key};
 pub use lemaire::Lemaire;
 pub use lemaire_release::LemaireRelease;
 pub use neuromc::NeuroMc;
+pub use residency::Residency;
 pub use simple::Simple;
 pub use spikesim::SpikeSim;
 
@@ -293,6 +298,9 @@ impl EnergyReport {
 
     /// Adds all costs and settings of a file.
     pub(crate) fn configure(&mut self, file: &CostFile) {
+        for (name, parameter) in &file.parameters {
+            self.setting(name, *parameter);
+        }
         for (name, cost) in &file.costs {
             self.setting(name, *cost);
         }
@@ -305,6 +313,10 @@ impl EnergyReport {
                     let numbers = table.iter().map(|(k, v)| (k.clone(), Figure::Float(*v)));
                     self.config.push(name, Figure::Map(numbers.collect()));
                 }
+                Setting::Words(words) => {
+                    let words = words.iter().map(|word| Figure::Text(word.clone()));
+                    self.config.push(name, Figure::List(words.collect()));
+                }
                 Setting::Points(points) => {
                     let pair = |pair: &[f64; 2]| Figure::List(pair.map(Figure::Float).to_vec());
                     self.config
@@ -312,6 +324,11 @@ impl EnergyReport {
                 }
             }
         }
+        for (name, stage) in &file.stages {
+            self.config.push(&format!("stages.{name}"), stage.figure());
+        }
+        // Numbers under a shipped name that are not the shipped ones are told.
+        self.warnings.extend(file.changes.iter().cloned());
     }
 }
 
@@ -320,6 +337,7 @@ impl EnergyReport {
 pub(crate) fn model(file: &CostFile) -> Box<dyn EnergyModel> {
     match file.model.as_str() {
         "spikesim" => Box::new(SpikeSim::new(file)),
+        "residency" => Box::new(Residency::new(file)),
         "simple" => Box::new(Simple::new(file)),
         "lemaire-2026-06" => Box::new(Lemaire::new(file)),
         "lemaire-2.0.0" => Box::new(LemaireRelease::new(file)),

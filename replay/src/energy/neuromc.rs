@@ -6,11 +6,15 @@
 //! Ops that are on none of the lists are refused.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
+use std::sync::Arc;
 
-use optape_trace::{DType, ModuleId, Stage, call_flags, tensor_flags};
+use optape_trace::{DType, ModuleId, Stage, TextId, call_flags, tensor_flags};
 use serde_json::Value;
+use toml::de::DeValue;
 
 use super::lemaire::{ends, missing_values};
+use super::costs::unknown_key;
 use super::{CostFile, EnergyModel, EnergyReport, Figure, Given, Input, Setting, float};
 use crate::ordered::{Amounts, ModuleCall, ModuleState, OrderedCall, Simulation, TensorRef, World};
 use crate::report::Ordered;
@@ -53,8 +57,106 @@ pub(super) const MEMORIES: [&str; 22] = [
 
 /// Cores that multiply and accumulate; a cost file has `e_mac_CORE_pj` of each.
 const CORES: [&str; 6] = ["fp_soma", "bp_grad", "wg", "ann_fe", "ann_be", "ann_we"];
+/// All kinds of core.
+pub(super) const CORE_TYPES: [&str; 11] = [
+    "fp_soma",
+    "fp_bn",
+    "bp_grad",
+    "bp_bn",
+    "bp_grad_opt",
+    "wg",
+    "ann_fe",
+    "ann_be",
+    "ann_we",
+    "ann_bn",
+    "ann_bn_bp",
+];
+/// Products, neurons, batch norms, optimizers.
+pub(super) const PROCESS_KEYS: [&str; 4] = ["with_nothing", "with_sg", "with_bn", "with_opt"];
 /// Further operations; a cost file has `e_NAME_pj` of each.
 const OPERATIONS: [&str; 5] = ["mux", "add", "mul", "comp", "sqrt"];
+
+/// What a part of a training step is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Phase {
+    Forward,
+    Backward,
+    Optimizer,
+}
+
+impl Phase {
+    const ALL: [Self; 3] = [Self::Forward, Self::Backward, Self::Optimizer];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Backward => "backward",
+            Self::Optimizer => "optimizer",
+        }
+    }
+}
+
+/// What a stage means that the program has named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StageOptions {
+    phase: Phase,
+    /// Weights that fit their SRAM are there already.
+    reuse_weights: bool,
+    /// Batch norms compute something in the backward pass.
+    batch_norm_backward: bool,
+}
+
+impl StageOptions {
+    /// As a report's configuration shows it.
+    pub(super) fn figure(self) -> Figure {
+        Figure::from([
+            ("phase", Figure::from(self.phase.name())),
+            ("reuse_weights", self.reuse_weights.into()),
+            ("batch_norm_backward", self.batch_norm_backward.into()),
+        ])
+    }
+
+    /// `{ phase = "forward", reuse_weights = false, batch_norm_backward = true }`, of which `phase` has to be there.
+    pub(super) fn parse(value: &DeValue<'_>) -> Result<Self, (Option<Range<usize>>, String)> {
+        let DeValue::Table(table) = value else {
+            return Err((None, "a stage is a table: write [stages.NAME]".to_owned()));
+        };
+        let mut phase = None;
+        let mut options = Self {
+            phase: Phase::Forward,
+            reuse_weights: false,
+            batch_norm_backward: true,
+        };
+        for (key, value) in table {
+            let span = Some(value.span());
+            match (key.get_ref().as_ref(), value.get_ref()) {
+                ("phase", DeValue::String(name)) => {
+                    phase = Phase::ALL.into_iter().find(|p| p.name() == name.as_ref());
+                    if phase.is_none() {
+                        let names = Phase::ALL.map(Phase::name).join("', '");
+                        return Err((span, format!("'phase' is one of '{names}'")));
+                    }
+                }
+                ("reuse_weights", DeValue::Boolean(flag)) => options.reuse_weights = *flag,
+                ("batch_norm_backward", DeValue::Boolean(flag)) => {
+                    options.batch_norm_backward = *flag;
+                }
+                ("phase", _) => return Err((span, "'phase' is a text".to_owned())),
+                (name @ ("reuse_weights" | "batch_norm_backward"), _) => {
+                    return Err((span, format!("'{name}' is true or false")));
+                }
+                (other, _) => {
+                    const KEYS: [&str; 3] = ["phase", "reuse_weights", "batch_norm_backward"];
+                    return Err((Some(key.span()), unknown_key(other, &KEYS)));
+                }
+            }
+        }
+        match phase {
+            Some(phase) => Ok(Self { phase, ..options }),
+            None => Err((None, "'phase' is missing".to_owned())),
+        }
+    }
+}
 
 /// The model with its costs.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,22 +175,84 @@ impl NeuroMc {
         }
     }
 
-    fn memory(&self, name: &str) -> Memory {
-        let number = |key| match self.file.settings.get(name) {
-            Some(Setting::Table(table)) => table.get(key).copied().unwrap_or(0.0),
-            _ => 0.0,
+    /// The costs, looked up once for a report.
+    fn costs(&self) -> Costs {
+        let memory = |name: &str| {
+            let number = |key| match self.file.settings.get(name) {
+                Some(Setting::Table(table)) => table.get(key).copied().unwrap_or(0.0),
+                _ => 0.0,
+            };
+            Memory {
+                level: Level::of(name),
+                size_bits: number("size_bits"),
+                read_bits: number("read_bits"),
+                write_bits: number("write_bits"),
+                read_pj: number("read_pj"),
+                write_pj: number("write_pj"),
+            }
         };
-        Memory {
-            read_bits: number("read_bits"),
-            write_bits: number("write_bits"),
-            read_pj: number("read_pj"),
-            write_pj: number("write_pj"),
+        Costs {
+            version: self.version,
+            free_dram: self.file.flag("zero_dram_in_paper_energy"),
+            free_high: self.file.flag("zero_sram_high_directions"),
+            memories: MEMORIES.iter().map(|name| (*name, memory(name))).collect(),
+            mac_pj: CORES.map(|core| self.file.cost(&format!("e_mac_{core}_pj"))),
+            operations_pj: OPERATIONS.map(|name| self.file.cost(&format!("e_{name}_pj"))),
         }
     }
 }
 
-/// A memory: what an access of so many bits costs.
+/// Costs of a report.
+struct Costs {
+    version: Version,
+    free_dram: bool,
+    free_high: bool,
+    memories: HashMap<&'static str, Memory>,
+    /// Of [`CORES`].
+    mac_pj: [f64; CORES.len()],
+    /// Of [`OPERATIONS`].
+    operations_pj: [f64; OPERATIONS.len()],
+}
+
+/// Kinds of memory, in the order of their names.
+#[derive(Clone, Copy)]
+enum Level {
+    Dram,
+    Registers,
+    Sram,
+}
+
+impl Level {
+    const NAMES: [&str; 3] = ["dram", "reg", "sram"];
+
+    fn of(memory: &str) -> Self {
+        match memory {
+            "dram" => Self::Dram,
+            _ if memory.starts_with("reg") => Self::Registers,
+            _ => Self::Sram,
+        }
+    }
+}
+
+/// To (`h2l`) and from (`l2h`) the compute side, read (`r`) or written (`w`); in the order of their names.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    ReadDown,
+    ReadUp,
+    WriteDown,
+    WriteUp,
+}
+
+impl Direction {
+    const NAMES: [&str; 4] = ["rh2l", "rl2h", "wh2l", "wl2h"];
+}
+
+use Direction::{ReadDown, ReadUp, WriteDown, WriteUp};
+
+/// A memory: its size, and what an access of so many bits costs.
 struct Memory {
+    level: Level,
+    size_bits: f64,
     read_bits: f64,
     write_bits: f64,
     read_pj: f64,
@@ -161,10 +325,40 @@ impl Process {
     }
 }
 
+/// Where in a training step something runs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct At {
+    /// As the report names it.
+    stage: Arc<str>,
+    phase: Phase,
+    reuse_weights: bool,
+    batch_norm_backward: bool,
+}
+
+impl At {
+    /// In no stage that the program has named.
+    fn phase(phase: Phase) -> Self {
+        Self {
+            stage: phase.name().into(),
+            phase,
+            reuse_weights: false,
+            batch_norm_backward: true,
+        }
+    }
+
+    /// The same stage, without what is said of it: upstream does not ask there.
+    fn plain(&self, phase: Phase) -> Self {
+        Self {
+            stage: Arc::clone(&self.stage),
+            ..Self::phase(phase)
+        }
+    }
+}
+
 /// A piece of work. Equal ones are counted.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Fragment {
-    stage: &'static str,
+    at: At,
     op: String,
     core: &'static str,
     process: Process,
@@ -194,7 +388,7 @@ impl Fragment {
     }
 
     fn product(
-        stage: &'static str,
+        at: At,
         op: &str,
         core: &'static str,
         loops: Loops,
@@ -202,7 +396,7 @@ impl Fragment {
         elements: [i128; 3],
     ) -> Self {
         Self {
-            stage,
+            at,
             op: op.to_owned(),
             core,
             process: Process::Nothing,
@@ -217,7 +411,7 @@ impl Fragment {
     }
 
     fn other(
-        stage: &'static str,
+        at: At,
         op: &str,
         core: &'static str,
         process: Process,
@@ -229,7 +423,7 @@ impl Fragment {
             process,
             macs: 0,
             bits: [16, 16, output_bits],
-            ..Self::product(stage, op, core, loops, 16, elements)
+            ..Self::product(at, op, core, loops, 16, elements)
         }
     }
 
@@ -243,11 +437,12 @@ impl Fragment {
         let loops = &self.loops;
         let outputs = loops.sites() * loops.outputs;
         let inputs = loops.sites() * loops.channels;
-        match (self.process, self.stage) {
+        match (self.process, self.at.phase) {
             (Process::Nothing, _) => [0; 5],
-            (Process::Soma, "backward") => [inputs, 2 * inputs, 4 * inputs, 0, 0],
+            (Process::Soma, Phase::Backward) => [inputs, 2 * inputs, 4 * inputs, 0, 0],
             (Process::Soma, _) => [outputs, outputs, outputs, 3 * outputs, 0],
-            (Process::BatchNorm, "backward") => [
+            (Process::BatchNorm, Phase::Backward) if !self.at.batch_norm_backward => [0; 5],
+            (Process::BatchNorm, Phase::Backward) => [
                 0,
                 7 * inputs,
                 3 * inputs + 22 * loops.channels * loops.steps,
@@ -377,43 +572,41 @@ const ADAM: [(i128, bool); 7] = [
     (0, true),
 ];
 
-/// Bits and energy by level and direction: to (`h2l`) and from (`l2h`) the compute side, read (`r`) or written (`w`).
+/// Bits and energy by [`Level`] and [`Direction`].
 #[derive(Default)]
 struct Traffic {
-    bits: BTreeMap<(&'static str, &'static str), i128>,
-    energy_pj: BTreeMap<(&'static str, &'static str), f64>,
+    bits: [[i128; 4]; 3],
+    energy_pj: [[f64; 4]; 3],
 }
 
 impl Traffic {
     fn total_pj(&self) -> f64 {
-        self.energy_pj.values().sum()
+        self.energy_pj.iter().flatten().sum()
     }
 }
 
-impl NeuroMc {
-    fn add(&self, traffic: &mut Traffic, direction: &'static str, bits: i128, name: &str) {
-        let level = match name {
-            "dram" => "dram",
-            _ if name.starts_with("reg") => "reg",
-            _ => "sram",
+impl Costs {
+    fn add(&self, traffic: &mut Traffic, direction: Direction, bits: i128, name: &str) {
+        let Some(memory) = self.memories.get(name) else {
+            return;
         };
-        let high = matches!(direction, "rl2h" | "wh2l");
-        let free = (level == "dram" && self.file.flag("zero_dram_in_paper_energy"))
-            || (level == "sram" && high && self.file.flag("zero_sram_high_directions"));
+        let free = match memory.level {
+            Level::Dram => self.free_dram,
+            Level::Sram => self.free_high && matches!(direction, ReadUp | WriteDown),
+            Level::Registers => false,
+        };
         if bits <= 0 || free {
             return;
         }
-        let memory = self.memory(name);
-        let (width, cost) = if direction.starts_with('r') {
+        let (width, cost) = if matches!(direction, ReadDown | ReadUp) {
             (memory.read_bits, memory.read_pj)
         } else {
             (memory.write_bits, memory.write_pj)
         };
-        let place = (level, direction);
-        *traffic.bits.entry(place).or_default() += bits;
-        let energy = traffic.energy_pj.entry(place).or_default();
+        let (level, direction) = (memory.level as usize, direction as usize);
+        traffic.bits[level][direction] += bits;
         if width > 0.0 {
-            *energy += float(bits) / width * cost;
+            traffic.energy_pj[level][direction] += float(bits) / width * cost;
         }
     }
 
@@ -468,13 +661,21 @@ impl NeuroMc {
         };
         let [input, weight, output] = fragment.elements;
         let [input_bits, weight_bits, output_bits] = fragment.bits;
+        let reused = fragment.at.reuse_weights
+            && self
+                .memories
+                .get(memories[1])
+                .is_some_and(|memory| float(weight * weight_bits) <= memory.size_bits);
         let mut add = |direction, bits, name| self.add(&mut traffic, direction, bits, name);
         if self.version == Version::June2026 {
             for (direction, elements, bits, at) in [
-                ("rh2l", input, input_bits, 0),
-                ("rh2l", weight, weight_bits, 1),
-                ("wl2h", output, output_bits, 2),
+                (ReadDown, input, input_bits, 0),
+                (ReadDown, weight, weight_bits, 1),
+                (WriteUp, output, output_bits, 2),
             ] {
+                if at == 1 && reused {
+                    continue;
+                }
                 add(direction, elements * bits, registers[at]);
                 add(direction, elements * bits, memories[at]);
             }
@@ -482,17 +683,17 @@ impl NeuroMc {
         }
         let (macs, loops) = (fragment.macs, &fragment.loops);
         if matches!(fragment.core, "wg" | "ann_we") {
-            for direction in ["rh2l", "wh2l"] {
+            for direction in [ReadDown, WriteDown] {
                 add(direction, macs * input_bits, registers[0]);
                 add(direction, macs * weight_bits, registers[1]);
             }
-            add("rl2h", output * output_bits, registers[2]);
-            add("rh2l", (macs - output) * output_bits, registers[2]);
-            add("wl2h", macs * output_bits, registers[2]);
+            add(ReadUp, output * output_bits, registers[2]);
+            add(ReadDown, (macs - output) * output_bits, registers[2]);
+            add(WriteUp, macs * output_bits, registers[2]);
             let shared = |lanes: i128| (macs + lanes.min(16) - 1) / lanes.min(16);
-            add("rh2l", shared(loops.outputs) * input_bits, memories[0]);
-            add("rh2l", shared(loops.channels) * weight_bits, memories[1]);
-            add("wl2h", output * output_bits, memories[2]);
+            add(ReadDown, shared(loops.outputs) * input_bits, memories[0]);
+            add(ReadDown, shared(loops.channels) * weight_bits, memories[1]);
+            add(WriteUp, output * output_bits, memories[2]);
             return traffic;
         }
         let reduced = if matches!(fragment.core, "bp_grad" | "ann_be") {
@@ -502,18 +703,22 @@ impl NeuroMc {
         };
         let chunks = (reduced + 15) / 16 * loops.kernel_height * loops.kernel_width;
         let partial = output * (chunks - 1);
-        for direction in ["rh2l", "wh2l"] {
+        for direction in [ReadDown, WriteDown] {
             add(direction, macs * input_bits, registers[0]);
-            add(direction, weight * weight_bits, registers[1]);
+            if !reused {
+                add(direction, weight * weight_bits, registers[1]);
+            }
         }
-        add("rh2l", weight * weight_bits, memories[1]);
-        add("rl2h", macs * output_bits, registers[2]);
-        add("rh2l", (macs - output) * output_bits, registers[2]);
-        add("wh2l", macs * output_bits, registers[2]);
-        add("wl2h", partial * output_bits, registers[2]);
-        add("rh2l", output * chunks * input_bits, memories[0]);
-        add("rh2l", partial * output_bits, memories[2]);
-        add("wl2h", output * chunks * output_bits, memories[2]);
+        if !reused {
+            add(ReadDown, weight * weight_bits, memories[1]);
+        }
+        add(ReadUp, macs * output_bits, registers[2]);
+        add(ReadDown, (macs - output) * output_bits, registers[2]);
+        add(WriteDown, macs * output_bits, registers[2]);
+        add(WriteUp, partial * output_bits, registers[2]);
+        add(ReadDown, output * chunks * input_bits, memories[0]);
+        add(ReadDown, partial * output_bits, memories[2]);
+        add(WriteUp, output * chunks * output_bits, memories[2]);
         traffic
     }
 
@@ -521,7 +726,7 @@ impl NeuroMc {
     fn extra(&self, fragment: &Fragment) -> Traffic {
         let mut traffic = Traffic::default();
         let loops = &fragment.loops;
-        let backward = fragment.stage == "backward";
+        let backward = fragment.at.phase == Phase::Backward;
         let adam: Vec<Variable>;
         let variables: &[Variable] = match fragment.process {
             Process::Nothing => return traffic,
@@ -533,10 +738,10 @@ impl NeuroMc {
                 let bits = fragment.parameters() * 32;
                 let buffered = fragment.momentum && fragment.momentum_buffer;
                 for _ in 0..2 + i32::from(buffered) {
-                    self.add(&mut traffic, "rh2l", bits, "sram_6MB");
+                    self.add(&mut traffic, ReadDown, bits, "sram_6MB");
                 }
                 for _ in 0..1 + i32::from(fragment.momentum) {
-                    self.add(&mut traffic, "wl2h", bits, "sram_6MB");
+                    self.add(&mut traffic, WriteUp, bits, "sram_6MB");
                 }
                 return traffic;
             }
@@ -566,15 +771,15 @@ impl NeuroMc {
             };
             let bits = elements * bits;
             if self.version == Version::June2026 {
-                self.add(&mut traffic, "rh2l", bits, memory);
-                self.add(&mut traffic, "wl2h", bits, memory);
+                self.add(&mut traffic, ReadDown, bits, memory);
+                self.add(&mut traffic, WriteUp, bits, memory);
                 continue;
             }
             let soma_backward = fragment.process == Process::Soma && backward;
             for (name, own) in [(register, 4), (memory, 1)] {
-                self.add(&mut traffic, "rh2l", bits * reads, name);
+                self.add(&mut traffic, ReadDown, bits * reads, name);
                 if *writes || (soma_backward && at == own) {
-                    self.add(&mut traffic, "wl2h", bits, name);
+                    self.add(&mut traffic, WriteUp, bits, name);
                 }
             }
         }
@@ -612,20 +817,21 @@ fn named<const N: usize>(names: [&str; N], values: &[i128]) -> Ordered<Figure> {
         .collect()
 }
 
-fn by_level<V: Copy + Into<Figure>>(values: &BTreeMap<(&str, &str), V>) -> Figure {
-    let mut levels: BTreeMap<&str, Ordered<Figure>> = BTreeMap::new();
-    for ((level, direction), value) in values {
-        levels
-            .entry(level)
-            .or_default()
-            .push(direction, (*value).into());
+/// By level and direction, of those that have traffic.
+fn by_level<V: Copy + Into<Figure>>(traffic: &Traffic, values: &[[V; 4]; 3]) -> Figure {
+    let mut levels: Ordered<Figure> = Ordered::default();
+    for (level, name) in Level::NAMES.into_iter().enumerate() {
+        let mut directions: Ordered<Figure> = Ordered::default();
+        for (direction, name) in Direction::NAMES.into_iter().enumerate() {
+            if traffic.bits[level][direction] > 0 {
+                directions.push(name, values[level][direction].into());
+            }
+        }
+        if !directions.is_empty() {
+            levels.push(name, Figure::Map(directions));
+        }
     }
-    Figure::Map(
-        levels
-            .into_iter()
-            .map(|(level, directions)| (level.to_owned(), Figure::Map(directions)))
-            .collect(),
-    )
+    Figure::Map(levels)
 }
 
 impl EnergyModel for NeuroMc {
@@ -640,6 +846,7 @@ impl EnergyModel for NeuroMc {
     fn simulation(&self) -> Option<Box<dyn Simulation>> {
         Some(Box::new(Fragments {
             version: self.version,
+            stages: self.file.stages.clone(),
             told: HashMap::new(),
             ops: BTreeMap::new(),
             products: Vec::new(),
@@ -657,23 +864,33 @@ impl EnergyModel for NeuroMc {
             .map(|followed| followed.kept::<Vec<(Fragment, i128)>>().flatten())
             .into_iter()
             .flatten();
+        let costs = self.costs();
         let mut sums = Sums::default();
+        let mut left_out: BTreeMap<String, i128> = BTreeMap::new();
         let (mut macs, mut mac_pj, mut base_pj, mut extra_pj, mut compute_pj) =
             (0, 0.0, 0.0, 0.0, 0.0);
         for (fragment, times) in fragments {
+            let process = fragment.process.key();
+            let counts = self.file.has_word("core_types", fragment.core)
+                && self.file.has_word("process_keys", process);
+            if !counts {
+                let kind = format!("{} {process}", fragment.core);
+                *left_out.entry(kind).or_default() += times;
+                continue;
+            }
             let repeated = float(*times);
             let operations = fragment.operations();
-            let (base, extra) = (self.base(fragment), self.extra(fragment));
-            let mac_cost = if CORES.contains(&fragment.core) {
-                self.file.cost(&format!("e_mac_{}_pj", fragment.core))
-            } else {
-                0.0
-            };
+            let (base, extra) = (costs.base(fragment), costs.extra(fragment));
+            let mac_cost = CORES
+                .iter()
+                .position(|core| *core == fragment.core)
+                .map_or(0.0, |at| costs.mac_pj[at]);
             let own_macs = float(fragment.macs) * mac_cost * repeated;
-            let own_compute: f64 = OPERATIONS
+            let own_compute: f64 = costs
+                .operations_pj
                 .iter()
                 .zip(operations)
-                .map(|(name, count)| float(count) * self.file.cost(&format!("e_{name}_pj")))
+                .map(|(cost, count)| float(count) * cost)
                 .sum::<f64>()
                 * repeated;
             let (own_base, own_extra) = (base.total_pj() * repeated, extra.total_pj() * repeated);
@@ -684,16 +901,16 @@ impl EnergyModel for NeuroMc {
             base_pj += own_base;
             extra_pj += own_extra;
             let keys = [
-                (&mut sums.by_stage, fragment.stage),
+                (&mut sums.by_stage, &*fragment.at.stage),
                 (&mut sums.by_op, fragment.op.as_str()),
                 (&mut sums.by_core, fragment.core),
-                (&mut sums.by_process, fragment.process.key()),
+                (&mut sums.by_process, process),
             ];
             for (map, key) in keys {
                 *map.entry(key.to_owned()).or_default() += total;
             }
             for (map, key) in [
-                (&mut sums.operations_by_stage, fragment.stage),
+                (&mut sums.operations_by_stage, &*fragment.at.stage),
                 (&mut sums.operations_by_op, fragment.op.as_str()),
             ] {
                 let counts = map.entry(key.to_owned()).or_default();
@@ -704,7 +921,7 @@ impl EnergyModel for NeuroMc {
             let [mux, add, mul, comp, sqrt] = operations;
             for (map, key) in [
                 (&mut sums.counts_by_core, fragment.core),
-                (&mut sums.counts_by_process, fragment.process.key()),
+                (&mut sums.counts_by_process, process),
             ] {
                 let counts = map.entry(key.to_owned()).or_default();
                 let more = [1, fragment.macs, mux, add, mul, comp, sqrt];
@@ -713,15 +930,28 @@ impl EnergyModel for NeuroMc {
                 }
             }
             for part in [base, extra] {
-                for (place, bits) in part.bits {
-                    *sums.traffic.bits.entry(place).or_default() += bits * times;
-                }
-                for (place, energy) in part.energy_pj {
-                    *sums.traffic.energy_pj.entry(place).or_default() += energy * repeated;
+                for level in 0..Level::NAMES.len() {
+                    for direction in 0..Direction::NAMES.len() {
+                        sums.traffic.bits[level][direction] += part.bits[level][direction] * times;
+                        sums.traffic.energy_pj[level][direction] +=
+                            part.energy_pj[level][direction] * repeated;
+                    }
                 }
             }
         }
-        Ok(self.written(given, &sums, [mac_pj, compute_pj, base_pj, extra_pj], macs))
+        let energies = [mac_pj, compute_pj, base_pj, extra_pj];
+        let mut report = self.written(given, &sums, energies, macs);
+        if !left_out.is_empty() {
+            let list: Vec<String> = left_out
+                .iter()
+                .map(|(kind, times)| format!("{kind} ({times})"))
+                .collect();
+            report.warnings.push(format!(
+                "fragments that core_types and process_keys leave out: {}",
+                list.join(", ")
+            ));
+        }
+        Ok(report)
     }
 }
 
@@ -762,11 +992,14 @@ impl NeuroMc {
         primitives.push("by_stage", operations(&sums.operations_by_stage));
         primitives.push("by_op", operations(&sums.operations_by_op));
         if self.version == Version::June2026 {
-            primitives.push("core_type", "fp_soma".into());
+            primitives.push("core_type", self.file.choice("core_type").into());
         }
         let mut by_memory: BTreeMap<String, i128> = BTreeMap::new();
-        for ((level, _), bits) in &sums.traffic.bits {
-            *by_memory.entry((*level).to_owned()).or_default() += bits;
+        for (name, bits) in Level::NAMES.into_iter().zip(sums.traffic.bits) {
+            let bits: i128 = bits.iter().sum();
+            if bits > 0 {
+                by_memory.insert(name.to_owned(), bits);
+            }
         }
         let mut report = EnergyReport::new(compute_pj + memory_pj, given);
         report.field("energy_total_pj", report.total_pj);
@@ -782,7 +1015,7 @@ impl NeuroMc {
         report.field("energy_by_process_key", figures(&sums.by_process));
         report.field(
             "energy_by_memory_level_dir",
-            by_level(&sums.traffic.energy_pj),
+            by_level(&sums.traffic, &sums.traffic.energy_pj),
         );
         report.field("counts_by_core_type", counts(&sums.counts_by_core));
         report.field("counts_by_process_key", counts(&sums.counts_by_process));
@@ -792,7 +1025,7 @@ impl NeuroMc {
             [
                 ("preset_name", Figure::from("neuromc_like_v1")),
                 ("totals", figures(&by_memory)),
-                ("by_level_dir", by_level(&sums.traffic.bits)),
+                ("by_level_dir", by_level(&sums.traffic, &sums.traffic.bits)),
             ],
         );
         report.boundary = "multiply-accumulates, further operations and register and SRAM traffic of layers and neurons, forward, \
@@ -805,7 +1038,7 @@ impl NeuroMc {
 /// A product that an op computed.
 struct Product {
     shown: String,
-    stage: &'static str,
+    at: At,
     x: Vec<i64>,
     y: Vec<i64>,
     out: Vec<i64>,
@@ -821,6 +1054,7 @@ type OpAndShapes<'p> = (&'p str, &'p [i64], &'p [i64]);
 
 /// A module's call, with what was known.
 struct Layer {
+    at: At,
     ordinal: u64,
     module: ModuleId,
     input: TensorRef,
@@ -832,13 +1066,15 @@ struct Layer {
 /// Collects fragments.
 struct Fragments {
     version: Version,
+    /// Stages that the program has named, and what they mean.
+    stages: BTreeMap<String, StageOptions>,
     told: HashMap<ModuleId, Kind>,
     /// Ops by whether they ran in a root module or in the backward pass, and how often.
     ops: BTreeMap<(bool, String), u64>,
     products: Vec<Product>,
     calls: Vec<Layer>,
     /// When the backward pass came to a module, once per pass.
-    backwards: HashMap<ModuleId, Vec<(u64, u64)>>,
+    backwards: HashMap<ModuleId, Vec<(u64, u64, At)>>,
     epoch: u64,
     in_backward: bool,
     trained: bool,
@@ -964,12 +1200,18 @@ impl Simulation for Fragments {
     ) -> Result<(), RuleError> {
         let row = &call.row;
         let backward = row.signature.stage == Stage::Backward;
+        let phase = if backward {
+            Phase::Backward
+        } else {
+            Phase::Forward
+        };
+        let at = self.at(world, row.signature.stage_name, phase);
         if backward {
             self.trained = true;
             for module in call.modules {
                 let passes = self.backwards.entry(*module).or_default();
-                if passes.last().is_none_or(|(epoch, _)| *epoch != self.epoch) {
-                    passes.push((self.epoch, call.ordinal));
+                if passes.last().is_none_or(|(epoch, _, _)| *epoch != self.epoch) {
+                    passes.push((self.epoch, call.ordinal, at.clone()));
                 }
             }
         } else if self.in_backward && row.signature.stage == Stage::Forward {
@@ -1008,7 +1250,7 @@ impl Simulation for Fragments {
             && (x.meta.dtype == DType::BOOL || row.binary(name, row.seen_after(name))?);
         self.products.push(Product {
             shown: call.shown.to_owned(),
-            stage: if backward { "backward" } else { "forward" },
+            at,
             x: shape(&x),
             y: shape(&y),
             out: row
@@ -1045,6 +1287,7 @@ impl Simulation for Fragments {
             None => return Err(missing_values(world, call.module, "input")),
         };
         self.calls.push(Layer {
+            at: self.at(world, call.stage_name, Phase::Forward),
             ordinal: call.ordinal,
             module: call.module,
             input: input.clone(),
@@ -1089,7 +1332,8 @@ impl Simulation for Fragments {
         }
         if trained {
             for step in 0..world.optimizer_steps() {
-                for fragment in optimizer(world, step, exact)? {
+                let at = self.at(world, world.optimizer_stage(step), Phase::Optimizer);
+                for fragment in optimizer(world, step, &at, exact)? {
                     *fragments.entry(fragment).or_default() += 1;
                 }
             }
@@ -1103,6 +1347,22 @@ impl Simulation for Fragments {
 }
 
 impl Fragments {
+    /// Where something runs: in a stage that the program has named and the cost file knows, or in that of its phase.
+    fn at(&self, world: &World<'_>, stage: Option<TextId>, phase: Phase) -> At {
+        let named = stage
+            .and_then(|name| world.dictionary.text(name))
+            .and_then(|name| Some((name, self.stages.get(name)?)));
+        match named {
+            Some((name, options)) => At {
+                stage: name.as_str().into(),
+                phase: options.phase,
+                reuse_weights: options.reuse_weights,
+                batch_norm_backward: options.batch_norm_backward,
+            },
+            None => At::phase(phase),
+        }
+    }
+
     /// Ops on none of the lists. In training only what models and the backward pass run is looked at.
     fn unsupported(&self, convolution_backwards: u64) -> BTreeMap<&str, u64> {
         let mut found: BTreeMap<&str, u64> = BTreeMap::new();
@@ -1142,7 +1402,7 @@ impl Fragments {
         }
         for (module, calls) in by_module {
             let mut waiting = calls.as_slice();
-            for (_, from) in self.backwards.get(&module).into_iter().flatten() {
+            for (_, from, at) in self.backwards.get(&module).into_iter().flatten() {
                 let (due, rest) =
                     waiting.split_at(waiting.partition_point(|call| call.ordinal < *from));
                 waiting = rest;
@@ -1152,7 +1412,7 @@ impl Fragments {
                         Version::June2026 => due.last().copied().unwrap_or(call),
                         Version::V2_0_0 => call,
                     };
-                    let made = self.backward(world, call, remembered)?;
+                    let made = self.backward(world, call, remembered, at)?;
                     if self.told.get(&module) == Some(&Kind::Convolution) {
                         convolutions += 1;
                     }
@@ -1171,12 +1431,17 @@ impl Fragments {
         let (x, y) = (elements(&call.input), elements(&call.output));
         let core = if call.spikes { "fp_soma" } else { "ann_fe" };
         let bits = if call.spikes { 1 } else { 16 };
+        let at = At {
+            phase: Phase::Forward,
+            batch_norm_backward: true,
+            ..call.at.clone()
+        };
         Ok(match self.told.get(&call.module) {
             Some(Kind::Neuron) => {
                 let layout = layout(state, &call.output.meta.shape)?;
                 let loops = layout.channelwise();
                 Fragment::other(
-                    "forward",
+                    at,
                     "soma.forward",
                     "fp_soma",
                     Process::Soma,
@@ -1191,7 +1456,7 @@ impl Fragments {
                 let loops = layout.channelwise();
                 let elements = [x, layout.channels * 2, y];
                 Fragment::other(
-                    "forward",
+                    at.plain(Phase::Forward),
                     "bn.forward",
                     core,
                     Process::BatchNorm,
@@ -1204,7 +1469,7 @@ impl Fragments {
                 let loops = linear_loops(world, call.module, state, &call.input.meta.shape)?;
                 let weight = weight(world, call.module, state)?;
                 Fragment::product(
-                    "forward",
+                    at,
                     "linear.forward",
                     core,
                     loops,
@@ -1215,7 +1480,7 @@ impl Fragments {
             _ => {
                 let loops = convolution_loops(world, call.module, state, &call.output.meta.shape)?;
                 let weight = weight(world, call.module, state)?;
-                Fragment::product("forward", "conv.forward", core, loops, bits, [x, weight, y])
+                Fragment::product(at, "conv.forward", core, loops, bits, [x, weight, y])
             }
         })
     }
@@ -1225,8 +1490,10 @@ impl Fragments {
         world: &World<'_>,
         call: &Layer,
         remembered: &Layer,
+        at: &At,
     ) -> Result<Vec<Fragment>, RuleError> {
         let state = facts(world, call.module)?;
+        let plain = || at.plain(Phase::Backward);
         let elements = |t: &TensorRef| i128::from(t.meta.elements());
         let (x, y) = (elements(&call.input), elements(&call.output));
         let shape = &call.output.meta.shape;
@@ -1241,7 +1508,7 @@ impl Fragments {
                 let loops = layout(state, &tensor.meta.shape)?.channelwise();
                 let sizes = [y, 0, elements(tensor)];
                 return Ok(vec![Fragment::other(
-                    "backward",
+                    plain(),
                     "soma.backward",
                     "bp_grad",
                     Process::Soma,
@@ -1254,8 +1521,12 @@ impl Fragments {
                 let layout = layout(state, shape)?;
                 let core = if spikes { "bp_bn" } else { "ann_bn_bp" };
                 let sizes = [y, layout.channels * 2, if call.learns { x } else { y }];
+                let at = At {
+                    batch_norm_backward: at.batch_norm_backward,
+                    ..plain()
+                };
                 return Ok(vec![Fragment::other(
-                    "backward",
+                    at,
                     "bn.backward",
                     core,
                     Process::BatchNorm,
@@ -1273,7 +1544,7 @@ impl Fragments {
             let core = if spikes { "bp_grad" } else { "ann_be" };
             let name = format!("{name}.backward.grad_input");
             made.push(Fragment::product(
-                "backward",
+                plain(),
                 &name,
                 core,
                 loops,
@@ -1292,7 +1563,7 @@ impl Fragments {
             let name = format!("{name}.backward.grad_weight");
             let sizes = [elements(&remembered.input), y, weight];
             made.push(Fragment::product(
-                "backward", &name, core, loops, bits, sizes,
+                plain(), &name, core, loops, bits, sizes,
             ));
         }
         Ok(made)
@@ -1302,6 +1573,10 @@ impl Fragments {
     fn of_products(&self, world: &World<'_>, exact: &str) -> Result<Vec<Fragment>, RuleError> {
         let refuse = |text: &str| Err(RuleError::Failed(format!("ValueError: {exact} {text}")));
         let parameters = self.trained_shapes(world);
+        let of = |product: &Product| At {
+            batch_norm_backward: true,
+            ..product.at.clone()
+        };
         let mut seen: HashMap<OpAndShapes<'_>, Vec<bool>> = HashMap::new();
         let mut made = Vec::new();
         for product in self.products.iter().filter(|p| p.inside || !self.trained) {
@@ -1312,7 +1587,7 @@ impl Fragments {
             let sizes = [size(x), size(y), size(out)];
             let op = product.shown.as_str();
             let bits = if product.spikes { 1 } else { 16 };
-            let forward = product.stage == "forward";
+            let forward = product.at.phase == Phase::Forward;
             if op == MAPPED[0] {
                 if x.len() > 4 || out.len() > 4 {
                     return refuse("does not support multi-step or 3D Conv trace fallback yet.");
@@ -1325,7 +1600,7 @@ impl Fragments {
                     [at(y, 2), at(y, 3)],
                 );
                 made.push(Fragment::product(
-                    product.stage,
+                    of(product),
                     op,
                     core,
                     loops,
@@ -1349,8 +1624,12 @@ impl Fragments {
                 let sizes = [size(x), layout.channels * 2, size(out)];
                 let loops = layout.channelwise();
                 let norm = Process::BatchNorm;
+                let phase = if forward { Phase::Forward } else { Phase::Backward };
                 made.push(Fragment::other(
-                    product.stage,
+                    At {
+                        batch_norm_backward: forward || product.at.batch_norm_backward,
+                        ..product.at.plain(phase)
+                    },
                     name,
                     core,
                     norm,
@@ -1371,7 +1650,7 @@ impl Fragments {
                 seen.entry((op, x, out)).or_default().push(product.spikes);
                 let core = if product.spikes { "fp_soma" } else { "ann_fe" };
                 made.push(Fragment::product(
-                    product.stage,
+                    of(product),
                     op,
                     core,
                     plain,
@@ -1391,7 +1670,7 @@ impl Fragments {
                 let loops = Loops::new([1, depth], [channels, last(y)], [1, 1], [1, 1]);
                 let core = if product.spikes { "wg" } else { "ann_we" };
                 made.push(Fragment::product(
-                    product.stage,
+                    of(product),
                     op,
                     core,
                     loops,
@@ -1407,7 +1686,7 @@ impl Fragments {
                 let mut last_of = |op| seen.get_mut(&(op, out, x)).and_then(Vec::pop);
                 let spikes = last_of(op).or_else(|| last_of(other)).unwrap_or(false);
                 let core = if spikes { "bp_grad" } else { "ann_be" };
-                made.push(Fragment::product(product.stage, op, core, plain, 16, sizes));
+                made.push(Fragment::product(of(product), op, core, plain, 16, sizes));
             }
         }
         Ok(made)
@@ -1532,7 +1811,12 @@ fn convolution_loops(
 }
 
 /// Fragments of one step of every optimizer.
-fn optimizer(world: &World<'_>, step: u64, exact: &str) -> Result<Vec<Fragment>, RuleError> {
+fn optimizer(
+    world: &World<'_>,
+    step: u64,
+    at: &At,
+    exact: &str,
+) -> Result<Vec<Fragment>, RuleError> {
     let refuse = |text: String| Err(RuleError::Failed(format!("ValueError: {text}")));
     let mut made = Vec::new();
     for number in 0.. {
@@ -1605,7 +1889,7 @@ fn optimizer(world: &World<'_>, step: u64, exact: &str) -> Result<Vec<Fragment>,
             Fragment {
                 bits: [32; 3],
                 ..Fragment::other(
-                    "optimizer",
+                    at.plain(Phase::Optimizer),
                     op,
                     "bp_grad_opt",
                     Process::Optimizer,

@@ -81,6 +81,36 @@ pub(crate) struct Place {
     pub(crate) row: Option<RowKey>,
 }
 
+/// What calls of one place have added, before it is spread over their scopes.
+#[derive(Clone, Debug)]
+struct Pending {
+    place: Place,
+    count: i128,
+    counted: bool,
+    by_scope: Vec<(&'static str, &'static str, Sum)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sum {
+    Added(i128),
+    Greatest(i128),
+}
+
+/// Whose amounts come next.
+#[derive(Clone, Debug)]
+enum At {
+    /// Those of calls that are alike: index into the pending ones.
+    Alike(usize),
+    /// Those of a call of its own.
+    Own(Place),
+}
+
+impl Default for At {
+    fn default() -> Self {
+        Self::Own(Place::default())
+    }
+}
+
 /// Sums of a counter or of what an energy model follows.
 #[derive(Clone, Debug, Default)]
 pub struct Amounts {
@@ -92,51 +122,160 @@ pub struct Amounts {
     pub(crate) total: i128,
     /// By row of op calls.
     pub(crate) rows: HashMap<RowKey, i128>,
-    pub(crate) place: Place,
+    at: At,
+    pending: Vec<Pending>,
+    /// Where in the list of the pending place's sums the last addition was: calls that are alike add in the same order.
+    cursor: usize,
+    explained: Option<Vec<String>>,
     kept: Vec<Arc<dyn Any + Send + Sync>>,
 }
 
 impl Amounts {
+    /// Sums that take down what is said about them ([`Self::explain`]).
+    pub(crate) fn explaining(place: Place) -> Self {
+        Self {
+            at: At::Own(place),
+            explained: Some(Vec::new()),
+            ..Self::default()
+        }
+    }
+
+    /// What was said about the sums.
+    pub(crate) fn explanations(&mut self) -> Vec<String> {
+        self.explained.take().unwrap_or_default()
+    }
+
+    /// Says how the numbers of the present call come about, where somebody asks (`--explain`).
+    pub fn explain(&mut self, text: impl FnOnce() -> String) {
+        if let Some(explained) = &mut self.explained {
+            explained.push(text());
+        }
+    }
+
+    /// Whether somebody asks.
+    #[must_use]
+    pub const fn is_explaining(&self) -> bool {
+        self.explained.is_some()
+    }
+
+    /// The next amounts are those of a call like others: its number among `places`.
+    #[inline]
+    pub(crate) fn stand_alike(&mut self, number: usize, places: &[Place]) {
+        if self.pending.len() <= number {
+            let known = self.pending.len();
+            self.pending.extend(places.iter().skip(known).map(|place| Pending {
+                place: place.clone(),
+                count: 0,
+                counted: false,
+                by_scope: Vec::new(),
+            }));
+        }
+        self.at = At::Alike(number);
+        self.cursor = 0;
+    }
+
+    /// The next amounts are those of a call of its own.
+    pub(crate) fn stand_at(&mut self, place: Place) {
+        self.at = At::Own(place);
+    }
+
+    /// Spreads what is pending over scopes and rows. Numbers of places mean nothing afterwards.
+    pub(crate) fn settle(&mut self) {
+        for pending in std::mem::take(&mut self.pending) {
+            let place = pending.place;
+            if pending.counted {
+                self.count_in(&place.scopes, &place.op, pending.count);
+                if let Some(row) = place.row {
+                    let sum = self.rows.entry(row).or_default();
+                    *sum = sum.saturating_add(pending.count);
+                }
+            }
+            for (section, name, sum) in pending.by_scope {
+                for scope in place.scopes.iter() {
+                    match sum {
+                        Sum::Added(amount) => self.add(section, &[scope, name], amount),
+                        Sum::Greatest(amount) => self.raise(section, &[scope, name], amount),
+                    }
+                }
+            }
+        }
+        self.at = At::default();
+    }
+
+    fn place(&self) -> Option<&Place> {
+        match &self.at {
+            At::Alike(number) => self.pending.get(*number).map(|pending| &pending.place),
+            At::Own(place) => Some(place),
+        }
+    }
+
     /// Counts the present call under its op, in each of its scopes.
     pub fn count(&mut self, value: i128) {
-        let op = Arc::clone(&self.place.op);
-        self.count_as(&op, value);
-        if let Some(row) = self.place.row {
-            let sum = self.rows.entry(row).or_default();
-            *sum = sum.saturating_add(value);
+        match &self.at {
+            At::Alike(number) => {
+                if let Some(pending) = self.pending.get_mut(*number) {
+                    pending.count = pending.count.saturating_add(value);
+                    pending.counted = true;
+                }
+            }
+            At::Own(place) => {
+                let place = place.clone();
+                self.count_in(&place.scopes, &place.op, value);
+                if let Some(row) = place.row {
+                    let sum = self.rows.entry(row).or_default();
+                    *sum = sum.saturating_add(value);
+                }
+            }
         }
     }
 
     /// Counts under another name than that of an op.
     pub fn count_as(&mut self, name: &str, value: i128) {
+        let scopes = self.scopes();
+        self.count_in(&scopes, name, value);
+    }
+
+    fn count_in(&mut self, scopes: &[String], name: &str, value: i128) {
         self.total = self.total.saturating_add(value);
         if value == 0 {
             return;
         }
-        let scopes = Arc::clone(&self.place.scopes);
-        for scope in scopes.iter() {
-            let ops = self.scopes.entry(scope.clone()).or_default();
-            let sum = ops.entry(name.to_owned()).or_default();
-            *sum = sum.saturating_add(value);
+        for scope in scopes {
+            if !self.scopes.contains_key(scope) {
+                self.scopes.insert(scope.clone(), BTreeMap::new());
+            }
+            let Some(ops) = self.scopes.get_mut(scope) else {
+                continue;
+            };
+            match ops.get_mut(name) {
+                Some(sum) => *sum = sum.saturating_add(value),
+                None => {
+                    ops.insert(name.to_owned(), value);
+                }
+            }
         }
     }
 
     /// Sets the scopes that [`Self::count`] and [`Self::add_by_scope`] count in, for calls of modules that are named otherwise than by the
     /// stack.
     pub fn set_scopes(&mut self, scopes: impl Into<Arc<[String]>>) {
-        self.place.scopes = scopes.into();
+        let place = self.place().cloned().unwrap_or_default();
+        self.at = At::Own(Place {
+            scopes: scopes.into(),
+            ..place
+        });
     }
 
     /// The scopes of the present call, `Global` among them.
     #[must_use]
     pub fn scopes(&self) -> Arc<[String]> {
-        Arc::clone(&self.place.scopes)
+        self.place().map(|p| Arc::clone(&p.scopes)).unwrap_or_default()
     }
 
     /// The op of the present call, as reports name it.
     #[must_use]
     pub fn op(&self) -> Arc<str> {
-        Arc::clone(&self.place.op)
+        self.place().map(|p| Arc::clone(&p.op)).unwrap_or_default()
     }
 
     /// Adds to a number of a section. Zeros are left out.
@@ -156,18 +295,63 @@ impl Amounts {
     }
 
     /// Adds to a number in each scope of the present call.
-    pub fn add_by_scope(&mut self, section: &'static str, name: &str, amount: i128) {
-        let scopes = Arc::clone(&self.place.scopes);
-        for scope in scopes.iter() {
-            self.add(section, &[scope, name], amount);
+    pub fn add_by_scope(&mut self, section: &'static str, name: &'static str, amount: i128) {
+        if amount != 0 {
+            self.by_scope(section, name, Sum::Added(amount));
         }
     }
 
     /// Raises a number in each scope of the present call.
-    pub fn raise_by_scope(&mut self, section: &'static str, name: &str, amount: i128) {
-        let scopes = Arc::clone(&self.place.scopes);
-        for scope in scopes.iter() {
-            self.raise(section, &[scope, name], amount);
+    pub fn raise_by_scope(&mut self, section: &'static str, name: &'static str, amount: i128) {
+        if amount > 0 {
+            self.by_scope(section, name, Sum::Greatest(amount));
+        }
+    }
+
+    #[inline]
+    fn by_scope(&mut self, section: &'static str, name: &'static str, sum: Sum) {
+        let At::Alike(number) = &self.at else {
+            for scope in self.scopes().iter() {
+                match sum {
+                    Sum::Added(amount) => self.add(section, &[scope, name], amount),
+                    Sum::Greatest(amount) => self.raise(section, &[scope, name], amount),
+                }
+            }
+            return;
+        };
+        let Some(pending) = self.pending.get_mut(*number) else {
+            return;
+        };
+        let list = &mut pending.by_scope;
+        let same = |(s, n, known): &(&'static str, &'static str, Sum)| {
+            std::ptr::eq(*n, name)
+                && std::ptr::eq(*s, section)
+                && matches!(
+                    (known, sum),
+                    (Sum::Added(_), Sum::Added(_)) | (Sum::Greatest(_), Sum::Greatest(_))
+                )
+        };
+        let place = match list.get(self.cursor) {
+            Some(next) if same(next) => self.cursor,
+            _ => match list.iter().position(same) {
+                Some(place) => place,
+                None => {
+                    let start = match sum {
+                        Sum::Added(_) => Sum::Added(0),
+                        Sum::Greatest(_) => Sum::Greatest(0),
+                    };
+                    list.push((section, name, start));
+                    list.len() - 1
+                }
+            },
+        };
+        self.cursor = place + 1;
+        if let Some((_, _, known)) = list.get_mut(place) {
+            match (known, sum) {
+                (Sum::Added(known), Sum::Added(more)) => *known = known.saturating_add(more),
+                (Sum::Greatest(known), Sum::Greatest(other)) => *known = (*known).max(other),
+                _ => {}
+            }
         }
     }
 
@@ -225,8 +409,12 @@ mod tests {
     #[test]
     fn amounts_stand_in_every_scope_once() {
         let mut amounts = Amounts::default();
-        amounts.place.op = "aten.mm.default".into();
-        amounts.set_scopes(["Global".to_owned(), "Net".to_owned()]);
+        let place = Place {
+            scopes: ["Global".to_owned(), "Net".to_owned()].into(),
+            op: "aten.mm.default".into(),
+            row: None,
+        };
+        amounts.stand_at(place.clone());
         amounts.count(3);
         amounts.add_by_scope("metrics", "reads", 5);
         amounts.add_by_scope("metrics", "reads", 2);
@@ -242,5 +430,32 @@ mod tests {
             r#"{"Global":{"most":4,"reads":7},"Net":{"most":4,"reads":7}}"#
         );
         assert_eq!(amounts.get("metrics", &["Global"]), 0);
+    }
+
+    #[test]
+    fn calls_that_are_alike_give_what_each_would_give_alone() {
+        let place = |scopes: &[&str]| Place {
+            scopes: scopes.iter().map(|s| (*s).to_owned()).collect(),
+            op: "aten.mm.default".into(),
+            row: Some((0, 0, None, SignatureId(1), PatternId(scopes.len() as u32))),
+        };
+        let places = [place(&["Global"]), place(&["Global", "Net"])];
+        let (mut together, mut alone) = (Amounts::default(), Amounts::default());
+        for (number, value) in [(1, 5), (0, 2), (1, 7), (1, 0)] {
+            together.stand_alike(number, &places);
+            alone.stand_at(places[number].clone());
+            for amounts in [&mut together, &mut alone] {
+                assert_eq!(amounts.scopes(), places[number].scopes);
+                amounts.add_by_scope("metrics", "reads", value);
+                amounts.raise_by_scope("metrics", "most", value);
+                amounts.add_by_scope("metrics", "more", 1);
+                amounts.count(value);
+            }
+        }
+        together.settle();
+        assert_eq!(together.sections, alone.sections);
+        assert_eq!(together.scopes, alone.scopes);
+        assert_eq!((together.total, &together.rows), (alone.total, &alone.rows));
+        assert_eq!(together.get("metrics", &["Net", "most"]), 7);
     }
 }

@@ -6,23 +6,30 @@
 
 mod amounts;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod walk;
 mod world;
 
 pub use amounts::{Amounts, Tree};
 pub(crate) use amounts::{Place, RowKey};
-pub(crate) use walk::{Following, walk};
+pub(crate) use walk::{Explaining, Following, Told, Way, walk};
 pub use world::{Content, Known, ModuleCall, ModuleState, TensorRef, World};
 
-use optape_trace::ModuleId;
+use std::collections::HashMap;
+
+use optape_trace::{ModuleId, SignatureId};
 
 use crate::rules::{CallRow, RuleError};
+
+/// By numbers that count up and are looked up at every call: hashed fast, and alike in every run.
+pub(crate) type Map<K, V> = HashMap<K, V, foldhash::fast::FixedState>;
 
 /// An op call at its place in the stream. Tensors are those of the signature, by index.
 pub struct OrderedCall<'a> {
     /// Its place in the stream.
     pub ordinal: u64,
+    /// The number of its structure: what depends on nothing else can be kept by it.
+    pub signature: SignatureId,
     /// Structure, statistics and arguments, of this call alone.
     pub row: CallRow<'a>,
     /// Storage of each tensor; the same number is the same memory, and no number is used twice.
@@ -63,6 +70,16 @@ pub trait Simulation {
     ) -> Result<(), RuleError> {
         let _ = (world, call, out);
         Ok(())
+    }
+
+    /// Wants to be told of module calls.
+    fn takes_module_calls(&self) -> bool {
+        true
+    }
+
+    /// Adds what it has kept back so far. Is called before [`Self::finish`], and after every call that somebody wants to see alone.
+    fn settle(&mut self, out: &mut Amounts) {
+        let _ = out;
     }
 
     /// The stream has ended.

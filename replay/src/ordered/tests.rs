@@ -77,6 +77,11 @@ fn tape(mut tape: Tape) -> Trace {
     tape.trace()
 }
 
+/// The recording, at the level that simulations need.
+pub(crate) fn full_trace() -> Trace {
+    tape(Tape::full())
+}
+
 fn replay(rules: &str, request: &Request) -> Result<Report, ReplayError> {
     let traces = Traces::of("ordered", tape(Tape::full()));
     evaluate(&traces, &RuleSet::named(rules)?, request)
@@ -208,4 +213,137 @@ fn nothing_asked_for_is_answered_from_summaries() {
     assert_eq!(names, ["flop", "memory_access", "mac", "ac", "synop"]);
     assert!(report.energy.get("lemaire").is_none());
     assert!(report.energy.get("compute_fp32").is_some());
+}
+
+fn explained(rules: &str, counters: &[&str], target: &str) -> String {
+    let traces = Traces::of("ordered", full_trace());
+    let request = Request {
+        counters: Wanted::Named(counters.iter().map(|name| (*name).to_owned()).collect()),
+        ..Request::default()
+    };
+    let rules = RuleSet::named(rules).unwrap();
+    let explanation = crate::explain(&traces, &rules, &request, target).unwrap();
+    // Every number that is explained is in the total, and the other way round.
+    let report = evaluate(
+        &traces,
+        &rules,
+        &Request {
+            energy: Wanted::Named(Vec::new()),
+            ..request
+        },
+    )
+    .unwrap();
+    for followed in &explanation.followed {
+        let total: i128 = followed
+            .calls
+            .iter()
+            .map(|call| call.count * i128::from(call.calls))
+            .sum();
+        if target == "Net*" {
+            assert_eq!(total, report.counters.get(&followed.counter).unwrap().total);
+        }
+    }
+    let mut text = Vec::new();
+    explanation.write_text(&mut text).unwrap();
+    String::from_utf8(text).unwrap()
+}
+
+#[test]
+fn counters_that_follow_are_explained_call_by_call() {
+    let both = ["neuron_state", "memory_residency_small"];
+    insta::assert_snapshot!(explained("spikingjelly-2026-06", &both, "Net*"));
+    insta::assert_snapshot!(explained("spikingjelly-2.0.0", &["neuromorphic_memory_access"], "Net*"));
+    insta::assert_snapshot!(explained("spikingjelly-2026-06", &["neuron_state"], "aten::add.Tensor"));
+}
+
+#[test]
+fn what_lacks_the_level_is_not_explained() {
+    let traces = Traces::of("rules", crate::testing::spiking_tape().trace());
+    let rules = RuleSet::named("spikingjelly-2026-06").unwrap();
+    let named = Request {
+        counters: Wanted::Named(vec!["neuron_state".to_owned()]),
+        ..Request::default()
+    };
+    assert!(matches!(
+        crate::explain(&traces, &rules, &named, "aten::addmm"),
+        Err(ReplayError::MissingLevel { .. })
+    ));
+    let all = crate::explain(&traces, &rules, &all(), "aten::addmm").unwrap();
+    assert!(all.followed.iter().all(|f| f.missing.as_ref().unwrap().contains("--level full")));
+}
+
+/// What NeuroMC makes of a stage that the program has named.
+#[test]
+fn stages_of_the_programs_own_stand_under_their_names() {
+    let text = crate::energy::presets("neuromc").nth(1).unwrap().text;
+    let traces = |named: bool| {
+        let mut tape = Tape::full();
+        if named {
+            tape.stage(Some("online"));
+        }
+        Traces::of("ordered", self::tape(tape))
+    };
+    let report = |text: &str, named: bool| {
+        let file = crate::energy::CostFile::parse(text, "my.toml", "my").unwrap();
+        let request = Request {
+            energy: Wanted::Named(Vec::new()),
+            counters: Wanted::Named(Vec::new()),
+            costs: vec![file],
+            ..Request::default()
+        };
+        let rules = RuleSet::named("spikingjelly-2.0.0").unwrap();
+        let report = evaluate(&traces(named), &rules, &request).unwrap();
+        serde_json::to_value(report.energy.get("neuromc").unwrap()).unwrap()
+    };
+    let with = |options: &str| format!("{text}\n[stages.online]\n{options}");
+    let plain = report(text, true);
+    assert!(plain["energy_by_stage"]["forward"].is_f64());
+    let online = report(&with("phase = 'forward'"), true);
+    assert_eq!(online["energy_by_stage"]["online"], plain["energy_by_stage"]["forward"]);
+    assert!(online["energy_by_stage"]["forward"].is_null());
+    assert_eq!(online["config"]["stages.online"]["phase"], "forward");
+    // Weights that are there already are not read again: 12 of 16 bits, twice, from SRAM and registers.
+    let reused = report(&with("phase = 'forward'\nreuse_weights = true"), true);
+    let bits = |report: &serde_json::Value, level: &str, direction: &str| {
+        report["memory_bits_by_level"]["by_level_dir"][level][direction].as_i64().unwrap()
+    };
+    assert_eq!(bits(&online, "sram", "rh2l") - bits(&reused, "sram", "rh2l"), 2 * 12 * 16);
+    assert_eq!(bits(&online, "reg", "rh2l") - bits(&reused, "reg", "rh2l"), 2 * 12 * 16);
+    // A stage that the program did not name changes nothing.
+    assert_eq!(report(&with("phase = 'forward'"), false)["energy_by_stage"], plain["energy_by_stage"]);
+    for (options, message) in [
+        ("phase = 'sideways'", "'phase' is one of 'forward', 'backward', 'optimizer'"),
+        ("reuse_weights = true", "'phase' is missing"),
+        ("phase = 'forward'\nreuse_weights = 1", "'reuse_weights' is true or false"),
+        ("phase = 'forward'\nreuse = true", "did you mean 'reuse_weights'?"),
+        ("phase = 1", "'phase' is a text"),
+    ] {
+        let error = crate::energy::CostFile::parse(&with(options), "my.toml", "my").unwrap_err();
+        assert!(error.to_string().contains(message), "{error}");
+    }
+}
+
+#[test]
+fn core_types_and_process_keys_leave_fragments_out_and_say_so() {
+    let total = |settings: &[&str]| {
+        let request = Request {
+            energy: Wanted::Named(vec!["neuromc".to_owned()]),
+            settings: settings
+                .iter()
+                .map(|text| crate::energy::Assignment::parse(text).unwrap())
+                .collect(),
+            ..Request::default()
+        };
+        let report = replay("spikingjelly-2.0.0", &request).unwrap();
+        report.energy.get("neuromc").unwrap().clone()
+    };
+    let all = total(&[]);
+    assert!(all.warnings.is_empty());
+    let neurons = total(&["process_keys=['with_sg']"]);
+    let products = total(&["process_keys=['with_nothing', 'with_bn', 'with_opt']"]);
+    assert!((neurons.total_pj + products.total_pj - all.total_pj).abs() < 1e-9 * all.total_pj);
+    assert!(neurons.total_pj > 0.0 && products.total_pj > 0.0);
+    assert!(neurons.warnings.iter().any(|w| w.contains("leave out: fp_soma with_nothing (2)")), "{:?}", neurons.warnings);
+    let nothing = total(&["core_types=['wg']"]);
+    assert_eq!(nothing.total_pj, 0.0);
 }

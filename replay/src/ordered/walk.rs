@@ -1,104 +1,240 @@
 //! Reads a stream from its first record to its last and tells simulations what is selected.
+//!
+//! This runs for every record, so what depends on a call's structure or pattern alone is worked out once and kept by number.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use optape_trace::{
-    Argument, Columns, Event, ModuleId, Moment, OpCallRef, OpDef, Pattern, SignatureDef,
-    SignatureId, StepSource, ThreadId, When, fields,
+    Argument, Block, Columns, Event, ModuleId, Moment, OpCallRef, OpDef, Operand, Pattern,
+    PatternId, SignatureDef, SignatureId, StepSource, TextId, ThreadId, When, fields,
 };
+use smallvec::SmallVec;
 
-use super::world::is_about;
-use super::{Amounts, ModuleCall, OrderedCall, Place, RowKey, Simulation, World};
+use super::{Amounts, Map, ModuleCall, OrderedCall, Place, RowKey, Simulation, World};
 use crate::error::ReplayError;
-use crate::evaluate::{Kind, NO_PATTERN, kind_of};
+use crate::evaluate::{Followed, Kind, NO_PATTERN, kind_of};
 use crate::load::{StreamRef, Traces, stack};
-use crate::rules::{CallRow, RuleError, RuleSet};
+use crate::rules::{CallRow, Notes, RuleError, RuleSet};
 use crate::selection::{Pieces, Selection};
 
 /// A simulation of one stream, with what it adds up and the first error that it met.
 pub(crate) struct Following<'s> {
-    pub(crate) simulation: Box<dyn Simulation>,
-    pub(crate) amounts: &'s mut Amounts,
-    pub(crate) errors: &'s mut Vec<RuleError>,
+    simulation: Box<dyn Simulation>,
+    amounts: &'s mut Amounts,
+    errors: &'s mut Vec<RuleError>,
     /// Go on after an error: what could not be had counts nothing.
-    pub(crate) lenient: bool,
+    lenient: bool,
+    /// It met an error that it does not go on after.
+    stopped: bool,
+    takes_module_calls: bool,
 }
 
-impl Following<'_> {
+impl<'s> Following<'s> {
+    pub(crate) fn new(
+        simulation: Box<dyn Simulation>,
+        followed: &'s mut Followed,
+        lenient: bool,
+    ) -> Self {
+        let mut following = Self {
+            takes_module_calls: simulation.takes_module_calls(),
+            simulation,
+            amounts: &mut followed.amounts,
+            errors: &mut followed.errors,
+            lenient,
+            stopped: false,
+        };
+        // What an earlier stream has shown holds for this one, too.
+        following.look();
+        following
+    }
+
+    fn look(&mut self) {
+        let lenient = self.lenient;
+        let over = |e: &RuleError| !matches!(e, RuleError::Missing(_)) || !lenient;
+        self.stopped = self.errors.iter().any(over);
+    }
+
+    #[inline]
+    fn heard(&mut self, result: Result<(), RuleError>) {
+        if let Err(error) = result {
+            if !self.errors.contains(&error) {
+                self.errors.push(error);
+            }
+            self.look();
+        }
+    }
+
     fn tell(
         &mut self,
         place: &Place,
         what: impl FnOnce(&mut dyn Simulation, &mut Amounts) -> Result<(), RuleError>,
     ) {
-        let over = |e: &RuleError| !matches!(e, RuleError::Missing(_)) || !self.lenient;
-        if self.errors.iter().any(over) {
-            return;
-        }
-        self.amounts.place.clone_from(place);
-        if let Err(error) = what(self.simulation.as_mut(), self.amounts)
-            && !self.errors.contains(&error)
-        {
-            self.errors.push(error);
+        if !self.stopped {
+            self.amounts.stand_at(place.clone());
+            let result = what(self.simulation.as_mut(), self.amounts);
+            self.heard(result);
         }
     }
+}
+
+/// What a call or a module call made of a simulation's sums.
+pub(crate) struct Told<'a> {
+    /// Index of the simulation.
+    pub(crate) following: usize,
+    /// The call; `None` for a module's.
+    pub(crate) row: Option<CallRow<'a>>,
+    /// The module call.
+    pub(crate) module: Option<&'a ModuleCall>,
+    /// As the rule set names the op, or the module's name.
+    pub(crate) shown: &'a str,
+    /// The innermost module's name.
+    pub(crate) innermost: &'a str,
+    /// What it added, and what was said about it.
+    pub(crate) amounts: Amounts,
+    /// What formulas were filled in with.
+    pub(crate) values: Vec<(String, String)>,
+    /// Why it added nothing.
+    pub(crate) error: Option<RuleError>,
+}
+
+/// Somebody who wants to see calls alone.
+pub(crate) trait Explaining {
+    /// Whether calls of an op, as the rule set names it, in some scopes are of interest.
+    fn wants_op(&self, op: &OpDef, shown: &str, scopes: &[String]) -> bool;
+    /// Whether module calls in some scopes are.
+    fn wants_module(&self, scopes: &[String]) -> bool;
+    /// Such a call, for each simulation.
+    fn told(&mut self, told: Told<'_>);
 }
 
 /// What all calls of a signature have in common.
 struct Signature<'a> {
     definition: &'a SignatureDef,
     op: &'a OpDef,
-    kind: Kind,
     shown: Arc<str>,
     scopes: Arc<[String]>,
+    innermost: String,
     modules: Vec<ModuleId>,
-    selected: bool,
+    /// An op that is selected: simulations hear of it.
+    told: bool,
+    explained: bool,
+    inputs: usize,
     /// Tensors that the op writes.
     written: Vec<usize>,
-    /// Of each tensor of the results, a tensor of the arguments whose elements it may share.
-    bases: Vec<(usize, Vec<usize>)>,
+    /// Of each tensor of the results, the tensors of the arguments whose elements it may share.
+    results: Vec<(usize, SmallVec<[usize; 4]>)>,
     /// Gradients flow from its results to what they are views of.
     flows: bool,
+    /// Numbers of places, by pattern and step.
+    places: SmallVec<[(PatternId, Option<u64>, usize); 2]>,
 }
 
-struct Walk<'a, 's, 'f> {
-    at: StreamRef<'a>,
-    rules: &'a RuleSet,
-    selection: &'a Selection,
-    pieces: &'a Pieces,
+/// What a pattern tells of a tensor's values.
+struct Learned {
+    tensor: usize,
+    binary: Option<bool>,
+    /// Which of the call's words.
+    nonzeros: Option<usize>,
+}
+
+/// What all calls of a pattern have in common.
+struct OfPattern<'a> {
+    pattern: &'a Pattern,
+    /// Of each word, whether it is an integer.
+    integers: Vec<bool>,
+    before: Vec<Learned>,
+    after: Vec<Learned>,
+}
+
+/// What a walk goes through.
+#[derive(Clone, Copy)]
+pub(crate) struct Way<'w, 'a> {
+    pub(crate) traces: &'w Traces,
+    pub(crate) rules: &'w RuleSet,
+    pub(crate) selection: &'w Selection,
+    pub(crate) at: StreamRef<'a>,
+    pub(crate) pieces: &'w Pieces,
+    /// At least so many records are read where the stream has as many, and not many more.
+    pub(crate) most_records: u64,
+}
+
+struct Walk<'w, 'a, 's, 'f, 'e> {
+    way: Way<'w, 'a>,
     world: World<'a>,
-    signatures: HashMap<SignatureId, Option<Arc<Signature<'a>>>>,
-    /// Module calls that are open, by thread: call, module, name, arguments.
+    /// By number.
+    signatures: Vec<Option<Signature<'a>>>,
+    patterns: Vec<Option<Rc<OfPattern<'a>>>>,
+    places: Vec<Place>,
+    /// Module calls that are open, by thread: call, module, arguments.
     open: HashMap<ThreadId, Vec<(u64, ModuleId, Vec<u64>)>>,
-    /// Module calls of which something may still become known, and where they stand.
-    waiting: Vec<(ModuleCall, Place)>,
+    /// Stages that the program has named, by thread.
+    stages: HashMap<ThreadId, TextId>,
+    waiting: Waiting,
+    takes_module_calls: bool,
     following: &'f mut [Following<'s>],
+    explaining: Option<&'e mut (dyn Explaining + 'e)>,
     integer_sums: Vec<u128>,
     float_sums: Vec<f64>,
 }
 
-/// Goes through a stream.
+/// Module calls of which something may still become known, and where they stand.
+#[derive(Default)]
+struct Waiting {
+    calls: Map<u64, (ModuleCall, Place)>,
+    /// Numbers of calls by the memory of their tensors; those that were told of meanwhile are in it, too.
+    by_storage: Map<u64, SmallVec<[u64; 2]>>,
+    next: u64,
+}
+
+impl Waiting {
+    fn push(&mut self, call: ModuleCall, place: Place) {
+        for tensor in call.arguments.iter().chain(&call.results).flatten() {
+            let list = self.by_storage.entry(tensor.content.storage()).or_default();
+            if list.last() != Some(&self.next) {
+                list.push(self.next);
+            }
+        }
+        self.calls.insert(self.next, (call, place));
+        self.next += 1;
+    }
+
+    /// Takes the calls out that have a tensor in some memory.
+    fn touching(&mut self, storage: u64) -> SmallVec<[(ModuleCall, Place); 1]> {
+        let numbers = self.by_storage.remove(&storage).unwrap_or_default();
+        numbers.iter().filter_map(|number| self.calls.remove(number)).collect()
+    }
+
+    fn all(&mut self) -> Vec<(ModuleCall, Place)> {
+        let mut all: Vec<(u64, (ModuleCall, Place))> = self.calls.drain().collect();
+        all.sort_by_key(|(number, _)| *number);
+        all.into_iter().map(|(_, call)| call).collect()
+    }
+}
+
+/// Goes through a stream; gives how many records were read.
 ///
 /// # Errors
 /// Where it cannot be read.
-pub(crate) fn walk(
-    traces: &Traces,
-    rules: &RuleSet,
-    selection: &Selection,
-    at: StreamRef<'_>,
-    pieces: &Pieces,
+pub(crate) fn walk<'e>(
+    way: Way<'_, '_>,
     following: &mut [Following<'_>],
-) -> Result<(), ReplayError> {
+    explaining: Option<&'e mut (dyn Explaining + 'e)>,
+) -> Result<u64, ReplayError> {
+    let at = way.at;
     let mut walk = Walk {
-        at,
-        rules,
-        selection,
-        pieces,
+        way,
         world: World::new(at.stream.dictionary()),
-        signatures: HashMap::new(),
+        signatures: Vec::new(),
+        patterns: Vec::new(),
+        places: Vec::new(),
         open: HashMap::new(),
-        waiting: Vec::new(),
+        stages: HashMap::new(),
+        waiting: Waiting::default(),
+        takes_module_calls: following.iter().any(|f| f.takes_module_calls),
         following,
+        explaining,
         integer_sums: Vec::new(),
         float_sums: Vec::new(),
     };
@@ -108,11 +244,24 @@ pub(crate) fn walk(
         | Columns::STORAGES
         | Columns::TENSORS
         | Columns::MOMENTS;
+    let mut records = 0;
     for index in 0..at.stream.blocks().len() {
+        if records >= way.most_records {
+            break;
+        }
         let block = at
             .trace
             .block(at.stream.id(), index, columns)
-            .map_err(|e| traces.error(at.source, e))?;
+            .map_err(|e| way.traces.error(at.source, e))?;
+        records += u64::from(block.records);
+        walk.block(&block);
+    }
+    walk.finish();
+    Ok(records)
+}
+
+impl<'a> Walk<'_, 'a, '_, '_, '_> {
+    fn block(&mut self, block: &Block) {
         let mut calls = block.op_calls();
         let mut moments = block.moments.iter();
         let kinds = block.kinds.iter().copied().chain(std::iter::repeat(0));
@@ -120,48 +269,50 @@ pub(crate) fn walk(
             .zip(kinds)
             .take(block.records as usize)
         {
-            match kind {
-                0 => {
-                    if let Some((_, call)) = calls.next() {
-                        walk.call(ordinal, &call);
-                    }
+            if kind == 0 {
+                if let Some((_, call)) = calls.next() {
+                    self.call(ordinal, &call);
                 }
-                _ => {
-                    if let Some(moment) = moments.next() {
-                        walk.moment(ordinal, moment);
-                    }
-                }
+            } else if let Some(moment) = moments.next() {
+                self.moment(ordinal, moment);
             }
         }
     }
-    walk.deliver(|_| true);
-    let world = &walk.world;
-    for following in walk.following.iter_mut() {
-        following.tell(&Place::default(), |simulation, amounts| {
-            simulation.finish(world, amounts)
-        });
-    }
-    Ok(())
-}
 
-impl<'a> Walk<'a, '_, '_> {
-    fn signature(&mut self, id: SignatureId) -> Option<Arc<Signature<'a>>> {
-        if let Some(known) = self.signatures.get(&id) {
-            return known.clone();
+    fn finish(&mut self) {
+        for (call, place) in self.waiting.all() {
+            self.tell_module(&call, &place);
         }
-        let made = self.make_signature(id).map(Arc::new);
-        self.signatures.insert(id, made.clone());
-        made
+        let world = &self.world;
+        for following in self.following.iter_mut() {
+            following.tell(&Place::default(), |simulation, amounts| {
+                simulation.settle(amounts);
+                simulation.finish(world, amounts)
+            });
+            following.amounts.settle();
+        }
+    }
+
+    /// Makes sure that what is common to a signature is known.
+    fn know_signature(&mut self, id: SignatureId) {
+        if self.signatures.len() <= id.index() {
+            self.signatures.resize_with(id.index() + 1, || None);
+        }
+        if let Some(None) = self.signatures.get(id.index()) {
+            let made = self.make_signature(id);
+            if let Some(place) = self.signatures.get_mut(id.index()) {
+                *place = made;
+            }
+        }
     }
 
     fn make_signature(&self, id: SignatureId) -> Option<Signature<'a>> {
-        let dictionary = self.at.stream.dictionary();
+        let dictionary = self.world.dictionary;
         let definition = dictionary.signature(id)?;
         let op = dictionary.op(definition.op)?;
-        let mut scopes: Vec<String> = stack(dictionary, definition.scope)
-            .into_iter()
-            .map(|(name, _)| name)
-            .collect();
+        let stack = stack(dictionary, definition.scope);
+        let innermost = stack.first().map_or_else(String::new, |(name, _)| name.clone());
+        let mut scopes: Vec<String> = stack.into_iter().map(|(name, _)| name).collect();
         scopes.sort_unstable();
         scopes.dedup();
         let mut modules = Vec::new();
@@ -194,7 +345,7 @@ impl<'a> Walk<'a, '_, '_> {
         ) || op.name.contains("view_as_")
             || op.overload == "dtype";
         let inputs = usize::from(definition.inputs);
-        let bases = (inputs..definition.tensors.len())
+        let results = (inputs..definition.tensors.len())
             .map(|result| {
                 let elements = definition.tensors.get(result).map(|t| t.elements());
                 let bases = (0..inputs)
@@ -205,50 +356,103 @@ impl<'a> Walk<'a, '_, '_> {
                 (result, bases)
             })
             .collect();
+        let shown: Arc<str> = self.way.rules.shown_name(op, definition.flags).into();
+        let told = kind_of(op, definition.flags) == Kind::Op
+            && self.way.selection.matches(dictionary, definition, op);
         Some(Signature {
             definition,
             op,
-            kind: kind_of(op, definition.flags),
-            shown: self.rules.shown_name(op, definition.flags).into(),
+            explained: told
+                && self
+                    .explaining
+                    .as_ref()
+                    .is_some_and(|explaining| explaining.wants_op(op, &shown, &scopes)),
+            told,
+            shown,
             scopes: scopes.into(),
+            innermost,
             modules,
-            selected: self.selection.matches(dictionary, definition, op),
+            inputs,
             written,
-            bases,
+            results,
             flows: !op.name.starts_with("aten::detach"),
+            places: SmallVec::new(),
         })
     }
 
+    fn pattern(&mut self, id: PatternId) -> Rc<OfPattern<'a>> {
+        if let Some(Some(known)) = self.patterns.get(id.index()) {
+            return Rc::clone(known);
+        }
+        let pattern = self.world.dictionary.pattern(id).unwrap_or(NO_PATTERN);
+        let mut made = OfPattern {
+            pattern,
+            integers: Vec::new(),
+            before: Vec::new(),
+            after: Vec::new(),
+        };
+        for entry in &pattern.entries {
+            let nonzeros = (entry.fields & fields::NONZEROS != 0).then_some(made.integers.len());
+            made.integers
+                .extend(fields::each(entry.fields).map(fields::is_integer));
+            if let Operand::Tensor(tensor) = entry.operand
+                && (entry.binary.is_some() || nonzeros.is_some())
+            {
+                let learned = Learned {
+                    tensor: usize::from(tensor),
+                    binary: entry.binary,
+                    nonzeros,
+                };
+                match entry.when {
+                    When::Before => made.before.push(learned),
+                    When::After => made.after.push(learned),
+                }
+            }
+        }
+        let made = Rc::new(made);
+        if self.patterns.len() <= id.index() {
+            self.patterns.resize_with(id.index() + 1, || None);
+        }
+        if let Some(place) = self.patterns.get_mut(id.index()) {
+            *place = Some(Rc::clone(&made));
+        }
+        made
+    }
+
     fn call(&mut self, ordinal: u64, call: &OpCallRef<'_>) {
-        let Some(signature) = self.signature(call.signature) else {
+        self.know_signature(call.signature);
+        let pattern = self.pattern(call.pattern);
+        let Some(Some(signature)) = self.signatures.get(call.signature.index()) else {
             return;
         };
         let definition = signature.definition;
-        let inputs = usize::from(definition.inputs);
-        let tensors = || {
-            definition
-                .tensors
-                .iter()
-                .zip(call.tensors)
-                .zip(call.storages)
-        };
-        for ((meta, &tensor), &storage) in tensors().take(inputs) {
-            self.world.place(tensor, storage, meta, None, false);
+        let tensors = definition.tensors.iter().zip(call.tensors).zip(call.storages);
+        for ((meta, &tensor), &storage) in tensors.take(signature.inputs) {
+            self.world.place(tensor, storage, meta);
         }
-        let pattern = self
-            .at
-            .stream
-            .dictionary()
-            .pattern(call.pattern)
-            .unwrap_or(NO_PATTERN);
-        self.learn(call, pattern, When::Before);
+        learn(&mut self.world, call, &pattern.before);
+        if !signature.written.is_empty() {
+            let mut due: SmallVec<[(ModuleCall, Place); 1]> = SmallVec::new();
+            for &at in &signature.written {
+                if let Some(&storage) = call.storages.get(at)
+                    && self.takes_module_calls
+                {
+                    due.extend(self.waiting.touching(storage));
+                }
+            }
+            for (call, place) in due {
+                self.tell_module(&call, &place);
+            }
+        }
+        let Some(Some(signature)) = self.signatures.get(call.signature.index()) else {
+            return;
+        };
         for &at in &signature.written {
             if let Some(&storage) = call.storages.get(at) {
-                self.deliver(|call| touches(call, storage));
                 self.world.written(storage);
             }
         }
-        for (result, bases) in &signature.bases {
+        for (result, bases) in &signature.results {
             let (Some(meta), Some(&tensor), Some(&storage)) = (
                 definition.tensors.get(*result),
                 call.tensors.get(*result),
@@ -261,149 +465,172 @@ impl<'a> Walk<'a, '_, '_> {
                 .filter(|at| call.storages.get(**at) == Some(&storage))
                 .find_map(|at| call.tensors.get(*at).copied());
             self.world
-                .place(tensor, storage, meta, base, signature.flows);
+                .place_result(tensor, storage, meta, base, signature.flows);
         }
-        self.learn(call, pattern, When::After);
-        let step = self.pieces.step_of(ordinal);
-        if let Some(step) = step
-            && signature.selected
-            && signature.kind == Kind::Op
+        learn(&mut self.world, call, &pattern.after);
+        if signature.told
+            && let Some(step) = self.way.pieces.step_of(ordinal)
         {
-            self.tell(ordinal, &signature, call, pattern, step);
-        }
-    }
-
-    fn learn(&mut self, call: &OpCallRef<'_>, pattern: &Pattern, when: When) {
-        let mut words = call.statistics;
-        for entry in &pattern.entries {
-            let (own, rest) = words
-                .split_at_checked(entry.fields.count_ones() as usize)
-                .unwrap_or((words, &[]));
-            words = rest;
-            let tensor = call
-                .tensors
-                .iter()
-                .enumerate()
-                .find(|(at, _)| is_about(entry, *at, when));
-            if let Some((_, &tensor)) = tensor {
-                self.world.learn(tensor, entry, own);
-            }
+            self.tell(ordinal, call, &pattern, step);
         }
     }
 
     fn tell(
         &mut self,
         ordinal: u64,
-        signature: &Signature<'a>,
         call: &OpCallRef<'_>,
-        pattern: &'a Pattern,
+        pattern: &OfPattern<'a>,
         step: Option<u64>,
     ) {
         self.integer_sums.clear();
         self.float_sums.clear();
-        let each = pattern
-            .entries
-            .iter()
-            .flat_map(|entry| fields::each(entry.fields));
-        for (field, &word) in each.zip(call.statistics) {
-            if fields::is_integer(field) {
+        for (&is_integer, &word) in pattern.integers.iter().zip(call.statistics) {
+            if is_integer {
                 self.integer_sums.push(u128::from(word));
             } else {
                 self.float_sums.push(f64::from_bits(word));
             }
         }
-        let row = self.rules.seen(CallRow {
+        let Some(Some(signature)) = self.signatures.get_mut(call.signature.index()) else {
+            return;
+        };
+        let alike = |(pattern, of_step, _): &&(PatternId, Option<u64>, usize)| {
+            *pattern == call.pattern && *of_step == step
+        };
+        let number = match signature.places.iter().find(alike) {
+            Some((_, _, number)) => *number,
+            None => {
+                let row: RowKey = (
+                    self.way.at.source,
+                    self.way.at.stream.id().index(),
+                    step,
+                    call.signature,
+                    call.pattern,
+                );
+                self.places.push(Place {
+                    scopes: Arc::clone(&signature.scopes),
+                    op: Arc::clone(&signature.shown),
+                    row: Some(row),
+                });
+                let number = self.places.len() - 1;
+                signature.places.push((call.pattern, step, number));
+                number
+            }
+        };
+        let row = self.way.rules.seen(CallRow {
             op: signature.op,
             signature: signature.definition,
-            pattern,
+            pattern: pattern.pattern,
             calls: 1,
             integer_sums: &self.integer_sums,
             float_sums: &self.float_sums,
             values_before: false,
-            dictionary: Some(self.at.stream.dictionary()),
+            dictionary: Some(self.world.dictionary),
             notes: None,
         });
-        let call_given = OrderedCall {
+        let call = OrderedCall {
             ordinal,
+            signature: call.signature,
             row,
             storages: call.storages,
             tensors: call.tensors,
             modules: &signature.modules,
             shown: &signature.shown,
         };
-        let row: RowKey = (
-            self.at.source,
-            self.at.stream.id().index(),
-            step,
-            call.signature,
-            call.pattern,
-        );
-        let place = Place {
-            scopes: Arc::clone(&signature.scopes),
-            op: Arc::clone(&signature.shown),
-            row: Some(row),
-        };
-        let world = &self.world;
+        if signature.explained
+            && let Some(explaining) = &mut self.explaining
+            && let Some(place) = self.places.get(number)
+        {
+            for (at, following) in self.following.iter_mut().enumerate() {
+                let notes = Notes::default();
+                let row = CallRow {
+                    notes: Some(&notes),
+                    ..call.row
+                };
+                let call = OrderedCall { row, ..call };
+                let (amounts, error) = following.alone(place, |simulation, amounts| {
+                    simulation.call(&self.world, &call, amounts)
+                });
+                explaining.told(Told {
+                    following: at,
+                    row: Some(CallRow { notes: None, ..row }),
+                    module: None,
+                    shown: &signature.shown,
+                    innermost: &signature.innermost,
+                    amounts,
+                    values: notes.take(),
+                    error,
+                });
+            }
+            return;
+        }
         for following in self.following.iter_mut() {
-            following.tell(&place, |simulation, amounts| {
-                simulation.call(world, &call_given, amounts)
-            });
+            if !following.stopped {
+                following.amounts.stand_alike(number, &self.places);
+                let result = following.simulation.call(&self.world, &call, following.amounts);
+                following.heard(result);
+            }
         }
     }
 
     fn moment(&mut self, ordinal: u64, moment: &Moment) {
         match &moment.event {
-            Event::Fact {
-                module: Some(module),
-                key,
-                value,
-            } => {
-                if let Some(key) = self.world.dictionary.text(*key) {
-                    let key = key.clone();
-                    self.world.fact(*module, &key, value);
+            Event::StorageDied { storage } => {
+                if self.takes_module_calls {
+                    for (call, place) in self.waiting.touching(storage.0) {
+                        self.tell_module(&call, &place);
+                    }
                 }
+                self.world.forget_storage(storage.0);
             }
-            Event::Fact {
-                module: None,
-                key,
-                value,
-            } => {
+            Event::TensorDied { tensor } => self.world.forget_tensor(tensor.0),
+            Event::Fact { module, key, value } => {
                 if let Some(key) = self.world.dictionary.text(*key) {
-                    let key = key.clone();
-                    self.world.program_fact(&key, value);
+                    match module {
+                        Some(module) => self.world.fact(*module, key, value),
+                        None => self.world.program_fact(key, value),
+                    }
                 }
             }
             Event::StepMark {
                 source: StepSource::Optimizer,
                 ..
             } => {
-                let selected = self.pieces.step_of(ordinal).is_some()
+                let pieces = self.way.pieces;
+                let selected = pieces.step_of(ordinal).is_some()
                     || ordinal
                         .checked_sub(1)
-                        .is_some_and(|before| self.pieces.step_of(before).is_some());
-                self.world
-                    .optimizer_step(selected && self.selection.takes_stage("optimizer"));
+                        .is_some_and(|before| pieces.step_of(before).is_some());
+                self.world.optimizer_step(
+                    selected && self.way.selection.takes_stage("optimizer"),
+                    self.stages.get(&moment.thread).copied(),
+                );
+            }
+            Event::StageChange { name } => {
+                match name {
+                    Some(name) => self.stages.insert(moment.thread, *name),
+                    None => self.stages.remove(&moment.thread),
+                };
             }
             Event::StateAssign {
                 module,
                 attribute,
                 tensor,
             } => self.world.state(*module, *attribute, tensor.0),
-            Event::StorageDied { storage } => {
-                self.deliver(|call| touches(call, storage.0));
-                self.world.forget_storage(storage.0);
-            }
-            Event::TensorDied { tensor } => self.world.forget_tensor(tensor.0),
             Event::ModuleEnter {
                 call,
                 module,
                 arguments,
             } => {
                 let open = self.open.entry(moment.thread).or_default();
-                if open.is_empty() && self.pieces.step_of(ordinal).is_some() {
+                if open.is_empty() && self.way.pieces.step_of(ordinal).is_some() {
                     self.world.root(*module);
                 }
-                let arguments = arguments.iter().map(|tensor| tensor.0).collect();
+                let arguments = if self.takes_module_calls {
+                    arguments.iter().map(|tensor| tensor.0).collect()
+                } else {
+                    Vec::new()
+                };
                 open.push((call.0, *module, arguments));
             }
             Event::ModuleExit {
@@ -416,14 +643,16 @@ impl<'a> Walk<'a, '_, '_> {
                 let Some(at) = open.iter().rposition(|(id, _, _)| *id == call.0) else {
                     return;
                 };
+                if !self.takes_module_calls || self.way.pieces.step_of(ordinal).is_none() {
+                    open.truncate(at);
+                    return;
+                }
                 let mut modules: Vec<ModuleId> = open.iter().take(at + 1).map(|o| o.1).collect();
                 let arguments = open.get(at).map(|o| o.2.clone()).unwrap_or_default();
                 open.truncate(at);
-                if self.pieces.step_of(ordinal).is_none() {
-                    return;
-                }
                 modules.reverse();
                 let names = self
+                    .way
                     .selection
                     .takes_modules(self.world.dictionary, &modules);
                 let Some(scopes) = names else { return };
@@ -433,7 +662,9 @@ impl<'a> Walk<'a, '_, '_> {
                 let ended = ModuleCall {
                     ordinal,
                     call: *call,
+                    stage_name: self.stages.get(&moment.thread).copied(),
                     module: *module,
+                    stack: modules,
                     arguments: arguments.iter().map(refer).collect(),
                     results: results.iter().map(refer).collect(),
                     state_bytes: world.state_bytes(*module),
@@ -443,37 +674,78 @@ impl<'a> Walk<'a, '_, '_> {
                     scopes: scopes.into(),
                     ..Place::default()
                 };
-                self.waiting.push((ended, place));
+                self.waiting.push(ended, place);
             }
             _ => {}
         }
     }
 
-    /// Tells of module calls whose values are about to be gone.
-    fn deliver(&mut self, which: impl Fn(&ModuleCall) -> bool) {
-        if !self.waiting.iter().any(|(call, _)| which(call)) {
-            return;
-        }
+    /// Tells of a module call whose values are about to be gone.
+    fn tell_module(&mut self, call: &ModuleCall, place: &Place) {
         let world = &self.world;
-        let following = &mut *self.following;
-        self.waiting.retain(|(call, place)| {
-            if !which(call) {
-                return true;
-            }
-            for following in following.iter_mut() {
+        let explained = self
+            .explaining
+            .as_mut()
+            .filter(|explaining| explaining.wants_module(&call.scopes));
+        let taking = self
+            .following
+            .iter_mut()
+            .enumerate()
+            .filter(|(_, f)| f.takes_module_calls);
+        let Some(explaining) = explained else {
+            for (_, following) in taking {
                 following.tell(place, |simulation, amounts| {
                     simulation.module_call(world, call, amounts)
                 });
             }
-            false
-        });
+            return;
+        };
+        let name = world
+            .definition(call.module)
+            .map_or("", |def| def.name.as_str());
+        for (at, following) in taking {
+            let (amounts, error) = following.alone(place, |simulation, amounts| {
+                simulation.module_call(world, call, amounts)
+            });
+            explaining.told(Told {
+                following: at,
+                row: None,
+                module: Some(call),
+                shown: name,
+                innermost: name,
+                amounts,
+                values: Vec::new(),
+                error,
+            });
+        }
     }
 }
 
-fn touches(call: &ModuleCall, storage: u64) -> bool {
-    call.arguments
-        .iter()
-        .chain(&call.results)
-        .flatten()
-        .any(|tensor| tensor.content.storage() == storage)
+impl Following<'_> {
+    /// What a call alone adds.
+    fn alone(
+        &mut self,
+        place: &Place,
+        what: impl FnOnce(&mut dyn Simulation, &mut Amounts) -> Result<(), RuleError>,
+    ) -> (Amounts, Option<RuleError>) {
+        // What it has kept back before is not this call's.
+        self.simulation.settle(self.amounts);
+        let mut own = Amounts::explaining(place.clone());
+        let result = what(self.simulation.as_mut(), &mut own);
+        self.simulation.settle(&mut own);
+        own.settle();
+        (own, result.err())
+    }
+}
+
+#[inline]
+fn learn(world: &mut World<'_>, call: &OpCallRef<'_>, all: &[Learned]) {
+    for learned in all {
+        if let Some(&tensor) = call.tensors.get(learned.tensor) {
+            let nonzeros = learned
+                .nonzeros
+                .and_then(|word| call.statistics.get(word).copied());
+            world.learn(tensor, learned.binary, nonzeros);
+        }
+    }
 }

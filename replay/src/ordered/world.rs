@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use smallvec::SmallVec;
+
+use super::Map;
 use optape_trace::{
-    CallId, Dictionary, ModuleDef, ModuleId, Operand, PatternEntry, TensorMeta, TextId, When,
-    fields, tensor_flags,
+    CallId, Dictionary, ModuleDef, ModuleId, TensorMeta, TextId, tensor_flags,
 };
 use serde_json::Value;
 
@@ -41,8 +43,12 @@ pub struct ModuleCall {
     pub ordinal: u64,
     /// Which call.
     pub call: CallId,
+    /// The stage that the program had named on its thread when it ended.
+    pub stage_name: Option<TextId>,
     /// Of which module.
     pub module: ModuleId,
+    /// The modules that run, itself first, then those that it was called in.
+    pub stack: Vec<ModuleId>,
     /// Its tensor arguments; `None` where no op has had the tensor.
     pub arguments: Vec<Option<TensorRef>>,
     /// Its tensor results.
@@ -133,20 +139,21 @@ fn bytes_of(dtype: &str) -> Option<i128> {
     })
 }
 
-#[derive(Clone, Debug)]
-struct Tensor {
+#[derive(Clone, Copy, Debug)]
+struct Tensor<'a> {
     storage: u64,
     root: u64,
     /// The tensor at the beginning of a chain of views that gradients flow through.
     gradient_base: Option<u64>,
-    meta: TensorMeta,
+    meta: &'a TensorMeta,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Storage {
     generation: u64,
-    tensors: HashSet<u64>,
-    known: HashMap<Content, Known>,
+    tensors: SmallVec<[u64; 2]>,
+    /// What is known of the present values of each root.
+    known: SmallVec<[(u64, Known); 1]>,
 }
 
 /// What is known at a record.
@@ -154,27 +161,31 @@ struct Storage {
 pub struct World<'a> {
     /// The stream's names.
     pub dictionary: &'a Dictionary,
-    modules: HashMap<ModuleId, ModuleState>,
-    tensors: HashMap<u64, Tensor>,
-    storages: HashMap<u64, Storage>,
+    /// By number.
+    modules: Vec<ModuleState>,
+    tensors: Map<u64, Tensor<'a>>,
+    storages: Map<u64, Storage>,
     /// Modules that were called while no other was running, in the order of their first call.
     roots: Vec<ModuleId>,
     /// Facts about the program.
     program: HashMap<String, Value>,
-    /// Steps of optimizers: before what is selected, and in it.
-    optimizer_steps: (u64, u64),
+    /// Steps of optimizers before what is selected.
+    earlier_optimizer_steps: u64,
+    /// Of those in it, the stage that the program had named.
+    optimizer_steps: Vec<Option<TextId>>,
 }
 
 impl<'a> World<'a> {
     pub(crate) fn new(dictionary: &'a Dictionary) -> Self {
         Self {
             dictionary,
-            modules: HashMap::new(),
-            tensors: HashMap::new(),
-            storages: HashMap::new(),
+            modules: Vec::new(),
+            tensors: Map::default(),
+            storages: Map::default(),
             roots: Vec::new(),
             program: HashMap::new(),
-            optimizer_steps: (0, 0),
+            earlier_optimizer_steps: 0,
+            optimizer_steps: Vec::new(),
         }
     }
 
@@ -187,20 +198,27 @@ impl<'a> World<'a> {
     /// Steps of optimizers in what is selected.
     #[must_use]
     pub const fn optimizer_steps(&self) -> u64 {
-        self.optimizer_steps.1
+        self.optimizer_steps.len() as u64
+    }
+
+    /// The stage that the program had named at one of them, counted from 0.
+    #[must_use]
+    pub fn optimizer_stage(&self, step: u64) -> Option<TextId> {
+        let at = usize::try_from(step).ok()?;
+        *self.optimizer_steps.get(at)?
     }
 
     /// Steps of optimizers before what is selected.
     #[must_use]
     pub const fn earlier_optimizer_steps(&self) -> u64 {
-        self.optimizer_steps.0
+        self.earlier_optimizer_steps
     }
 
-    pub(crate) fn optimizer_step(&mut self, selected: bool) {
+    pub(crate) fn optimizer_step(&mut self, selected: bool, stage: Option<TextId>) {
         if selected {
-            self.optimizer_steps.1 += 1;
-        } else if self.optimizer_steps.1 == 0 {
-            self.optimizer_steps.0 += 1;
+            self.optimizer_steps.push(stage);
+        } else if self.optimizer_steps.is_empty() {
+            self.earlier_optimizer_steps += 1;
         }
     }
 
@@ -213,7 +231,17 @@ impl<'a> World<'a> {
     /// A module's facts and states.
     #[must_use]
     pub fn module(&self, module: ModuleId) -> Option<&ModuleState> {
-        self.modules.get(&module)
+        self.modules.get(module.index())
+    }
+
+    /// The state of a module that the dictionary has.
+    fn module_mut(&mut self, module: ModuleId) -> Option<&mut ModuleState> {
+        self.dictionary.module(module)?;
+        if self.modules.len() <= module.index() {
+            let length = module.index() + 1;
+            self.modules.resize_with(length, ModuleState::default);
+        }
+        self.modules.get_mut(module.index())
     }
 
     /// Name and classes of a module.
@@ -245,7 +273,7 @@ impl<'a> World<'a> {
             if !seen.insert(module) {
                 continue;
             }
-            if let Some(state) = self.modules.get(&module) {
+            if let Some(state) = self.module(module) {
                 let children: Vec<(String, ModuleId)> = state
                     .children()
                     .map(|(name, child)| {
@@ -273,7 +301,19 @@ impl<'a> World<'a> {
     /// A tensor as an op has had it last.
     #[must_use]
     pub fn meta_of(&self, tensor: u64) -> Option<&TensorMeta> {
-        self.tensors.get(&tensor).map(|t| &t.meta)
+        self.tensors.get(&tensor).map(|t| t.meta)
+    }
+
+    /// The memory that a tensor lies in, and the tensor as an op has had it last.
+    #[must_use]
+    pub fn tensor(&self, tensor: u64) -> Option<(u64, &TensorMeta)> {
+        self.tensors.get(&tensor).map(|t| (t.storage, t.meta))
+    }
+
+    /// The tensors that lie in a memory.
+    pub fn tensors_in(&self, storage: u64) -> impl Iterator<Item = u64> + '_ {
+        let storage = self.storages.get(&storage);
+        storage.into_iter().flat_map(|s| s.tensors.iter().copied())
     }
 
     /// Whether gradients flow into a tensor, or into one that it is a view of: torch says so of views that were made without grad mode,
@@ -303,11 +343,15 @@ impl<'a> World<'a> {
     /// What is known of values.
     #[must_use]
     pub fn known(&self, content: Content) -> Known {
-        self.storages
-            .get(&content.storage)
-            .and_then(|storage| storage.known.get(&content))
-            .copied()
-            .unwrap_or_default()
+        let Some(storage) = self.storages.get(&content.storage) else {
+            return Known::default();
+        };
+        if storage.generation != content.generation {
+            return Known::default();
+        }
+        let of_root = |(root, _): &&(u64, Known)| *root == content.root;
+        let known = storage.known.iter().find(of_root);
+        known.map(|(_, known)| *known).unwrap_or_default()
     }
 
     pub(crate) fn reference(&self, tensor: u64) -> Option<TensorRef> {
@@ -319,14 +363,16 @@ impl<'a> World<'a> {
 
     pub(crate) fn fact(&mut self, module: ModuleId, key: &str, value: &str) {
         if let Ok(value) = serde_json::from_str(value) {
-            let facts = &mut self.modules.entry(module).or_default().facts;
-            facts.insert(key.to_owned(), value);
+            if let Some(state) = self.module_mut(module) {
+                state.facts.insert(key.to_owned(), value);
+            }
         }
     }
 
     pub(crate) fn state(&mut self, module: ModuleId, attribute: TextId, tensor: u64) {
-        let states = &mut self.modules.entry(module).or_default().states;
-        states.insert(attribute, tensor);
+        if let Some(state) = self.module_mut(module) {
+            state.states.insert(attribute, tensor);
+        }
     }
 
     pub(crate) fn root(&mut self, module: ModuleId) {
@@ -335,68 +381,94 @@ impl<'a> World<'a> {
         }
     }
 
-    /// A tensor is at hand; `base`: one that shares all its elements. `flows`: gradients flow from the one to the other.
-    pub(crate) fn place(
+    /// A tensor is at hand.
+    #[inline]
+    pub(crate) fn place(&mut self, tensor: u64, storage: u64, meta: &'a TensorMeta) {
+        if tensor == 0 || storage == 0 {
+            return;
+        }
+        match self.tensors.get_mut(&tensor) {
+            Some(known) if known.storage == storage => known.meta = meta,
+            _ => self.put(tensor, storage, meta, None, false),
+        }
+    }
+
+    /// A tensor is at hand that an op gave; `base`: one that may share all its elements. `flows`: gradients flow from the one to the other.
+    #[inline]
+    pub(crate) fn place_result(
         &mut self,
         tensor: u64,
         storage: u64,
-        meta: &TensorMeta,
+        meta: &'a TensorMeta,
         base: Option<u64>,
         flows: bool,
     ) {
         if tensor == 0 || storage == 0 {
             return;
         }
-        let root = base
-            .and_then(|base| self.tensors.get(&base))
+        match self.tensors.get_mut(&tensor) {
+            Some(known) if known.storage == storage => known.meta = meta,
+            _ => self.put(tensor, storage, meta, base, flows),
+        }
+    }
+
+    /// Takes a new tensor in, or one that lies elsewhere now.
+    fn put(
+        &mut self,
+        tensor: u64,
+        storage: u64,
+        meta: &'a TensorMeta,
+        base: Option<u64>,
+        flows: bool,
+    ) {
+        let known = base.and_then(|base| self.tensors.get(&base));
+        let root = known
             .filter(|base| base.storage == storage)
             .map_or(tensor, |base| base.root);
-        let gradient_base = base.filter(|_| flows).map(|base| {
-            self.tensors
-                .get(&base)
-                .and_then(|known| known.gradient_base)
-                .unwrap_or(base)
-        });
-        match self.tensors.get_mut(&tensor) {
-            Some(known) if known.storage == storage => {
-                known.meta.clone_from(meta);
-                return;
-            }
-            _ => {}
+        let gradient_base = base
+            .filter(|_| flows)
+            .map(|base| known.and_then(|known| known.gradient_base).unwrap_or(base));
+        let put = Tensor {
+            storage,
+            root,
+            gradient_base,
+            meta,
+        };
+        if let Some(moved) = self.tensors.insert(tensor, put)
+            && let Some(old) = self.storages.get_mut(&moved.storage)
+        {
+            old.tensors.retain(|known| *known != tensor);
         }
-        self.forget_tensor(tensor);
-        let memory = self.storages.entry(storage).or_default();
-        memory.tensors.insert(tensor);
-        self.tensors.insert(
-            tensor,
-            Tensor {
-                storage,
-                root,
-                gradient_base,
-                meta: meta.clone(),
-            },
-        );
+        self.storages.entry(storage).or_default().tensors.push(tensor);
     }
 
     /// The memory was written: nothing is known of its values any more.
+    #[inline]
     pub(crate) fn written(&mut self, storage: u64) {
         let storage = self.storages.entry(storage).or_default();
         storage.generation += 1;
         storage.known.clear();
     }
 
-    pub(crate) fn learn(&mut self, tensor: u64, entry: &PatternEntry, words: &[u64]) {
-        let Some(content) = self.content_of(tensor) else {
+    #[inline]
+    pub(crate) fn learn(&mut self, tensor: u64, binary: Option<bool>, nonzeros: Option<u64>) {
+        let Some(Tensor { storage, root, .. }) = self.tensors.get(&tensor) else {
             return;
         };
-        let nonzeros = (entry.fields & fields::NONZEROS != 0)
-            .then(|| words.first().copied())
-            .flatten();
-        let Some(storage) = self.storages.get_mut(&content.storage) else {
+        let Some(storage) = self.storages.get_mut(storage) else {
             return;
         };
-        let known = storage.known.entry(content).or_default();
-        known.binary = entry.binary.or(known.binary);
+        let known = match storage.known.iter_mut().find(|(known, _)| known == root) {
+            Some((_, known)) => known,
+            None => {
+                storage.known.push((*root, Known::default()));
+                match storage.known.last_mut() {
+                    Some((_, known)) => known,
+                    None => return,
+                }
+            }
+        };
+        known.binary = binary.or(known.binary);
         known.nonzeros = nonzeros.or(known.nonzeros);
     }
 
@@ -404,7 +476,7 @@ impl<'a> World<'a> {
         if let Some(known) = self.tensors.remove(&tensor)
             && let Some(storage) = self.storages.get_mut(&known.storage)
         {
-            storage.tensors.remove(&tensor);
+            storage.tensors.retain(|other| *other != tensor);
         }
     }
 
@@ -418,7 +490,7 @@ impl<'a> World<'a> {
 
     /// Bytes of the tensors that a module's states hold.
     pub(crate) fn state_bytes(&self, module: ModuleId) -> u64 {
-        self.modules.get(&module).map_or(0, |state| {
+        self.module(module).map_or(0, |state| {
             state
                 .states
                 .values()
@@ -435,9 +507,4 @@ impl Content {
     pub fn storage(&self) -> u64 {
         self.storage
     }
-}
-
-/// Whether an entry is about a tensor at that time.
-pub(crate) fn is_about(entry: &PatternEntry, tensor: usize, when: When) -> bool {
-    entry.when == when && matches!(entry.operand, Operand::Tensor(at) if usize::from(at) == tensor)
 }

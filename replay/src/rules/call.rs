@@ -12,6 +12,8 @@ use optape_trace::{
     call_flags, fields, needs, tensor_flags,
 };
 
+use crate::expression::Mistake;
+
 /// Why a rule gave no number.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -22,6 +24,8 @@ pub enum RuleError {
     Failed(String),
     /// The call is not of the form that the rule is for; it counts as unknown.
     Unsuited(String),
+    /// A rule of the user's is wrong here.
+    Mistaken(Box<Mistake>),
 }
 
 impl fmt::Display for RuleError {
@@ -29,6 +33,7 @@ impl fmt::Display for RuleError {
         match self {
             Self::Missing(missing) => missing.fmt(f),
             Self::Failed(text) | Self::Unsuited(text) => f.write_str(text),
+            Self::Mistaken(mistake) => mistake.fmt(f),
         }
     }
 }
@@ -388,6 +393,29 @@ impl<'a> CallRow<'a> {
             .collect()
     }
 
+    /// What a tensor of the signature is to the call: an argument's name, a result's place.
+    #[must_use]
+    pub fn name_of(&self, index: usize) -> String {
+        let is = |at: &u16| usize::from(*at) == index;
+        for (argument, schema) in self.signature.arguments.iter().zip(&self.op.arguments) {
+            match argument {
+                Argument::Tensor(at) if is(at) => return schema.name.clone(),
+                Argument::TensorList(list) => {
+                    if let Some(item) = list.iter().position(|at| at.as_ref().is_some_and(is)) {
+                        return format!("{}[{item}]", schema.name);
+                    }
+                }
+                _ => {}
+            }
+        }
+        let results = self.signature.tensors.len() - usize::from(self.signature.inputs).min(self.signature.tensors.len());
+        match index.checked_sub(usize::from(self.signature.inputs)) {
+            Some(0) if results == 1 => "out".to_owned(),
+            Some(result) => format!("outputs[{result}]"),
+            None => format!("tensor {index}"),
+        }
+    }
+
     /// Whether an argument was given at all (neither `None` nor an undefined tensor).
     #[must_use]
     pub fn is_given(&self, name: &str) -> bool {
@@ -505,7 +533,7 @@ impl<'a> CallRow<'a> {
 
     /// The operand that holds an argument's statistics: the tensor itself, or, for values after the op, the
     /// output that is the same tensor.
-    fn operand(&self, name: &str, when: When) -> Option<Operand> {
+    pub(crate) fn operand(&self, name: &str, when: When) -> Option<Operand> {
         let at = self.position(name)?;
         let Argument::Tensor(index) = self.signature.arguments.get(at)? else {
             return None;
@@ -543,7 +571,7 @@ impl<'a> CallRow<'a> {
         self.operand_is_binary(name, Some(Operand::Tensor(tensor.index)), When::Before)
     }
 
-    fn operand_is_binary(
+    pub(crate) fn operand_is_binary(
         &self,
         name: &str,
         operand: Option<Operand>,
@@ -650,6 +678,19 @@ impl<'a> CallRow<'a> {
             .ok_or_else(|| self.missing("T3", &what(), None))?;
         let sum = self.integer_sum(operand, When::Before, field, "T3", what)?;
         Ok(self.note(&format!("{kind} with a spike({name})"), sum))
+    }
+
+    /// A statistic over all calls, of whichever operand there is.
+    pub(crate) fn statistic(
+        &self,
+        operand: Option<Operand>,
+        when: When,
+        field: u32,
+        level: &'static str,
+        what: impl Fn() -> String,
+    ) -> Result<i128, RuleError> {
+        let operand = operand.ok_or_else(|| self.missing(level, &what(), None))?;
+        self.integer_sum(operand, when, field, level, what)
     }
 
     fn integer_sum(

@@ -341,7 +341,7 @@ fn what_capture_takes_by_the_table_is_enough_for_every_rule() {
                 };
                 for counter in COUNTERS {
                     let counted = set.counter(counter).unwrap().count(&row);
-                    let fits = match set.name {
+                    let fits = match set.name.as_ref() {
                         super::optape::NAME => matches!(counted, Counted::Value(_) | Counted::Zero),
                         _ => matches!(
                             counted,

@@ -39,6 +39,7 @@ mod product;
 pub mod spikingjelly;
 #[cfg(test)]
 mod tests;
+mod user;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -47,6 +48,7 @@ use std::sync::Arc;
 
 use optape_trace::{OpDef, call_flags};
 
+use crate::expression::Mistake;
 use crate::ordered::{Amounts, Simulation};
 
 pub(crate) use call::integer_position;
@@ -65,6 +67,8 @@ pub enum Counted {
     Missing(Box<MissingLevel>),
     /// The rules fail at such a call; the counter is refused.
     Failed(String),
+    /// A rule of the user's is wrong at such a call; nothing is counted until it is mended.
+    Mistaken(Box<Mistake>),
 }
 
 /// Counts one quantity over the calls of a selection.
@@ -96,9 +100,26 @@ pub trait Counter: Send + Sync {
     fn simulation(&self) -> Option<Box<dyn Simulation>> {
         None
     }
+    /// How the numbers of a counter with a [`simulation`](Self::simulation) come about, and the source of that, for `--explain`.
+    fn method(&self) -> Option<(&'static str, &'static str)> {
+        None
+    }
     /// The counter looks at every op itself: none is without a rule.
     fn knows_every_op(&self) -> bool {
         false
+    }
+    /// What `--set` and `--sweep` change of it: numbers that are not negative, by key, units in their names.
+    fn settings(&self) -> BTreeMap<&'static str, f64> {
+        BTreeMap::new()
+    }
+    /// The same counter with other settings (all of [`settings`](Self::settings)), under some name; `None`: it has none.
+    fn configured(
+        &self,
+        name: &str,
+        settings: &BTreeMap<&'static str, f64>,
+    ) -> Option<Box<dyn Counter>> {
+        let _ = (name, settings);
+        None
     }
     /// Belongs to what a replay shows that was asked for nothing in particular: it is answered from summaries.
     fn is_usual(&self) -> bool {
@@ -220,6 +241,7 @@ impl Rule {
             Err(RuleError::Missing(missing)) => Counted::Missing(missing),
             Err(RuleError::Failed(text)) => Counted::Failed(text),
             Err(RuleError::Unsuited(text)) => Counted::Unknown(Some(text)),
+            Err(RuleError::Mistaken(mistake)) => Counted::Mistaken(mistake),
         }
     }
 }
@@ -287,11 +309,13 @@ fn fresh(op: &OpDef) -> OpDef {
 /// Rules under one name and version.
 pub struct RuleSet {
     /// `optape`, `spikingjelly-2.0.0`.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
+    /// The built-in set that it extends: presets of that set are its own, too.
+    pub extends: Option<&'static str>,
     /// Changes with every change of a rule.
     pub version: u32,
     /// One line.
-    pub description: &'static str,
+    pub description: Cow<'static, str>,
     /// The counters, in the order in which reports show them.
     pub counters: Vec<Box<dyn Counter>>,
     /// Count autograd's in-place accumulations as `add`, as tools see them that run as a Python mode.
@@ -333,6 +357,12 @@ impl RuleSet {
                 "rule set", name, RULE_SETS,
             )),
         }
+    }
+
+    /// Whose energy presets it has.
+    #[must_use]
+    pub fn presets(&self) -> &str {
+        self.extends.unwrap_or(&self.name)
     }
 
     /// A counter of the set.

@@ -86,7 +86,7 @@ pub(crate) fn run(options: &Options, workspace: &Workspace) -> anyhow::Result<Ex
         // The other parts read a trace of the first setting.
         let needed = setting.batch == 8
             && setting.suffix().is_empty()
-            && !bench.rules_trace(setting).is_file();
+            && !(bench.rules_trace(setting).is_file() && bench.full_trace(setting).is_file());
         if !wanted(Part::Overhead) && !needed {
             continue;
         }
@@ -107,7 +107,8 @@ pub(crate) fn run(options: &Options, workspace: &Workspace) -> anyhow::Result<Ex
         write!(text, "\n{}", sizes.table())?;
     }
     if wanted(Part::Replay) {
-        let measured = replay::measure(&bench, &trace, REPLAYED_EVENTS)?;
+        let full = bench.full_trace(settings(options.quick)[0]);
+        let measured = replay::measure(&bench, &trace, &full, REPLAYED_EVENTS)?;
         save(&output.join("replay.json"), &measured)?;
         kept &= measured.within_limits();
         write!(text, "\n{}", measured.table())?;

@@ -49,6 +49,7 @@ const BARE: Row = Row::plain("bare step", "bare", false);
 /// The same once more, in a process of its own: what the measurement itself is worth.
 const AGAIN: Row = Row::plain("bare step, another process", "bare", false);
 const RULES: Row = Row::recorded("optape record --stats rules", "rules");
+const FULL: Row = Row::recorded("optape record --level full", "full");
 
 /// The rows of the table; the first is what the others are held against.
 const ROWS: [Row; 12] = [
@@ -58,7 +59,7 @@ const ROWS: [Row; 12] = [
     Row::recorded("optape record --stats none", "none"),
     RULES,
     Row::recorded("optape record --stats all", "all"),
-    Row::recorded("optape record --level full", "full"),
+    FULL,
     Row::plain(
         "a TorchDispatchMode that does nothing",
         "dispatch-mode",
@@ -337,6 +338,11 @@ impl Bench<'_> {
     /// The trace of the row `--stats rules`.
     pub(super) fn rules_trace(&self, setting: Setting) -> PathBuf {
         self.trace_path(&RULES, setting)
+    }
+
+    /// The trace of the row `--level full`.
+    pub(super) fn full_trace(&self, setting: Setting) -> PathBuf {
+        self.trace_path(&FULL, setting)
     }
 
     fn trace_path(&self, row: &Row, setting: Setting) -> PathBuf {

@@ -36,6 +36,11 @@ pub(super) fn repeat(source: &Path, destination: &Path, op_calls: u64) -> anyhow
         writer.define(to, &definition)?;
     }
     let (mut written, mut records, mut round) = (0, 0, 0);
+    // What modules are is said once, before all.
+    for fact in &window.facts {
+        writer.moment(to, fact)?;
+        records += 1;
+    }
     let mut ids = Ids::default();
     while written < op_calls {
         for record in &window.records {
@@ -89,6 +94,8 @@ struct Ids {
 
 /// The records that are repeated, and by how much each repetition moves what must not occur twice.
 struct Window {
+    /// What was said before it, and holds in it.
+    facts: Vec<Moment>,
     records: Vec<Record>,
     start_ns: u64,
     length_ns: u64,
@@ -129,6 +136,7 @@ impl Window {
     fn read(trace: &Trace, stream: StreamId) -> anyhow::Result<Self> {
         let half = trace.stream(stream)?.records() / 2;
         let mut window = Self {
+            facts: Vec::new(),
             records: Vec::new(),
             start_ns: 0,
             length_ns: 0,
@@ -142,6 +150,15 @@ impl Window {
         for record in trace.records(stream) {
             let (ordinal, record) = record?;
             window.note(&record, inside);
+            if let Record::Other(moment) = &record
+                && matches!(moment.event, Event::Fact { .. })
+                && !inside
+            {
+                window.facts.push(Moment {
+                    time_ns: 0,
+                    ..moment.clone()
+                });
+            }
             if inside && kept(&record) {
                 window.records.push(record);
             } else if ordinal.0 >= half && is_step(&record) {

@@ -13,33 +13,126 @@ use crate::bench::table::quantile;
 use crate::process;
 use crate::progress::Progress;
 
-/// Events per second and core, at least, where events are read.
+/// Op calls per second and core, at least, where events are read.
 const EVENTS_PER_SECOND: f64 = 50e6;
+/// And where a simulation follows them.
+const SIMULATED_PER_SECOND: f64 = 10e6;
 
 /// How often each command runs.
 const RUNS: usize = 5;
 
-/// What is asked of the trace: a name, the arguments, and whether every event is read.
-const QUESTIONS: [(&str, &[&str], bool); 4] = [
-    (
+/// Something that is asked of a trace.
+#[derive(Clone, Copy)]
+struct Question {
+    name: &'static str,
+    arguments: &'static [&'static str],
+    /// Events per second that are wanted; `None`: it reads none, or is held against another.
+    limit: Option<f64>,
+}
+
+const fn question(
+    name: &'static str,
+    arguments: &'static [&'static str],
+    limit: Option<f64>,
+) -> Question {
+    Question {
+        name,
+        arguments,
+        limit,
+    }
+}
+
+/// Of the trace of `--stats rules`.
+const QUESTIONS: [Question; 5] = [
+    question(
         "flop, memory_access, mac, ac, synop, from summaries",
         &["--format", "json"],
-        false,
+        None,
     ),
-    (
-        "the same, from events",
+    question(
+        "compute energy under 1 000 costs, from summaries",
+        &[
+            "--energy",
+            "compute_fp32",
+            "--sweep",
+            "e_mac_pj=0..5:lin:1000",
+            "--format",
+            "csv",
+        ],
+        None,
+    ),
+    question(
+        "the counters, from events",
         &["--format", "json", "--from-events"],
-        true,
+        Some(EVENTS_PER_SECOND),
     ),
-    (
+    question(
         "flop alone, from events",
         &["--counters", "flop", "--format", "json", "--from-events"],
-        true,
+        Some(EVENTS_PER_SECOND),
     ),
-    (
+    question(
         "mac alone, from events",
         &["--counters", "mac", "--format", "json", "--from-events"],
-        true,
+        Some(EVENTS_PER_SECOND),
+    ),
+];
+
+/// Of the trace of `--level full`.
+const FULL_QUESTIONS: [Question; 4] = [
+    question(
+        "memory_residency",
+        &[
+            "--rules",
+            "spikingjelly-2026-06",
+            "--counters",
+            "memory_residency",
+            "--format",
+            "json",
+        ],
+        Some(SIMULATED_PER_SECOND),
+    ),
+    question(
+        "neuron_state of 2.0.0, forward",
+        &[
+            "--rules",
+            "spikingjelly-2.0.0",
+            "--counters",
+            "neuron_state",
+            "--stage",
+            "forward",
+            "--format",
+            "json",
+        ],
+        Some(SIMULATED_PER_SECOND),
+    ),
+    question(
+        "NeuroMC",
+        &[
+            "--rules",
+            "spikingjelly-2.0.0",
+            "--energy",
+            "neuromc",
+            "--sweep",
+            "dram.read_pj=1300",
+            "--format",
+            "csv",
+        ],
+        None,
+    ),
+    question(
+        "NeuroMC under 1 000 costs",
+        &[
+            "--rules",
+            "spikingjelly-2.0.0",
+            "--energy",
+            "neuromc",
+            "--sweep",
+            "dram.read_pj=100..2000:log:1000",
+            "--format",
+            "csv",
+        ],
+        None,
     ),
 ];
 
@@ -47,7 +140,10 @@ const QUESTIONS: [(&str, &[&str], bool); 4] = [
 #[derive(Debug, Serialize)]
 struct Answered {
     question: &'static str,
-    reads_events: bool,
+    /// Op calls of the trace.
+    events: u64,
+    /// Per second, at least.
+    limit: Option<f64>,
     /// Of the whole process: start, index, events, report.
     seconds: f64,
 }
@@ -57,33 +153,46 @@ struct Answered {
 pub(super) struct Measured {
     events: u64,
     bytes: u64,
+    /// Of the trace of `--level full`.
+    full_bytes: u64,
     /// What `optape info` takes: to start, and to open the trace.
     open_seconds: f64,
     answered: Vec<Answered>,
 }
 
-/// Makes a trace of that many events out of a recorded one and asks.
-pub(super) fn measure(bench: &Bench<'_>, source: &Path, events: u64) -> anyhow::Result<Measured> {
-    let progress = Progress::start(format!("repeating the recorded steps to {events} events"));
-    let long = bench.output.join("repeated.optape");
-    let Repeated { op_calls, bytes } = repeat::repeat(source, &long, events)?;
-    progress.done();
-
-    let progress = Progress::start("replaying them on one core");
+/// Makes traces of that many events out of recorded ones and asks.
+pub(super) fn measure(
+    bench: &Bench<'_>,
+    source: &Path,
+    full: &Path,
+    events: u64,
+) -> anyhow::Result<Measured> {
     let mut answered = Vec::new();
-    for (question, arguments, reads_events) in QUESTIONS {
-        progress.message(question);
-        answered.push(Answered {
-            question,
-            reads_events,
-            seconds: median_seconds(bench, "replay", &long, arguments)?,
-        });
-    }
+    let mut of = |source: &Path, name: &str, questions: &[Question]| -> anyhow::Result<_> {
+        let progress = Progress::start(format!("repeating the recorded steps to {events} events"));
+        let long = bench.output.join(name);
+        let repeated = repeat::repeat(source, &long, events)?;
+        progress.done();
+        let progress = Progress::start("replaying them on one core");
+        for question in questions {
+            progress.message(question.name);
+            answered.push(Answered {
+                question: question.name,
+                events: repeated.op_calls,
+                limit: question.limit,
+                seconds: median_seconds(bench, "replay", &long, question.arguments)?,
+            });
+        }
+        progress.done();
+        Ok((repeated, long))
+    };
+    let (Repeated { op_calls, bytes }, long) = of(source, "repeated.optape", &QUESTIONS)?;
+    let (full, _) = of(full, "repeated-full.optape", &FULL_QUESTIONS)?;
     let open_seconds = median_seconds(bench, "info", &long, &[])?;
-    progress.done();
     Ok(Measured {
         events: op_calls,
         bytes,
+        full_bytes: full.bytes,
         open_seconds,
         answered,
     })
@@ -121,44 +230,46 @@ fn median_seconds(
     quantile(times.into_iter(), 0.5).context("nothing was measured")
 }
 
-impl Measured {
+impl Answered {
     #[expect(clippy::cast_precision_loss, reason = "far below 2^53 events")]
-    fn rate(&self, answered: &Answered) -> f64 {
+    fn rate(&self) -> f64 {
         // Nothing is taken off: whoever waits for the answer waits for all of it.
-        self.events as f64 / answered.seconds.max(1e-9)
+        self.events as f64 / self.seconds.max(1e-9)
     }
+}
 
+impl Measured {
     pub(super) fn within_limits(&self) -> bool {
         self.answered
             .iter()
-            .filter(|answered| answered.reads_events)
-            .all(|answered| self.rate(answered) >= EVENTS_PER_SECOND)
+            .all(|answered| answered.limit.is_none_or(|limit| answered.rate() >= limit))
     }
 
     pub(super) fn table(&self) -> String {
         let mut text = format!(
-            "Replay on one core, the recorded step repeated to {} events ({:.0} MB), medians of {RUNS}, \
-             whole processes; limit {:.0} M events/s where events are read. Starting and opening the trace (`optape info`) is {:.1} ms of each.\n\n\
-             | | ms | events per second |\n|---|---:|---:|\n",
+            "Replay on one core, the recorded step repeated to {} op calls ({:.0} MB; with `--level full` {:.0} MB), medians of {RUNS}, \
+             whole processes; limits: {:.0} M op calls/s where events are read, {:.0} M where a simulation follows them. Starting and opening \
+             the trace (`optape info`) is {:.1} ms of each.\n\n\
+             | | ms | op calls per second |\n|---|---:|---:|\n",
             self.events,
             self.bytes as f64 / 1e6,
+            self.full_bytes as f64 / 1e6,
             EVENTS_PER_SECOND / 1e6,
+            SIMULATED_PER_SECOND / 1e6,
             1e3 * self.open_seconds,
         );
         for answered in &self.answered {
-            let rate = if answered.reads_events {
-                let rate = self.rate(answered);
-                format!(
-                    "{:.0} M {}",
-                    rate / 1e6,
-                    if rate >= EVENTS_PER_SECOND {
+            let rate = match answered.limit {
+                Some(limit) => format!(
+                    "{:.1} M {}",
+                    answered.rate() / 1e6,
+                    if answered.rate() >= limit {
                         "(kept)"
                     } else {
                         "(TOO SLOW)"
                     }
-                )
-            } else {
-                "reads no events".to_owned()
+                ),
+                None => "no limit".to_owned(),
             };
             text += &format!(
                 "| {} | {:.1} | {rate} |\n",
@@ -177,12 +288,14 @@ mod tests {
     fn measured(seconds: f64) -> Measured {
         let answered = Answered {
             question: "q",
-            reads_events: true,
+            events: 10_000_000,
+            limit: Some(EVENTS_PER_SECOND),
             seconds,
         };
         Measured {
             events: 10_000_000,
             bytes: 65_000_000,
+            full_bytes: 100_000_000,
             open_seconds: 0.004,
             answered: vec![answered],
         }
@@ -191,9 +304,9 @@ mod tests {
     #[test]
     fn the_rate_is_that_of_the_whole_process() {
         let fast = measured(0.10);
-        assert!((fast.rate(&fast.answered[0]) - 1e8).abs() < 1.0);
+        assert!((fast.answered[0].rate() - 1e8).abs() < 1.0);
         assert!(fast.within_limits());
-        assert!(fast.table().contains("100 M (kept)"), "{}", fast.table());
+        assert!(fast.table().contains("100.0 M (kept)"), "{}", fast.table());
         let slow = measured(0.50);
         assert!(!slow.within_limits());
         assert!(slow.table().contains("(TOO SLOW)"));

@@ -87,9 +87,11 @@ pub fn rule_set() -> RuleSet {
     optimizer::fill(&mut tables);
     data::fill(&mut tables);
     RuleSet {
-        name: NAME,
+        name: NAME.into(),
+        extends: None,
         version: VERSION,
-        description: "optape's own rules: documented formulas, upstream's faults mended, more ops covered",
+        description: "optape's own rules: documented formulas, upstream's faults mended, more ops covered"
+            .into(),
         counters: vec![
             Box::new(tables.flop),
             Box::new(tables.memory_access),
@@ -99,7 +101,7 @@ pub fn rule_set() -> RuleSet {
         ],
         accumulations_are_add: false,
         lists_unsupported: false,
-        models: &["compute"],
+        models: &["compute", "residency"],
     }
 }
 

@@ -4,11 +4,13 @@
 //! registers may also be in SRAM. Every op of the table reads its operands and writes its results, in that order.
 //! Only selected ops are seen, and the hierarchy is empty before the first.
 
-use std::collections::{BTreeMap, HashMap};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use optape_trace::{TensorMeta, call_flags, tensor_flags};
 
-use crate::ordered::{Amounts, OrderedCall, Simulation, World};
+use crate::ordered::{Amounts, Map, OrderedCall, Simulation, World};
 use crate::rules::{CallRow, Counted, Counter, Rule, RuleError};
 
 /// Bits that fit; DRAM takes everything.
@@ -31,20 +33,32 @@ impl Capacities {
         registers_bits: 16_384.0,
         sram_bits: 131_072.0,
     };
+    const BITS_PER_KIB: f64 = 8192.0;
+
+    /// Of sizes in KiB.
+    #[must_use]
+    pub const fn of_kib(registers: f64, sram: f64) -> Self {
+        Self {
+            registers_bits: registers * Self::BITS_PER_KIB,
+            sram_bits: sram * Self::BITS_PER_KIB,
+        }
+    }
 }
 
 /// The counter.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct MemoryResidency {
-    name: &'static str,
+    name: Cow<'static, str>,
     capacities: Capacities,
 }
 
 impl MemoryResidency {
     /// A counter with capacities, under a name of its own.
-    #[must_use]
-    pub const fn new(name: &'static str, capacities: Capacities) -> Self {
-        Self { name, capacities }
+    pub fn new(name: impl Into<Cow<'static, str>>, capacities: Capacities) -> Self {
+        Self {
+            name: name.into(),
+            capacities,
+        }
     }
 }
 
@@ -85,11 +99,42 @@ fn access(op: &str) -> Option<Access> {
 
 impl Counter for MemoryResidency {
     fn name(&self) -> &str {
-        self.name
+        &self.name
     }
 
     fn unit(&self) -> &str {
         "bit"
+    }
+
+    fn method(&self) -> Option<(&'static str, &'static str)> {
+        Some((
+            "bits of every operand and result; each access goes to the nearest level that holds the storage, a read brings it up, and what was \
+             used longest ago makes room",
+            "SpikingJelly db3b6df0, op_counter/memory_residency.py",
+        ))
+    }
+
+    fn settings(&self) -> BTreeMap<&'static str, f64> {
+        BTreeMap::from([
+            (
+                "registers_kib",
+                self.capacities.registers_bits / Capacities::BITS_PER_KIB,
+            ),
+            (
+                "sram_kib",
+                self.capacities.sram_bits / Capacities::BITS_PER_KIB,
+            ),
+        ])
+    }
+
+    fn configured(
+        &self,
+        name: &str,
+        settings: &BTreeMap<&'static str, f64>,
+    ) -> Option<Box<dyn Counter>> {
+        let capacities =
+            Capacities::of_kib(*settings.get("registers_kib")?, *settings.get("sram_kib")?);
+        Some(Box::new(Self::new(name.to_owned(), capacities)))
     }
 
     fn rule(&self, _op: &str) -> Option<&Rule> {
@@ -107,10 +152,11 @@ impl Counter for MemoryResidency {
     fn simulation(&self) -> Option<Box<dyn Simulation>> {
         Some(Box::new(Following {
             hierarchy: Hierarchy::new(self.capacities),
-            renamed: HashMap::new(),
+            renamed: Map::default(),
             renamings: 0,
-            things: HashMap::new(),
-            accesses: HashMap::new(),
+            things: Map::default(),
+            plans: Vec::new(),
+            groups: Vec::new(),
         }))
     }
 }
@@ -138,54 +184,47 @@ pub(crate) fn guessed_stage(row: &CallRow<'_>, shown: &str) -> &'static str {
     }
 }
 
+/// What calls of a structure read and write.
+struct Plan {
+    /// Tensors: index, type, bits.
+    reads: Vec<(usize, i8, i64)>,
+    writes: Vec<(usize, i8, i64)>,
+    /// Bits of all of them.
+    bits: i128,
+    /// The tensor whose storage has a new name afterwards: where autograd accumulates, upstream has a new tensor.
+    renames: Option<usize>,
+    /// Whose traffic it is: index of a [`Group`].
+    group: usize,
+}
+
+/// Traffic of an op in a stage.
+struct Group {
+    op: Arc<str>,
+    stage: &'static str,
+    moved: Moved,
+}
+
 struct Following {
     hierarchy: Hierarchy,
     /// Storages that stand for another since autograd accumulated into them: upstream has a new tensor there.
-    renamed: HashMap<u64, u64>,
+    renamed: Map<u64, u64>,
     renamings: u64,
-    /// Numbers of things: storage by its present name, and type.
-    things: HashMap<(u64, i8), u32>,
-    /// By op.
-    accesses: HashMap<String, Option<Access>>,
+    /// Numbers of things that something holds: storage by its present name, and type.
+    things: Map<(u64, i8), u32>,
+    /// By number of the structure; of ops that are in no table there is none.
+    plans: Vec<Option<Option<Plan>>>,
+    groups: Vec<Group>,
 }
 
 /// Names of storages that upstream has and the trace has not.
 const RENAMED: u64 = 1 << 63;
 
 impl Following {
-    fn thing(&mut self, call: &OrderedCall<'_>, index: usize) -> Option<(u32, i128)> {
-        let meta: &TensorMeta = call.row.signature.tensors.get(index)?;
-        if meta.is(tensor_flags::WRAPPED_NUMBER) {
-            return None;
-        }
-        let storage = *call.storages.get(index)?;
-        let storage = self.renamed.get(&storage).copied().unwrap_or(storage);
-        let next = u32::try_from(self.things.len()).unwrap_or(u32::MAX);
-        let thing = *self.things.entry((storage, meta.dtype.0)).or_insert(next);
-        Some((thing, i128::from(meta.bytes()) * 8))
-    }
-}
-
-impl Simulation for Following {
-    fn call(
-        &mut self,
-        _world: &World<'_>,
-        call: &OrderedCall<'_>,
-        out: &mut Amounts,
-    ) -> Result<(), RuleError> {
-        let op = call.row.rule_name();
-        let access = match self.accesses.get(&op) {
-            Some(known) => *known,
-            None => {
-                let found = access(&op);
-                self.accesses.insert(op, found);
-                found
-            }
-        };
-        let Some(access) = access else {
-            return Ok(());
-        };
+    fn plan(&mut self, call: &OrderedCall<'_>) -> Result<Option<Plan>, RuleError> {
         let row = &call.row;
+        let Some(access) = access(&row.rule_name()) else {
+            return Ok(None);
+        };
         let argument = |at: usize| row.optional_tensor_at(at).map(|t| usize::from(t.index));
         let result = |at: usize| row.optional_output(at).map(|t| usize::from(t.index));
         let mut reads = Vec::new();
@@ -223,31 +262,159 @@ impl Simulation for Following {
                 writes.extend((0..3).filter_map(result));
             }
         }
+        let sized = |tensors: Vec<usize>| -> Vec<(usize, i8, i64)> {
+            tensors
+                .into_iter()
+                .filter_map(|index| {
+                    let meta: &TensorMeta = row.signature.tensors.get(index)?;
+                    let bits = i64::try_from(meta.bytes().saturating_mul(8)).unwrap_or(i64::MAX);
+                    (!meta.is(tensor_flags::WRAPPED_NUMBER)).then_some((index, meta.dtype.0, bits))
+                })
+                .collect()
+        };
+        let (reads, writes) = (sized(reads), sized(writes));
         let stage = guessed_stage(row, call.shown);
-        let before = self.hierarchy.moved.clone();
-        let mut total = 0;
-        for index in reads {
-            if let Some((thing, bits)) = self.thing(call, index) {
-                total += bits;
-                self.hierarchy.read(thing, bits);
+        let known = self
+            .groups
+            .iter()
+            .position(|group| *group.op == *call.shown && group.stage == stage);
+        let group = known.unwrap_or_else(|| {
+            self.groups.push(Group {
+                op: call.shown.into(),
+                stage,
+                moved: Moved::default(),
+            });
+            self.groups.len() - 1
+        });
+        Ok(Some(Plan {
+            bits: reads.iter().chain(&writes).map(|(_, _, bits)| i128::from(*bits)).sum(),
+            reads,
+            writes,
+            renames: row.values_before.then(|| argument(0)).flatten(),
+            group,
+        }))
+    }
+}
+
+/// The thing that a tensor is; one that nothing holds gets a number.
+#[inline]
+fn thing_of(
+    things: &mut Map<(u64, i8), u32>,
+    hierarchy: &mut Hierarchy,
+    renamed: &Map<u64, u64>,
+    storage: u64,
+    dtype: i8,
+) -> u32 {
+    let storage = if renamed.is_empty() {
+        storage
+    } else {
+        renamed.get(&storage).copied().unwrap_or(storage)
+    };
+    let key = (storage, dtype);
+    *things.entry(key).or_insert_with(|| hierarchy.take_number(key))
+}
+
+impl Simulation for Following {
+    fn call(
+        &mut self,
+        _world: &World<'_>,
+        call: &OrderedCall<'_>,
+        out: &mut Amounts,
+    ) -> Result<(), RuleError> {
+        let number = call.signature.index();
+        if self.plans.len() <= number {
+            self.plans.resize_with(number + 1, || None);
+        }
+        if let Some(None) = self.plans.get(number) {
+            let plan = self.plan(call)?;
+            if let Some(place) = self.plans.get_mut(number) {
+                *place = Some(plan);
             }
         }
-        if row.values_before
-            && let Some(storage) = argument(0).and_then(|at| call.storages.get(at))
-        {
+        let Some(Some(Some(plan))) = self.plans.get(number) else {
+            return Ok(());
+        };
+        let Some(group) = self.groups.get_mut(plan.group) else {
+            return Ok(());
+        };
+        let explaining = out.is_explaining();
+        for &(index, dtype, bits) in &plan.reads {
+            if let Some(&storage) = call.storages.get(index) {
+                let thing = thing_of(&mut self.things, &mut self.hierarchy, &self.renamed, storage, dtype);
+                let before = explaining.then(|| group.moved.clone());
+                self.hierarchy.read(thing, bits, &mut group.moved);
+                explain(out, "reads", (call, index), bits, before.as_ref(), &group.moved);
+            }
+        }
+        if let Some(storage) = plan.renames.and_then(|at| call.storages.get(at)) {
             self.renamings += 1;
             self.renamed.insert(*storage, RENAMED | self.renamings);
         }
-        for index in writes {
-            if let Some((thing, bits)) = self.thing(call, index) {
-                total += bits;
-                self.hierarchy.write(thing, bits);
+        for &(index, dtype, bits) in &plan.writes {
+            if let Some(&storage) = call.storages.get(index) {
+                let thing = thing_of(&mut self.things, &mut self.hierarchy, &self.renamed, storage, dtype);
+                let before = explaining.then(|| group.moved.clone());
+                self.hierarchy.write(thing, bits, &mut group.moved);
+                explain(out, "writes", (call, index), bits, before.as_ref(), &group.moved);
             }
         }
-        self.hierarchy.moved.tell(&before, call.shown, stage, out);
-        out.count(total);
+        self.hierarchy.forget_unheld(&mut self.things);
+        out.count(plan.bits);
         Ok(())
     }
+
+    fn takes_module_calls(&self) -> bool {
+        false
+    }
+
+    fn settle(&mut self, out: &mut Amounts) {
+        for group in &mut self.groups {
+            std::mem::take(&mut group.moved).tell(&group.op, group.stage, out);
+        }
+    }
+}
+
+/// Says where an access went.
+fn explain(
+    out: &mut Amounts,
+    what: &str,
+    (call, index): (&OrderedCall<'_>, usize),
+    bits: i64,
+    before: Option<&Moved>,
+    after: &Moved,
+) {
+    let Some(before) = before else { return };
+    out.explain(|| {
+        let mut parts = Vec::new();
+        for (at, level) in Level::ALL.into_iter().enumerate() {
+            for (to, target) in Level::ALL.into_iter().enumerate() {
+                let moved = after.edges[at][to] - before.edges[at][to];
+                if moved > 0 {
+                    parts.push(format!("{moved} bits from {} to {}", level.name(), target.name()));
+                }
+            }
+        }
+        let sums = |of: fn(&Moved) -> &[i128; 3]| {
+            let differs = |at: &usize| of(after)[*at] != of(before)[*at];
+            let names: Vec<&str> = (0..3).filter(differs).map(|at| Level::ALL[at].name()).collect();
+            names.join(", ")
+        };
+        let moves = if parts.is_empty() {
+            String::new()
+        } else {
+            format!("; moves {}", parts.join(", "))
+        };
+        format!(
+            "{what} {} ({bits} bits): read at {}, written at {}{moves}",
+            call.row.name_of(index),
+            or_nowhere(&sums(|m| &m.read)),
+            or_nowhere(&sums(|m| &m.written)),
+        )
+    });
+}
+
+fn or_nowhere(levels: &str) -> &str {
+    if levels.is_empty() { "no level" } else { levels }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -278,10 +445,23 @@ struct Moved {
 }
 
 impl Moved {
-    fn tell(&self, before: &Self, op: &str, stage: &str, out: &mut Amounts) {
+    fn note_read(&mut self, level: Level, bits: i64) {
+        self.read[level as usize] += i128::from(bits);
+    }
+
+    fn note_write(&mut self, level: Level, bits: i64) {
+        self.written[level as usize] += i128::from(bits);
+    }
+
+    /// What moves is written where it goes; that it was read where it came from is noted apart, since upstream does not always.
+    fn note_move(&mut self, from: Level, to: Level, bits: i64) {
+        self.edges[from as usize][to as usize] += i128::from(bits);
+        self.note_write(to, bits);
+    }
+
+    fn tell(&self, op: &str, stage: &str, out: &mut Amounts) {
         for (at, level) in Level::ALL.into_iter().enumerate() {
-            let read = self.read[at] - before.read[at];
-            let written = self.written[at] - before.written[at];
+            let (read, written) = (self.read[at], self.written[at]);
             let both = read + written;
             let level = level.name();
             out.add("level_bits", &[level], both);
@@ -291,7 +471,7 @@ impl Moved {
             out.add("op_level_bits", &[op, level], both);
             out.add("stage_level_bits", &[stage, level], both);
             for (to, target) in Level::ALL.into_iter().enumerate() {
-                let moved = self.edges[at][to] - before.edges[at][to];
+                let moved = self.edges[at][to];
                 if moved != 0 {
                     let edge = format!("{level}->{}", target.name());
                     out.add("move_bits_by_edge", &[&edge], moved);
@@ -302,102 +482,194 @@ impl Moved {
     }
 }
 
+/// No thing.
+const NONE: u32 = u32::MAX;
+/// Bits of a thing that is not held.
+const NOT_HELD: i64 = -1;
+
+/// A thing's place in a cache's order.
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    older: u32,
+    newer: u32,
+    bits: i64,
+}
+
+impl Default for Link {
+    fn default() -> Self {
+        Self {
+            older: NONE,
+            newer: NONE,
+            bits: NOT_HELD,
+        }
+    }
+}
+
 /// Things in the order of their last use.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Cache {
-    /// When each was used last, and its bits.
-    held: HashMap<u32, (u64, i128)>,
-    order: BTreeMap<u64, u32>,
-    bits: i128,
-    now: u64,
+    /// By thing.
+    links: Vec<Link>,
+    oldest: u32,
+    newest: u32,
+    bits: i64,
+    capacity: i64,
 }
 
 impl Cache {
-    fn touch(&mut self, thing: u32) {
-        if let Some((used, _)) = self.held.get_mut(&thing) {
-            self.order.remove(used);
-            self.now += 1;
-            *used = self.now;
-            self.order.insert(self.now, thing);
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "what does not fit an integer takes everything"
+    )]
+    fn new(capacity_bits: f64) -> Self {
+        Self {
+            links: Vec::new(),
+            oldest: NONE,
+            newest: NONE,
+            bits: 0,
+            capacity: capacity_bits.floor() as i64,
         }
     }
 
-    fn insert(&mut self, thing: u32, bits: i128) {
-        self.now += 1;
-        self.held.insert(thing, (self.now, bits));
-        self.order.insert(self.now, thing);
-        self.bits += bits;
+    fn bits_of(&self, thing: u32) -> Option<i64> {
+        let link = self.links.get(thing as usize)?;
+        (link.bits != NOT_HELD).then_some(link.bits)
     }
 
-    fn remove(&mut self, thing: u32) -> Option<i128> {
-        let (used, bits) = self.held.remove(&thing)?;
-        self.order.remove(&used);
-        self.bits -= bits;
+    fn fits(&self, more: i64) -> bool {
+        self.bits.saturating_add(more) <= self.capacity
+    }
+
+    fn unlink(&mut self, thing: u32) {
+        let Some(&Link { older, newer, .. }) = self.links.get(thing as usize) else {
+            return;
+        };
+        match self.links.get_mut(older as usize) {
+            Some(link) => link.newer = newer,
+            None => self.oldest = newer,
+        }
+        match self.links.get_mut(newer as usize) {
+            Some(link) => link.older = older,
+            None => self.newest = older,
+        }
+    }
+
+    fn link_newest(&mut self, thing: u32, bits: i64) {
+        let older = self.newest;
+        if let Some(link) = self.links.get_mut(thing as usize) {
+            *link = Link {
+                older,
+                newer: NONE,
+                bits,
+            };
+        }
+        match self.links.get_mut(older as usize) {
+            Some(link) => link.newer = thing,
+            None => self.oldest = thing,
+        }
+        self.newest = thing;
+    }
+
+    fn touch(&mut self, thing: u32) {
+        if self.newest != thing
+            && let Some(bits) = self.bits_of(thing)
+        {
+            self.unlink(thing);
+            self.link_newest(thing, bits);
+        }
+    }
+
+    fn insert(&mut self, thing: u32, bits: i64) {
+        if self.links.len() <= thing as usize {
+            self.links.resize(thing as usize + 1, Link::default());
+        }
+        self.link_newest(thing, bits);
+        self.bits = self.bits.saturating_add(bits);
+    }
+
+    fn remove(&mut self, thing: u32) -> Option<i64> {
+        let bits = self.bits_of(thing)?;
+        self.unlink(thing);
+        if let Some(link) = self.links.get_mut(thing as usize) {
+            *link = Link::default();
+        }
+        self.bits = self.bits.saturating_sub(bits);
         Some(bits)
     }
 
     /// What was used longest ago.
-    fn oldest(&mut self) -> Option<(u32, i128)> {
-        let thing = *self.order.values().next()?;
+    fn oldest(&mut self) -> Option<(u32, i64)> {
+        let thing = self.oldest;
         Some((thing, self.remove(thing)?))
-    }
-
-    fn bits_of(&self, thing: u32) -> Option<i128> {
-        self.held.get(&thing).map(|(_, bits)| *bits)
     }
 }
 
 #[derive(Debug)]
 struct Hierarchy {
-    capacities: Capacities,
     registers: Cache,
     sram: Cache,
-    moved: Moved,
+    /// What each number stands for.
+    keys: Vec<(u64, i8)>,
+    /// Numbers that nothing holds.
+    free: Vec<u32>,
+    /// Numbers that something held, or was to hold, in this call.
+    touched: Vec<u32>,
 }
 
 impl Hierarchy {
     fn new(capacities: Capacities) -> Self {
         Self {
-            capacities,
-            registers: Cache::default(),
-            sram: Cache::default(),
-            moved: Moved::default(),
+            registers: Cache::new(capacities.registers_bits),
+            sram: Cache::new(capacities.sram_bits),
+            keys: Vec::new(),
+            free: Vec::new(),
+            touched: Vec::new(),
         }
     }
 
-    fn note_read(&mut self, level: Level, bits: i128) {
-        self.moved.read[level as usize] += bits;
+    /// A number for a thing that nothing holds yet.
+    fn take_number(&mut self, key: (u64, i8)) -> u32 {
+        let number = match self.free.pop() {
+            Some(number) => number,
+            None => {
+                self.keys.push(key);
+                u32::try_from(self.keys.len() - 1).unwrap_or(NONE - 1)
+            }
+        };
+        if let Some(place) = self.keys.get_mut(number as usize) {
+            *place = key;
+        }
+        self.touched.push(number);
+        number
     }
 
-    fn note_write(&mut self, level: Level, bits: i128) {
-        self.moved.written[level as usize] += bits;
+    /// Gives numbers back of what nothing holds any more: storages have their names for ever, memory has not.
+    fn forget_unheld(&mut self, things: &mut Map<(u64, i8), u32>) {
+        while let Some(number) = self.touched.pop() {
+            let held = self.registers.bits_of(number).is_some() || self.sram.bits_of(number).is_some();
+            if held {
+                continue;
+            }
+            if let Some(key) = self.keys.get(number as usize)
+                && things.get(key) == Some(&number)
+            {
+                things.remove(key);
+                self.free.push(number);
+            }
+        }
     }
 
-    /// What moves is written where it goes; that it was read where it came from is noted apart, since upstream does not always.
-    fn note_move(&mut self, from: Level, to: Level, bits: i128) {
-        self.moved.edges[from as usize][to as usize] += bits;
-        self.note_write(to, bits);
-    }
-
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "capacities are floats, of which one is infinite"
-    )]
-    fn fits(bits: i128, capacity: f64) -> bool {
-        bits as f64 <= capacity
-    }
-
-    fn drop_from_registers(&mut self, thing: u32) {
+    fn drop_from_registers(&mut self, thing: u32, moved: &mut Moved) {
         if let Some(bits) = self.registers.remove(thing) {
-            self.note_read(Level::Registers, bits);
-            self.note_move(Level::Registers, Level::Dram, bits);
+            self.touched.push(thing);
+            moved.note_read(Level::Registers, bits);
+            moved.note_move(Level::Registers, Level::Dram, bits);
         }
     }
 
     /// Makes room in SRAM and puts a thing there. `false`: it does not fit.
-    fn put_into_sram(&mut self, thing: u32, bits: i128) -> bool {
-        let capacity = self.capacities.sram_bits;
-        if !Self::fits(bits, capacity) {
+    fn put_into_sram(&mut self, thing: u32, bits: i64, moved: &mut Moved) -> bool {
+        if bits > self.sram.capacity {
             return false;
         }
         match self.sram.bits_of(thing) {
@@ -407,25 +679,25 @@ impl Hierarchy {
             }
             Some(_) => {
                 self.sram.remove(thing);
-                self.drop_from_registers(thing);
+                self.drop_from_registers(thing, moved);
             }
             None => {}
         }
-        while !Self::fits(self.sram.bits + bits, capacity) {
+        while !self.sram.fits(bits) {
             let Some((oldest, held)) = self.sram.oldest() else {
                 return false;
             };
-            self.note_read(Level::Sram, held);
-            self.note_move(Level::Sram, Level::Dram, held);
-            self.drop_from_registers(oldest);
+            self.touched.push(oldest);
+            moved.note_read(Level::Sram, held);
+            moved.note_move(Level::Sram, Level::Dram, held);
+            self.drop_from_registers(oldest, moved);
         }
         self.sram.insert(thing, bits);
         true
     }
 
-    fn put_into_registers(&mut self, thing: u32, bits: i128) -> bool {
-        let capacity = self.capacities.registers_bits;
-        if !Self::fits(bits, capacity) {
+    fn put_into_registers(&mut self, thing: u32, bits: i64, moved: &mut Moved) -> bool {
+        if bits > self.registers.capacity {
             return false;
         }
         match self.registers.bits_of(thing) {
@@ -438,17 +710,18 @@ impl Hierarchy {
             }
             None => {}
         }
-        while !Self::fits(self.registers.bits + bits, capacity) {
+        while !self.registers.fits(bits) {
             let Some((oldest, held)) = self.registers.oldest() else {
                 return false;
             };
-            self.note_read(Level::Registers, held);
-            let to = if self.put_into_sram(oldest, held) {
+            self.touched.push(oldest);
+            moved.note_read(Level::Registers, held);
+            let to = if self.put_into_sram(oldest, held, moved) {
                 Level::Sram
             } else {
                 Level::Dram
             };
-            self.note_move(Level::Registers, to, held);
+            moved.note_move(Level::Registers, to, held);
         }
         self.registers.insert(thing, bits);
         true
@@ -460,131 +733,149 @@ impl Hierarchy {
     }
 
     /// From SRAM to the registers, if they have room.
-    fn raise(&mut self, thing: u32, bits: i128) -> bool {
-        let raised = self.put_into_registers(thing, bits);
+    fn raise(&mut self, thing: u32, bits: i64, moved: &mut Moved) -> bool {
+        let raised = self.put_into_registers(thing, bits, moved);
         if raised {
-            self.note_read(Level::Sram, bits);
-            self.note_move(Level::Sram, Level::Registers, bits);
+            moved.note_read(Level::Sram, bits);
+            moved.note_move(Level::Sram, Level::Registers, bits);
         }
         raised
     }
 
-    fn read(&mut self, thing: u32, bits: i128) {
+    fn read(&mut self, thing: u32, bits: i64, moved: &mut Moved) {
         if bits <= 0 {
             return;
         }
         if self.registers.bits_of(thing).is_some() {
             self.touch_both(thing);
-            self.note_read(Level::Registers, bits);
+            moved.note_read(Level::Registers, bits);
             return;
         }
         let in_sram = self.sram.bits_of(thing).is_some();
         if in_sram {
             self.sram.touch(thing);
-        } else if self.put_into_sram(thing, bits) {
-            self.note_read(Level::Dram, bits);
-            self.note_move(Level::Dram, Level::Sram, bits);
-        } else if self.put_into_registers(thing, bits) {
-            self.note_read(Level::Dram, bits);
-            self.note_move(Level::Dram, Level::Registers, bits);
-            self.note_read(Level::Registers, bits);
+        } else if self.put_into_sram(thing, bits, moved) {
+            moved.note_read(Level::Dram, bits);
+            moved.note_move(Level::Dram, Level::Sram, bits);
+        } else if self.put_into_registers(thing, bits, moved) {
+            moved.note_read(Level::Dram, bits);
+            moved.note_move(Level::Dram, Level::Registers, bits);
+            moved.note_read(Level::Registers, bits);
             return;
         } else {
-            self.note_read(Level::Dram, bits);
+            moved.note_read(Level::Dram, bits);
             return;
         }
-        if self.raise(thing, bits) {
-            self.note_read(Level::Registers, bits);
+        if self.raise(thing, bits, moved) {
+            moved.note_read(Level::Registers, bits);
         } else {
-            self.note_read(Level::Sram, bits);
+            moved.note_read(Level::Sram, bits);
         }
     }
 
-    fn write(&mut self, thing: u32, bits: i128) {
+    fn write(&mut self, thing: u32, bits: i64, moved: &mut Moved) {
         if bits <= 0 {
             return;
         }
         if self.registers.bits_of(thing).is_some() {
             self.touch_both(thing);
-            self.note_write(Level::Registers, bits);
+            moved.note_write(Level::Registers, bits);
         } else if self.sram.bits_of(thing).is_some() {
             self.sram.touch(thing);
-            let level = if self.raise(thing, bits) {
+            let level = if self.raise(thing, bits, moved) {
                 Level::Registers
             } else {
                 Level::Sram
             };
-            self.note_write(level, bits);
-        } else if self.put_into_registers(thing, bits) {
-            self.note_write(Level::Registers, bits);
-        } else if self.put_into_sram(thing, bits) {
-            self.note_write(Level::Sram, bits);
+            moved.note_write(level, bits);
+        } else if self.put_into_registers(thing, bits, moved) {
+            moved.note_write(Level::Registers, bits);
+        } else if self.put_into_sram(thing, bits, moved) {
+            moved.note_write(Level::Sram, bits);
         } else {
-            self.note_write(Level::Dram, bits);
+            moved.note_write(Level::Dram, bits);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
-    fn hierarchy(registers: f64, sram: f64) -> Hierarchy {
-        Hierarchy::new(Capacities {
+    fn hierarchy(registers: f64, sram: f64) -> (Hierarchy, Moved) {
+        let hierarchy = Hierarchy::new(Capacities {
             registers_bits: registers,
             sram_bits: sram,
-        })
+        });
+        (hierarchy, Moved::default())
     }
 
     #[test]
     fn a_first_read_comes_from_dram_and_a_second_from_registers() {
-        let mut memory = hierarchy(100.0, 1000.0);
-        memory.read(0, 60);
-        assert_eq!(memory.moved.read, [60, 60, 60]);
-        assert_eq!(memory.moved.written, [60, 60, 0]);
-        assert_eq!(memory.moved.edges[2][1], 60);
-        assert_eq!(memory.moved.edges[1][0], 60);
-        memory.read(0, 60);
-        assert_eq!(memory.moved.read, [120, 60, 60]);
+        let (mut memory, mut moved) = hierarchy(100.0, 1000.0);
+        memory.read(0, 60, &mut moved);
+        assert_eq!(moved.read, [60, 60, 60]);
+        assert_eq!(moved.written, [60, 60, 0]);
+        assert_eq!(moved.edges[2][1], 60);
+        assert_eq!(moved.edges[1][0], 60);
+        memory.read(0, 60, &mut moved);
+        assert_eq!(moved.read, [120, 60, 60]);
     }
 
     #[test]
     fn what_was_used_longest_ago_goes_first() {
-        let mut memory = hierarchy(100.0, 1000.0);
-        memory.write(0, 50);
-        memory.write(1, 50);
-        memory.read(0, 50);
-        memory.write(2, 50);
+        let (mut memory, mut moved) = hierarchy(100.0, 1000.0);
+        memory.write(0, 50, &mut moved);
+        memory.write(1, 50, &mut moved);
+        memory.read(0, 50, &mut moved);
+        memory.write(2, 50, &mut moved);
         assert_eq!(memory.registers.bits_of(1), None);
         assert_eq!(memory.registers.bits_of(0), Some(50));
         // It went to SRAM, and comes from there.
-        assert_eq!(memory.moved.edges[0][1], 50);
-        memory.read(1, 50);
-        assert_eq!(memory.moved.edges[1][0], 50);
-        assert_eq!(memory.moved.read[2], 0);
+        assert_eq!(moved.edges[0][1], 50);
+        memory.read(1, 50, &mut moved);
+        assert_eq!(moved.edges[1][0], 50);
+        assert_eq!(moved.read[2], 0);
     }
 
     #[test]
     fn what_fits_nowhere_stays_in_dram() {
-        let mut memory = hierarchy(10.0, 20.0);
-        memory.read(0, 30);
-        memory.write(1, 30);
-        assert_eq!(memory.moved.read, [0, 0, 30]);
-        assert_eq!(memory.moved.written, [0, 0, 30]);
-        memory.read(2, 20);
-        assert_eq!(memory.moved.read, [0, 20, 50]);
-        memory.read(3, 0);
+        let (mut memory, mut moved) = hierarchy(10.0, 20.0);
+        memory.read(0, 30, &mut moved);
+        memory.write(1, 30, &mut moved);
+        assert_eq!(moved.read, [0, 0, 30]);
+        assert_eq!(moved.written, [0, 0, 30]);
+        memory.read(2, 20, &mut moved);
+        assert_eq!(moved.read, [0, 20, 50]);
+        memory.read(3, 0, &mut moved);
         assert_eq!(memory.sram.bits, 20);
     }
 
     #[test]
     fn a_thing_that_has_grown_is_taken_anew() {
-        let mut memory = hierarchy(100.0, 100.0);
-        memory.read(0, 40);
-        assert!(memory.put_into_sram(0, 80));
+        let (mut memory, mut moved) = hierarchy(100.0, 100.0);
+        memory.read(0, 40, &mut moved);
+        assert!(memory.put_into_sram(0, 80, &mut moved));
         assert_eq!((memory.sram.bits, memory.registers.bits), (80, 0));
-        assert_eq!(memory.moved.edges[0][2], 40);
-        assert!(!memory.put_into_sram(0, 101));
+        assert_eq!(moved.edges[0][2], 40);
+        assert!(!memory.put_into_sram(0, 101, &mut moved));
+    }
+
+    #[test]
+    fn numbers_are_given_back() {
+        let (mut memory, mut moved) = hierarchy(100.0, 200.0);
+        let mut things = Map::default();
+        for storage in 0..1000 {
+            let thing = thing_of(&mut things, &mut memory, &Map::default(), storage, 6);
+            memory.write(thing, 60, &mut moved);
+            memory.forget_unheld(&mut things);
+            assert!(things.len() <= 5, "{}", things.len());
+        }
+        assert!(memory.keys.len() <= 6, "{}", memory.keys.len());
+        let held = things.values().filter(|thing| memory.sram.bits_of(**thing).is_some()).count();
+        assert_eq!(held, 3);
     }
 
     #[test]
@@ -594,5 +885,43 @@ mod tests {
         assert!(access("aten::relu").is_none());
         assert!(access("aten::sum.IntList_out").is_none());
         assert!(access("my::mm").is_none());
+    }
+
+    proptest! {
+        /// The linked order is that of a list in which what is used goes to the end.
+        #[test]
+        fn a_cache_keeps_the_order_of_use(steps in prop::collection::vec((0u32..8, 0u8..4, 1i64..9), 0..200)) {
+            let mut cache = Cache::new(1e9);
+            let mut list: Vec<(u32, i64)> = Vec::new();
+            for (thing, what, bits) in steps {
+                let known = list.iter().position(|(t, _)| *t == thing);
+                match (what, known) {
+                    (0, None) => {
+                        cache.insert(thing, bits);
+                        list.push((thing, bits));
+                    }
+                    (1, _) => {
+                        cache.touch(thing);
+                        if let Some(at) = known {
+                            let one = list.remove(at);
+                            list.push(one);
+                        }
+                    }
+                    (2, _) => {
+                        prop_assert_eq!(cache.remove(thing), known.map(|at| list.remove(at).1));
+                    }
+                    (3, _) => {
+                        let oldest = (!list.is_empty()).then(|| list.remove(0));
+                        prop_assert_eq!(cache.oldest(), oldest);
+                    }
+                    _ => {}
+                }
+                prop_assert_eq!(cache.bits, list.iter().map(|(_, bits)| bits).sum::<i64>());
+                for thing in 0..8 {
+                    let held = list.iter().find(|(t, _)| *t == thing).map(|(_, bits)| *bits);
+                    prop_assert_eq!(cache.bits_of(thing), held);
+                }
+            }
+        }
     }
 }

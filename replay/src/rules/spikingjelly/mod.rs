@@ -73,17 +73,25 @@ pub fn rule_set(version: Version) -> RuleSet {
         counters.push(Box::new(NeuromorphicMemoryAccess));
     }
     RuleSet {
-        name: version.name(),
+        name: version.name().into(),
+        extends: None,
         version: 1,
         description: match version {
             Version::June2026 => "SpikingJelly's op_counter at commit db3b6df0 (2026-06-22)",
             Version::V2_0_0 => "SpikingJelly's op_counter as released in 2.0.0",
-        },
+        }
+        .into(),
         counters,
         accumulations_are_add: true,
         lists_unsupported: version >= Version::V2_0_0,
         models: match version {
-            Version::June2026 => &["compute", "lemaire-2026-06", "neuromc-2026-06", "spikesim"],
+            Version::June2026 => &[
+                "compute",
+                "lemaire-2026-06",
+                "neuromc-2026-06",
+                "spikesim",
+                "residency",
+            ],
             Version::V2_0_0 => &["simple", "lemaire-2.0.0", "neuromc-2.0.0", "spikesim"],
         },
     }

@@ -56,6 +56,14 @@ impl Counter for NeuromorphicMemoryAccess {
         Some(Box::new(Following::default()))
     }
 
+    fn method(&self) -> Option<(&'static str, &'static str)> {
+        Some((
+            "weights: with spikes bytes(weight element) * synaptic operations, else elements(out) * fan-in; biases: one for each output; states: \
+             read and written once per time step",
+            "SpikingJelly 2.0.0, op_counter/neuromorphic_memory_access.py",
+        ))
+    }
+
     fn knows_every_op(&self) -> bool {
         true
     }
@@ -171,6 +179,12 @@ impl Simulation for Following {
         let bias = bias
             .and_then(|name| row.optional_tensor(name))
             .map_or(0, |bias| output.elements() * bytes(bias));
+        out.explain(|| {
+            format!(
+                "weight_read_bytes = {uses} uses * {} bytes; bias_read_bytes = {bias}",
+                bytes(w)
+            )
+        });
         out.set_scopes(self.scopes.of(world, module));
         self.record([uses * bytes(w), bias, 0, 0], out);
         Ok(())
@@ -196,6 +210,12 @@ impl Simulation for Following {
             (true, _) => return Err(missing_fact(world, call.module, "shape of its input")),
         };
         let bytes = i128::from(call.state_bytes) * steps;
+        out.explain(|| {
+            format!(
+                "neuron_state_read_bytes = neuron_state_write_bytes = {} bytes of states * {steps} time steps",
+                call.state_bytes
+            )
+        });
         out.set_scopes(self.scopes.of(world, call.module));
         self.record([0, 0, bytes, bytes], out);
         Ok(())

@@ -6,9 +6,11 @@
 //! wrote a state, over all neurons, as long as these tensors live, and takes a new `full_like` or `zeros_like` for a state where it knows
 //! none.
 
-use std::collections::HashSet;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashSet};
 
-use optape_trace::{DType, TensorMeta, call_flags, tensor_flags};
+use optape_trace::{DType, ModuleId, TensorMeta, call_flags, tensor_flags};
+use smallvec::SmallVec;
 
 use super::Version;
 use crate::ordered::{Amounts, OrderedCall, Simulation, World};
@@ -29,24 +31,30 @@ pub struct Settings {
 }
 
 /// The counter.
-#[derive(Clone, Copy, Debug)]
-pub struct NeuronState(pub Settings);
+#[derive(Clone, Debug)]
+pub struct NeuronState {
+    name: Cow<'static, str>,
+    settings: Settings,
+}
 
 impl NeuronState {
     /// As upstream counts unless told otherwise.
     #[must_use]
     pub const fn new(version: Version) -> Self {
-        Self(Settings {
-            version,
-            sparse: true,
-            zero_ratio: 0.5,
-        })
+        Self {
+            name: Cow::Borrowed("neuron_state"),
+            settings: Settings {
+                version,
+                sparse: true,
+                zero_ratio: 0.5,
+            },
+        }
     }
 }
 
 impl Counter for NeuronState {
     fn name(&self) -> &str {
-        "neuron_state"
+        &self.name
     }
 
     fn unit(&self) -> &str {
@@ -62,7 +70,38 @@ impl Counter for NeuronState {
     }
 
     fn simulation(&self) -> Option<Box<dyn Simulation>> {
-        Some(Box::new(Following::new(self.0)))
+        Some(Box::new(Following::new(self.settings)))
+    }
+
+    fn settings(&self) -> BTreeMap<&'static str, f64> {
+        BTreeMap::from([("sparse_zero_ratio_threshold", self.settings.zero_ratio)])
+    }
+
+    fn configured(
+        &self,
+        name: &str,
+        settings: &BTreeMap<&'static str, f64>,
+    ) -> Option<Box<dyn Counter>> {
+        let settings = Settings {
+            zero_ratio: *settings.get("sparse_zero_ratio_threshold")?,
+            ..self.settings
+        };
+        Some(Box::new(Self {
+            name: name.to_owned().into(),
+            settings,
+        }))
+    }
+
+    fn method(&self) -> Option<(&'static str, &'static str)> {
+        Some((
+            "inside of neurons, of each op with a state among its operands: state_reads = bytes read of states, state_writes = bytes of results \
+             that become states, and the elements of its results as additions, multiplications, comparisons, functions or selections, and as \
+             spike_triggered_ops where a sparse tensor drives them, else as timestep_dense_ops; the count is the sum of all",
+            match self.settings.version {
+                Version::June2026 => "SpikingJelly db3b6df0, op_counter/neuron_state.py",
+                Version::V2_0_0 => "SpikingJelly 2.0.0, op_counter/neuron_state.py",
+            },
+        ))
     }
 
     fn knows_every_op(&self) -> bool {
@@ -126,7 +165,42 @@ const IGNORED: [&str; 15] = [
 pub(crate) struct Following {
     settings: Settings,
     /// Tensors that came out of ops that wrote a state; the release's.
-    results: HashSet<u64>,
+    results: HashSet<u64, foldhash::fast::FixedState>,
+    /// How many of them lived when they were looked through last.
+    living: usize,
+    /// By number of the structure; `None`: of no interest.
+    plans: Vec<Option<Option<Plan>>>,
+}
+
+/// What is known of all calls of a structure that run inside of a neuron.
+struct Plan {
+    neurons: SmallVec<[ModuleId; 2]>,
+    /// Moves no values.
+    ignored: bool,
+    /// Makes a tensor that may be taken for a state.
+    makes: bool,
+    work: Work,
+    name: String,
+    copies: bool,
+    given: Vec<Operand>,
+    results: Vec<Operand>,
+    /// Elements of the results.
+    elements: i128,
+}
+
+/// A tensor of the call that Python would have as a tensor.
+#[derive(Clone, Copy, Debug)]
+struct Operand {
+    index: usize,
+    dtype: DType,
+    elements: i128,
+    element_bytes: i128,
+}
+
+impl Operand {
+    fn bytes(&self) -> i128 {
+        self.elements * self.element_bytes
+    }
 }
 
 /// Memory and type: views of one memory under two types are two things upstream.
@@ -140,55 +214,70 @@ impl Following {
     pub(crate) fn new(settings: Settings) -> Self {
         Self {
             settings,
-            results: HashSet::new(),
+            results: HashSet::default(),
+            living: 0,
+            plans: Vec::new(),
         }
     }
 
-    fn known_states(&mut self, world: &World<'_>, call: &OrderedCall<'_>) -> Option<HashSet<Key>> {
-        let mut neurons = call
+    fn plan(world: &World<'_>, call: &OrderedCall<'_>) -> Option<Plan> {
+        let neurons: SmallVec<[ModuleId; 2]> = call
             .modules
             .iter()
-            .filter(|module| world.is(**module, BASE_NODE))
-            .peekable();
-        neurons.peek()?;
-        let place = |tensor: u64| Some(key(world.meta_of(tensor)?, world.storage_of(tensor)?));
-        let mut states: HashSet<Key> = neurons
-            .filter_map(|module| world.module(*module))
-            .flat_map(|module| module.states.values())
-            .filter_map(|tensor| place(*tensor))
+            .copied()
+            .filter(|module| world.is(*module, BASE_NODE))
             .collect();
-        if self.settings.version >= Version::V2_0_0 {
-            self.results
-                .retain(|tensor| world.meta_of(*tensor).is_some());
-            states.extend(self.results.iter().filter_map(|tensor| place(*tensor)));
-            let makes = matches!(
-                call.row.op.qualified_name().as_str(),
-                "aten::full_like" | "aten::zeros_like"
-            );
-            if states.is_empty() && makes {
-                let result = usize::from(call.row.signature.inputs);
-                if let Some(tensor) = call.tensors.get(result) {
-                    self.results.insert(*tensor);
-                    states.extend(place(*tensor));
-                }
-            }
+        if neurons.is_empty() {
+            return None;
         }
-        Some(states)
+        let signature = call.row.signature;
+        let inputs = usize::from(signature.inputs);
+        let operand = |index: usize| -> Option<Operand> {
+            let meta = signature.tensors.get(index)?;
+            if meta.is(tensor_flags::WRAPPED_NUMBER) {
+                return None;
+            }
+            let elements = i128::from(meta.elements());
+            let bytes = i128::from(meta.bytes());
+            Some(Operand {
+                index,
+                dtype: meta.dtype,
+                elements,
+                element_bytes: if elements == 0 { 0 } else { bytes / elements },
+            })
+        };
+        let results: Vec<Operand> = (inputs..signature.tensors.len())
+            .filter_map(operand)
+            .collect();
+        let name = call.row.rule_name();
+        Some(Plan {
+            neurons,
+            ignored: IGNORED.iter().any(|begin| call.shown.starts_with(begin)),
+            makes: matches!(name.as_str(), "aten::full_like" | "aten::zeros_like"),
+            work: work(&name),
+            copies: name == "aten::copy_",
+            name,
+            given: (0..inputs).filter_map(operand).collect(),
+            elements: results.iter().map(|t| t.elements).sum(),
+            results,
+        })
     }
-}
 
-/// A tensor of the call that Python would have as a tensor.
-struct Operand<'a> {
-    index: usize,
-    meta: &'a TensorMeta,
-    elements: i128,
-    element_bytes: i128,
-    state: bool,
-}
+    /// Whether a living tensor that came out of a state op lies there.
+    fn has_result(&self, world: &World<'_>, (storage, dtype): Key) -> bool {
+        !self.results.is_empty()
+            && world.tensors_in(storage).any(|tensor| {
+                self.results.contains(&tensor)
+                    && world.meta_of(tensor).is_some_and(|meta| meta.dtype.0 == dtype)
+            })
+    }
 
-impl Operand<'_> {
-    fn bytes(&self) -> i128 {
-        self.elements * self.element_bytes
+    /// Forgets results that are gone, now and then.
+    fn tidy(&mut self, world: &World<'_>) {
+        if self.results.len() > 64 + 2 * self.living {
+            self.results.retain(|tensor| world.meta_of(*tensor).is_some());
+            self.living = self.results.len();
+        }
     }
 }
 
@@ -199,59 +288,72 @@ impl Simulation for Following {
         call: &OrderedCall<'_>,
         out: &mut Amounts,
     ) -> Result<(), RuleError> {
-        let Some(states) = self.known_states(world, call) else {
+        let number = call.signature.index();
+        if self.plans.len() <= number {
+            self.plans.resize_with(number + 1, || None);
+        }
+        if let Some(unknown @ None) = self.plans.get_mut(number) {
+            *unknown = Some(Self::plan(world, call));
+        }
+        self.tidy(world);
+        let Some(Some(Some(plan))) = self.plans.get(number) else {
             return Ok(());
         };
-        if states.is_empty() || IGNORED.iter().any(|begin| call.shown.starts_with(begin)) {
+        let release = self.settings.version >= Version::V2_0_0;
+        let states: SmallVec<[Key; 4]> = plan
+            .neurons
+            .iter()
+            .filter_map(|module| world.module(*module))
+            .flat_map(|module| module.states.values())
+            .filter_map(|tensor| world.tensor(*tensor))
+            .map(|(storage, meta)| key(meta, storage))
+            .collect();
+        if release && plan.makes && states.is_empty() {
+            let lives = |tensor: &u64| world.meta_of(*tensor).is_some();
+            let result = usize::from(call.row.signature.inputs);
+            if !self.results.iter().any(lives)
+                && let Some(tensor) = call.tensors.get(result)
+            {
+                self.results.insert(*tensor);
+            }
+        }
+        if plan.ignored || (states.is_empty() && self.results.is_empty()) {
             return Ok(());
         }
-        let signature = call.row.signature;
-        let inputs = usize::from(signature.inputs);
-        let fresh_result = call.row.values_before;
-        let operand = |index: usize| -> Option<Operand<'_>> {
-            let meta = signature.tensors.get(index)?;
-            if meta.is(tensor_flags::WRAPPED_NUMBER) {
-                return None;
-            }
-            let elements = i128::from(meta.elements());
-            let bytes = i128::from(meta.bytes());
-            Some(Operand {
-                index,
-                meta,
-                elements,
-                element_bytes: if elements == 0 { 0 } else { bytes / elements },
-                state: call
-                    .storages
-                    .get(index)
-                    .is_some_and(|storage| states.contains(&key(meta, *storage))),
+        let is_state = |operand: &Operand| {
+            call.storages.get(operand.index).is_some_and(|storage| {
+                let key = (*storage, operand.dtype.0);
+                states.contains(&key) || (release && self.has_result(world, key))
             })
         };
-        let given: Vec<Operand<'_>> = (0..inputs).filter_map(operand).collect();
-        let results: Vec<Operand<'_>> = (inputs..signature.tensors.len())
-            .filter_map(operand)
-            .collect();
-        let op = call.row.rule_name();
-        let copies_into_state = op == "aten::copy_" && given.first().is_some_and(|t| t.state);
-        let sources: Vec<&Operand<'_>> = given
+        let given: SmallVec<[(&Operand, bool); 4]> =
+            plan.given.iter().map(|t| (t, is_state(t))).collect();
+        let copies_into_state = plan.copies && given.first().is_some_and(|(_, state)| *state);
+        let sources: SmallVec<[&Operand; 4]> = given
             .iter()
             .skip(usize::from(copies_into_state))
-            .filter(|t| t.state)
+            .filter(|(_, state)| *state)
+            .map(|(t, _)| *t)
             .collect();
-        let targets: &[Operand<'_>] = if copies_into_state {
-            given.get(..1).unwrap_or(&[])
+        let targets: &[Operand] = if copies_into_state {
+            plan.given.get(..1).unwrap_or(&[])
         } else {
             &[]
         };
         if sources.is_empty() && targets.is_empty() {
             return Ok(());
         }
-        let written: &[Operand<'_>] = if copies_into_state { targets } else { &results };
-        let elements: i128 = results.iter().map(|t| t.elements).sum();
+        let written: &[Operand] = if copies_into_state {
+            targets
+        } else {
+            &plan.results
+        };
+        let elements = plan.elements;
 
         // What drives the state: of the tensors that are none, those that are mostly zero.
         let mut driver: Option<i128> = None;
         if self.settings.sparse {
-            for tensor in given.iter().filter(|t| !t.state && t.elements > 0) {
+            for (tensor, _) in given.iter().filter(|(t, state)| !state && t.elements > 0) {
                 if let Some(nonzeros) =
                     sparse_nonzeros(world, call, tensor, self.settings.zero_ratio)?
                 {
@@ -259,7 +361,7 @@ impl Simulation for Following {
                 }
             }
         }
-        let accessed = |t: &Operand<'_>| match driver {
+        let accessed = |t: &Operand| match driver {
             Some(nonzeros) if !copies_into_state => nonzeros.min(t.elements) * t.element_bytes,
             _ => t.bytes(),
         };
@@ -273,7 +375,7 @@ impl Simulation for Following {
             .max()
             .unwrap_or(0);
 
-        let work = work(&op);
+        let work = plan.work;
         let (adds, muls, comparisons, nonlinear, selects) = match work {
             Work::Add => (elements, 0, 0, 0, 0),
             Work::Multiply => (0, elements, 0, 0, 0),
@@ -292,6 +394,7 @@ impl Simulation for Following {
                     | Work::Nonlinear { in_place: true }
             );
         let (mut state_writes, mut gated, mut dense) = (0, 0, 0);
+        let mut fresh: SmallVec<[u64; 2]> = SmallVec::new();
         if writes {
             state_writes = out_bytes;
             if driver.is_some() {
@@ -300,9 +403,9 @@ impl Simulation for Following {
                 dense = elements;
             }
             // An accumulation of autograd's counts as an `add` whose result is no tensor of the trace.
-            if self.settings.version >= Version::V2_0_0 && !fresh_result {
-                let tensor = |t: &Operand<'_>| call.tensors.get(t.index).copied();
-                self.results.extend(written.iter().filter_map(tensor));
+            if release && !call.row.values_before {
+                let tensor = |t: &Operand| call.tensors.get(t.index).copied();
+                fresh.extend(written.iter().filter_map(tensor));
             }
         }
         let metrics = [
@@ -317,6 +420,36 @@ impl Simulation for Following {
             ("spike_triggered_ops", gated),
             ("timestep_dense_ops", dense),
         ];
+        out.explain(|| {
+            let list = |tensors: &mut dyn Iterator<Item = &Operand>| {
+                let texts: Vec<String> = tensors
+                    .map(|t| format!(
+                            "{} ({} x {} bytes)",
+                            call.row.name_of(t.index),
+                            t.elements,
+                            t.element_bytes
+                        ))
+                    .collect();
+                if texts.is_empty() {
+                    "none".to_owned()
+                } else {
+                    texts.join(", ")
+                }
+            };
+            let of = match driver {
+                Some(nonzeros) if !copies_into_state => format!(
+                    "min(nonzeros, elements) of each, since a tensor that is no state is sparse: nonzeros = {nonzeros}"
+                ),
+                _ => "all elements of each".to_owned(),
+            };
+            format!(
+                "{} reads the states {} and writes {}: {of}; elements(results) = {elements}",
+                plan.name,
+                list(&mut sources.iter().copied()),
+                if writes { list(&mut written.iter()) } else { "none".to_owned() }
+            )
+        });
+        self.results.extend(fresh);
         if metrics.iter().all(|(_, amount)| *amount == 0) {
             return Ok(());
         }
@@ -335,13 +468,17 @@ impl Simulation for Following {
         out.count(metrics.iter().map(|(_, amount)| amount).sum());
         Ok(())
     }
+
+    fn takes_module_calls(&self) -> bool {
+        false
+    }
 }
 
 /// The nonzeros of a tensor that upstream calls sparse: a binary one, or one with enough zeros.
 fn sparse_nonzeros(
     world: &World<'_>,
     call: &OrderedCall<'_>,
-    tensor: &Operand<'_>,
+    tensor: &Operand,
     zero_ratio: f64,
 ) -> Result<Option<i128>, RuleError> {
     // What is known of the values now: as tools see them that look after the op.
@@ -351,7 +488,7 @@ fn sparse_nonzeros(
         .and_then(|id| world.content_of(*id))
         .map(|content| world.known(content))
         .unwrap_or_default();
-    let binary = (tensor.meta.dtype == DType::BOOL) || known.binary == Some(true);
+    let binary = tensor.dtype == DType::BOOL || known.binary == Some(true);
     let missing = || missing(&call.row, tensor.index);
     let Some(nonzeros) = known.nonzeros.map(i128::from) else {
         return Err(missing());
