@@ -228,7 +228,7 @@ impl<'a> CallRow<'a> {
     /// Refuses rows whose sizes cannot be true, so that formulas need not fear overflow.
     ///
     /// # Errors
-    /// Where a tensor or an integer argument is larger than anything that fits a machine.
+    /// Where a tensor or an integer argument is larger than anything that fits a machine, or a tensor's sizes are not known.
     pub fn check(&self) -> Result<(), RuleError> {
         if self.signature.arguments.is_empty() && !self.op.arguments.is_empty() {
             return Err(RuleError::Unsuited(
@@ -237,6 +237,11 @@ impl<'a> CallRow<'a> {
             ));
         }
         for tensor in &self.signature.tensors {
+            if tensor.is(tensor_flags::NESTED) {
+                return Err(RuleError::Unsuited(
+                    "a nested tensor, whose sizes the trace does not hold".to_owned(),
+                ));
+            }
             let large = tensor
                 .shape
                 .iter()

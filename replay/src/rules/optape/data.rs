@@ -107,6 +107,8 @@ const VIEWS: &[&str] = &[
     "aten::unsqueeze_copy",
     "aten::meshgrid",
     "aten::meshgrid.indexing",
+    // Asked for whenever a model of torchvision is made: a number that was compiled in.
+    "torchvision::_cuda_version",
 ];
 
 /// Memory is allocated and not touched.
@@ -165,6 +167,14 @@ const RANDOM: &[&str] = &[
     "aten::normal.Tensor_Tensor",
     "aten::normal.float_float",
     "aten::normal_functional",
+];
+
+/// Random numbers whose distribution tensors say.
+const RANDOM_BY_VALUES: &[&str] = &[
+    "aten::poisson",
+    "aten::binomial",
+    "aten::_standard_gamma",
+    "aten::_sample_dirichlet",
 ];
 
 /// The tensor is overwritten without being read.
@@ -292,6 +302,19 @@ const MOVES: &[&str] = &[
     "aten::block_diag",
     "aten::cartesian_prod",
     "aten::multinomial",
+    "aten::_pack_padded_sequence",
+    "aten::_pack_padded_sequence_backward",
+    "aten::_pad_packed_sequence",
+    "aten::_nested_tensor_from_mask",
+    "aten::_nested_from_padded",
+    "aten::_nested_tensor_from_tensor_list",
+    "aten::to_padded_tensor",
+    "aten::_upsample_nearest_exact1d",
+    "aten::_upsample_nearest_exact1d.vec",
+    "aten::_upsample_nearest_exact2d.vec",
+    "aten::_upsample_nearest_exact3d",
+    "aten::_upsample_nearest_exact3d.vec",
+    "aten::upsample_nearest1d.vec",
 ];
 
 /// Only what is chosen is read: the indices, and as many elements as are written.
@@ -334,6 +357,27 @@ pub(super) fn fill(tables: &mut Tables) {
             still("random numbers: no arithmetic on data", results_only()),
         );
     }
+    for &op in RANDOM_BY_VALUES {
+        tables.insert(
+            op,
+            still("random numbers: no arithmetic on data", traffic()),
+        );
+    }
+    // Whether the mask leaves out ends of rows alone: a comparison of each of its elements.
+    tables.insert(
+        "aten::_nested_tensor_from_mask_left_aligned",
+        Work {
+            flop: per_call("elements(mask)", |row| {
+                Ok(row.note("elements(mask)", row.tensor("mask")?.elements()))
+            }),
+            memory_access: per_call("bytes(mask)", |row| {
+                Ok(row.note("bytes(mask)", row.tensor("mask")?.bytes()))
+            }),
+            mac: zero(NO_PRODUCTS),
+            ac: zero(NO_ADDITIONS),
+            synop: zero(NO_SYNAPSES),
+        },
+    );
     for &op in FILLS {
         tables.insert(
             op,

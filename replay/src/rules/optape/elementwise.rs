@@ -117,7 +117,16 @@ const NAMED: &[(&[&str], i128, i128)] = &[
     ),
     (&["aten::clip", "aten::clip_"], 2, 0),
     (&["aten::_prelu_kernel", "aten::prelu"], 2, 0),
-    (&["aten::rrelu_with_noise", "aten::rrelu_with_noise_"], 2, 0),
+    (
+        &[
+            "aten::rrelu_with_noise",
+            "aten::rrelu_with_noise_",
+            "aten::rrelu",
+            "aten::rrelu_",
+        ],
+        2,
+        0,
+    ),
     // sigmoid of one half times the other.
     (&["aten::glu", "aten::glu.out"], 5, 1),
     (
@@ -240,13 +249,7 @@ const NAMED: &[(&[&str], i128, i128)] = &[
     (&["aten::log_sigmoid", "aten::log_sigmoid_forward"], 7, 2),
     // Mask and scale.
     (
-        &[
-            "aten::native_dropout",
-            "aten::native_dropout_backward",
-            "aten::dropout",
-            "aten::dropout_",
-            "aten::feature_dropout",
-        ],
+        &["aten::native_dropout", "aten::native_dropout_backward"],
         2,
         0,
     ),
@@ -411,6 +414,19 @@ pub(super) fn fill(tables: &mut Tables) {
             insert_per_element(tables, format!("aten::{name}.{overload}"), 1, 0);
         }
     }
+    // Mask and scale; with a mean and a variance to be kept a random number is compared, and scaled and shifted.
+    for (op, flops, additions) in [
+        ("aten::dropout", 2, 0),
+        ("aten::dropout_", 2, 0),
+        ("aten::feature_dropout", 2, 0),
+        ("aten::feature_dropout_", 2, 0),
+        ("aten::alpha_dropout", 4, 1),
+        ("aten::alpha_dropout_", 4, 1),
+        ("aten::feature_alpha_dropout", 4, 1),
+        ("aten::feature_alpha_dropout_", 4, 1),
+    ] {
+        tables.insert(op, while_training(flops, additions));
+    }
     for op in ADD_LIKE {
         tables.insert(*op, add_like(false));
     }
@@ -437,6 +453,29 @@ pub(super) fn fill(tables: &mut Tables) {
     ] {
         // self + weight * (end - self).
         insert_per_element(tables, op.to_owned(), 3, 2);
+    }
+}
+
+/// What does nothing outside of training, not even a copy: the op of inference mode.
+fn while_training(flops: i128, additions: i128) -> Work {
+    let trains = |row: &CallRow<'_>| Ok::<i128, RuleError>(i128::from(row.boolean("train")?));
+    Work {
+        flop: per_call(format!("[train] {flops} * elements(out)"), move |row| {
+            Ok(trains(row)? * flops * row.note("elements(out)", out_elements(row)))
+        }),
+        memory_access: per_call("[train] bytes(operands) + bytes(results)", move |row| {
+            let read = row.optional_tensor_at(0).map_or(0, |x| x.bytes());
+            Ok(trains(row)? * (read + super::written(row)))
+        }),
+        mac: zero(NO_PRODUCTS),
+        ac: if additions == 0 {
+            zero(NO_ADDITIONS)
+        } else {
+            per_call(format!("[train] {additions} * elements(out)"), move |row| {
+                Ok(trains(row)? * additions * row.note("elements(out)", out_elements(row)))
+            })
+        },
+        synop: zero(NO_SYNAPSES),
     }
 }
 

@@ -12,8 +12,10 @@
 mod amount;
 mod attention;
 mod data;
+mod distance;
 mod einsum;
 mod elementwise;
+mod fourier;
 mod loss;
 mod normalisation;
 mod optimizer;
@@ -30,10 +32,10 @@ use super::{CallRow, Rule, RuleError, RuleSet, TableCounter, TensorView};
 pub const NAME: &str = "optape";
 
 /// Version of the rules: changes with every change of a formula.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// Source of all formulas here: they follow from the definitions of the ops.
-const SOURCE: &str = "optape 2, from the definition of the op";
+const SOURCE: &str = "optape 3, from the definition of the op";
 
 /// What an op does, by counter.
 struct Work {
@@ -77,6 +79,8 @@ pub fn rule_set() -> RuleSet {
     };
     products::fill(&mut tables);
     einsum::fill(&mut tables);
+    distance::fill(&mut tables);
+    fourier::fill(&mut tables);
     elementwise::fill(&mut tables);
     reduction::fill(&mut tables);
     normalisation::fill(&mut tables);

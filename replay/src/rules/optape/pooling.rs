@@ -67,11 +67,13 @@ pub(super) fn fill(tables: &mut Tables) {
     // Weighted means of 2, 4, 8 or 16 neighbours, and the same number of additions back.
     for (op, neighbours) in [
         ("aten::upsample_linear1d", 2),
+        ("aten::upsample_linear1d.vec", 2),
         ("aten::upsample_linear1d_backward", 2),
         ("aten::upsample_bilinear2d", 4),
         ("aten::upsample_bilinear2d.vec", 4),
         ("aten::upsample_bilinear2d_backward", 4),
         ("aten::_upsample_bilinear2d_aa", 4),
+        ("aten::_upsample_bilinear2d_aa.vec", 4),
         ("aten::grid_sampler_2d", 4),
         ("aten::upsample_trilinear3d", 8),
         ("aten::upsample_trilinear3d.vec", 8),

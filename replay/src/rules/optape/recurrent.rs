@@ -28,9 +28,30 @@ const GRU: Cell = Cell {
     biases: 6,
 };
 
+/// 1 sum, and a tangent or a comparison.
+const RNN_TANH: Cell = Cell {
+    flops: 1 + 5,
+    additions: 1 + 2,
+    biases: 2,
+};
+const RNN_RELU: Cell = Cell {
+    flops: 1 + 1,
+    additions: 1,
+    biases: 2,
+};
+
 pub(super) fn fill(tables: &mut Tables) {
-    tables.insert("aten::lstm.input", layers(LSTM));
-    tables.insert("aten::gru.input", layers(GRU));
+    for (name, cell) in [
+        ("lstm", LSTM),
+        ("gru", GRU),
+        ("rnn_tanh", RNN_TANH),
+        ("rnn_relu", RNN_RELU),
+    ] {
+        // Of sequences of one length, and packed ones.
+        tables.insert(format!("aten::{name}.input"), layers(cell));
+        tables.insert(format!("aten::{name}.data"), layers(cell));
+        tables.insert(format!("aten::{name}_cell"), one_step(cell));
+    }
     tables.insert("aten::mkldnn_rnn_layer", one_layer());
     tables.insert("aten::mkldnn_rnn_layer_backward", one_layer_backward());
     tables.insert("aten::_trilinear", three_factors(trilinear));
@@ -39,7 +60,7 @@ pub(super) fn fill(tables: &mut Tables) {
 
 /// Multiplications and unit updates of all layers.
 fn sizes_of_layers(row: &CallRow<'_>) -> Result<(i128, i128), RuleError> {
-    let input = row.tensor("input")?;
+    let input = row.tensor("input").or_else(|_| row.tensor("data"))?;
     let steps = input.elements() / input.size(-1)?.max(1);
     let weights: i128 = row
         .tensors("params")
@@ -90,6 +111,47 @@ fn layers(cell: Cell) -> Work {
                 cell.additions, cell.biases
             ),
             move |row| Ok((cell.additions + biases(row)?) * sizes_of_layers(row)?.1),
+        ),
+        synop: zero(NO_SYNAPSES),
+    }
+}
+
+/// One time step.
+fn one_step(cell: Cell) -> Work {
+    let sizes = |row: &CallRow<'_>| {
+        let (input, state) = (row.tensor("input")?, row.tensor("w_hh")?);
+        let batch = input.elements() / input.size(-1)?.max(1);
+        let weights = row.tensor("w_ih")?.elements() + state.elements();
+        Ok::<_, RuleError>((
+            row.note("products", batch * weights),
+            row.note("updates", batch * state.size(1)?),
+        ))
+    };
+    let biases = move |row: &CallRow<'_>| {
+        if row.is_given("b_ih") { cell.biases } else { 0 }
+    };
+    Work {
+        flop: per_call(
+            format!(
+                "2 * products + {} * updates + [biases] {} * updates",
+                cell.flops, cell.biases
+            ),
+            move |row| {
+                let (products, updates) = sizes(row)?;
+                Ok(2 * products + (cell.flops + biases(row)) * updates)
+            },
+        ),
+        memory_access: traffic(),
+        mac: per_call(
+            "products; whether a factor is binary is not looked at",
+            move |row| Ok(sizes(row)?.0),
+        ),
+        ac: per_call(
+            format!(
+                "{} * updates + [biases] {} * updates",
+                cell.additions, cell.biases
+            ),
+            move |row| Ok((cell.additions + biases(row)) * sizes(row)?.1),
         ),
         synop: zero(NO_SYNAPSES),
     }
