@@ -20,6 +20,7 @@ pub mod record;
 pub mod recover;
 pub mod replay;
 pub mod rules;
+pub mod selection;
 pub mod verify;
 
 use std::ffi::OsString;

@@ -6,13 +6,12 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum, ValueHint};
 use optape_replay::energy::CostFile;
 use optape_replay::rules::RuleSet;
-use optape_replay::{
-    By, Format, Glob, Per, Request, Selection, Traces, Wanted, evaluate, explain, parse_steps,
-};
+use optape_replay::{By, Format, Per, Request, Traces, Wanted, evaluate, explain};
 
 use crate::exit;
 use crate::options::GlobalOptions;
 use crate::output::OutputOptions;
+use crate::selection::SelectionOptions;
 
 /// Options of `optape replay`.
 #[derive(Debug, Args)]
@@ -69,37 +68,9 @@ pub struct Options {
     #[arg(long, value_name = "OP|SCOPE", conflicts_with_all = ["by", "per", "energy", "costs"], help_heading = "What to compute")]
     pub explain: Option<String>,
 
-    /// Ops inside of ranges of this name (record_function), all occurrences
-    #[arg(long, value_name = "NAME", help_heading = "Selection")]
-    pub range: Vec<String>,
-    /// Steps: 5, 5..10 (without 10), 5..=10, 5.., ..10
-    #[arg(long, value_name = "N|A..B", value_parser = |text: &str| parse_steps(text), help_heading = "Selection")]
-    pub step: Vec<std::ops::Range<u64>>,
-    /// Stages: forward, loss, backward, recompute, optimizer, other, or the program's own
-    #[arg(
-        long,
-        value_name = "NAME",
-        value_delimiter = ',',
-        help_heading = "Selection"
-    )]
-    pub stage: Vec<String>,
-    /// Ops inside of modules: Net.conv1, 'Net.layer*'
-    #[arg(long, value_name = "GLOB", help_heading = "Selection")]
-    pub scope: Vec<String>,
-    /// Ops: aten::add.Tensor, aten::mm, 'aten::conv*'
-    #[arg(long, value_name = "GLOB", help_heading = "Selection")]
-    pub op: Vec<String>,
-    /// Ranks of a distributed run
-    #[arg(
-        long,
-        value_name = "N",
-        value_delimiter = ',',
-        help_heading = "Selection"
-    )]
-    pub rank: Vec<u32>,
-    /// Leave out ops inside of modules, by class or scope: 'BatchNorm*', Net.head
-    #[arg(long, value_name = "GLOB", help_heading = "Selection")]
-    pub exclude: Vec<String>,
+    /// What to look at.
+    #[command(flatten)]
+    pub selection: SelectionOptions,
 
     /// Group
     #[arg(long, value_name = "WHAT", help_heading = "Presentation")]
@@ -112,7 +83,7 @@ pub struct Options {
         help_heading = "Presentation"
     )]
     pub per: Divisor,
-    /// Number of samples, where the program did not report it (with --per sample)
+    /// Number of samples (images), where the program did not report it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Presentation")]
     pub samples: Option<u64>,
     /// How to write the report
@@ -156,6 +127,19 @@ pub enum Grouping {
     Module,
 }
 
+impl Grouping {
+    /// As replay calls it.
+    pub(crate) const fn by(self) -> By {
+        match self {
+            Self::Scope => By::Scope,
+            Self::Op => By::Op,
+            Self::Stage => By::Stage,
+            Self::Step => By::Step,
+            Self::Module => By::Module,
+        }
+    }
+}
+
 /// Values of `--per`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Divisor {
@@ -164,9 +148,22 @@ pub enum Divisor {
     /// By the selected steps
     Step,
     /// By the samples (images) that the program reported
+    #[value(alias = "image")]
     Sample,
     /// By the calls of the root module, or of each group's module
     Call,
+}
+
+impl Divisor {
+    /// As replay calls it.
+    pub(crate) const fn per(self) -> Per {
+        match self {
+            Self::Run => Per::Run,
+            Self::Step => Per::Step,
+            Self::Sample => Per::Sample,
+            Self::Call => Per::Call,
+        }
+    }
 }
 
 /// Values of `--format`.
@@ -180,58 +177,57 @@ pub enum ReportFormat {
     Csv,
     /// For documents
     Markdown,
+    /// For papers (needs the package booktabs)
+    Latex,
+}
+
+impl ReportFormat {
+    /// As replay calls it.
+    pub(crate) const fn format(self) -> Format {
+        match self {
+            Self::Table => Format::Table,
+            Self::Json => Format::Json,
+            Self::Csv => Format::Csv,
+            Self::Markdown => Format::Markdown,
+            Self::Latex => Format::Latex,
+        }
+    }
+}
+
+/// Naming one kind of estimator (`others`) asks for that kind alone.
+pub(crate) fn wanted(names: &[String], others: bool, all: bool) -> Wanted {
+    match (names.is_empty(), others) {
+        (true, false) if all => Wanted::All,
+        (true, false) => Wanted::Usual,
+        (true, true) => Wanted::Named(Vec::new()),
+        (false, _) => {
+            let mut unique: Vec<String> = Vec::new();
+            for name in names.iter().map(|name| name.trim()) {
+                if !unique.iter().any(|n| n == name) {
+                    unique.push(name.to_owned());
+                }
+            }
+            Wanted::Named(unique)
+        }
+    }
 }
 
 impl Options {
     fn request(&self) -> anyhow::Result<Request> {
-        let globs = |texts: &[String]| texts.iter().map(|text| Glob::new(text)).collect();
         let costs = self
             .costs
             .iter()
             .map(|path| CostFile::read(path))
             .collect::<Result<Vec<_>, _>>()?;
-        // Naming one kind of estimator asks for that kind alone.
-        let named = |names: &[String], others: bool| match (names.is_empty(), others) {
-            (true, false) if self.all => Wanted::All,
-            (true, false) => Wanted::Usual,
-            (true, true) => Wanted::Named(Vec::new()),
-            (false, _) => {
-                let mut unique: Vec<String> = Vec::new();
-                for name in names.iter().map(|name| name.trim()) {
-                    if !unique.iter().any(|n| n == name) {
-                        unique.push(name.to_owned());
-                    }
-                }
-                Wanted::Named(unique)
-            }
-        };
+        let named = |names: &[String], others: bool| wanted(names, others, self.all);
         let asks_energy = !self.energy.is_empty() || (!costs.is_empty() && !self.all);
         Ok(Request {
-            selection: Selection {
-                ranges: self.range.clone(),
-                steps: self.step.clone(),
-                stages: self.stage.clone(),
-                scopes: globs(&self.scope),
-                ops: globs(&self.op),
-                ranks: self.rank.clone(),
-                exclude: globs(&self.exclude),
-            },
+            selection: self.selection.selection(),
             counters: named(&self.counters, asks_energy),
             energy: named(&self.energy, !self.counters.is_empty() || asks_energy),
             costs,
-            by: self.by.map(|by| match by {
-                Grouping::Scope => By::Scope,
-                Grouping::Op => By::Op,
-                Grouping::Stage => By::Stage,
-                Grouping::Step => By::Step,
-                Grouping::Module => By::Module,
-            }),
-            per: match self.per {
-                Divisor::Run => Per::Run,
-                Divisor::Step => Per::Step,
-                Divisor::Sample => Per::Sample,
-                Divisor::Call => Per::Call,
-            },
+            by: self.by.map(Grouping::by),
+            per: self.per.per(),
             samples: self.samples,
             lenient: self.lenient,
             from_events: self.from_events,
@@ -258,7 +254,7 @@ pub fn run(options: &Options, global: &GlobalOptions) -> anyhow::Result<ExitCode
         match options.format {
             ReportFormat::Json => explanation.write_json(&mut text)?,
             ReportFormat::Table | ReportFormat::Markdown => explanation.write_text(&mut text)?,
-            ReportFormat::Csv => {
+            ReportFormat::Csv | ReportFormat::Latex => {
                 return Err(exit::Failure::usage(
                     "--explain is written as table or json; choose one with --format",
                 )
@@ -269,12 +265,7 @@ pub fn run(options: &Options, global: &GlobalOptions) -> anyhow::Result<ExitCode
         return Ok(ExitCode::SUCCESS);
     }
     let report = evaluate(&traces, &rules, &request)?;
-    let format = match options.format {
-        ReportFormat::Table => Format::Table,
-        ReportFormat::Json => Format::Json,
-        ReportFormat::Csv => Format::Csv,
-        ReportFormat::Markdown => Format::Markdown,
-    };
+    let format = options.format.format();
     report.write(format, &mut text)?;
     options.output.write_all(&text)?;
     if !global.quiet && (format != Format::Table || options.output.output.is_some()) {

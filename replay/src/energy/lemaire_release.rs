@@ -63,6 +63,10 @@ impl EnergyModel for LemaireRelease {
         }))
     }
 
+    fn stages(&self) -> Option<&'static [&'static str]> {
+        Some(&["forward"])
+    }
+
     fn report(&self, given: &Given<'_>) -> Result<EnergyReport, RuleError> {
         let points = self.file.points("memory_breakpoints");
         let accesses = |name: &str| {

@@ -139,6 +139,11 @@ pub trait EnergyModel: Send + Sync {
         None
     }
 
+    /// The stages of training that it counts, whatever else is selected; `None`: all.
+    fn stages(&self) -> Option<&'static [&'static str]> {
+        None
+    }
+
     /// Its report.
     ///
     /// # Errors
@@ -239,6 +244,15 @@ pub struct EnergyReport {
     pub unit: &'static str,
     /// What is and is not in the figure.
     pub boundary: &'static str,
+    /// The stages of training that are in it, in words.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub stages: String,
+    /// The model that its name stands for: several presets may be of one.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub estimator: String,
+    /// What costs were assumed, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub regime: Option<String>,
     /// Costs and settings.
     pub config: Ordered<Figure>,
     /// Name of the rule set that counted.
@@ -262,6 +276,9 @@ impl EnergyReport {
             warnings,
             unit: "pJ",
             boundary: "",
+            stages: String::new(),
+            estimator: String::new(),
+            regime: None,
             config: Ordered::default(),
             rules: given.rules.to_owned(),
             coverage: given
@@ -293,6 +310,8 @@ impl EnergyReport {
 
     /// Adds all costs and settings of a file.
     pub(crate) fn configure(&mut self, file: &CostFile) {
+        self.estimator.clone_from(&file.model);
+        self.regime = file.regime_text();
         for (name, cost) in &file.costs {
             self.setting(name, *cost);
         }

@@ -651,6 +651,10 @@ impl EnergyModel for NeuroMc {
         }))
     }
 
+    fn stages(&self) -> Option<&'static [&'static str]> {
+        Some(&["forward", "backward", "optimizer"])
+    }
+
     fn report(&self, given: &Given<'_>) -> Result<EnergyReport, RuleError> {
         let fragments = given
             .followed

@@ -215,6 +215,10 @@ impl EnergyModel for SpikeSim {
         }))
     }
 
+    fn stages(&self) -> Option<&'static [&'static str]> {
+        Some(&["forward"])
+    }
+
     fn report(&self, given: &Given<'_>) -> Result<EnergyReport, RuleError> {
         let collected = given
             .followed

@@ -149,26 +149,39 @@ fn flat<W: Write>(report: &Report, csv: &mut csv::Writer<W>) -> Result<(), Repla
             ],
         )?;
     }
-    if let Some(per) = &report.per {
+    let divided = [("per", &report.per), ("per_sample", &report.per_sample)];
+    for (section, per) in divided {
+        let Some(per) = per else { continue };
         for (name, value) in per.counters.iter() {
             let unit = report
                 .counters
                 .get(name)
                 .map(|c| format!("{} per {}", c.unit, per.unit))
                 .unwrap_or_default();
-            line(csv, &["per", name, "", "", &value.to_string(), &unit])?;
+            line(csv, &[section, name, "", "", &value.to_string(), &unit])?;
         }
         for (name, value) in per.energy_total_pj.iter() {
+            let unit = format!("pJ per {}", per.unit);
+            line(csv, &[section, name, "", "", &value.to_string(), &unit])?;
+        }
+    }
+    let basis = &report.basis;
+    for (name, figure) in basis.figures.iter() {
+        line(
+            csv,
+            &["basis", name, "", "", &figure.estimator, "estimator"],
+        )?;
+        line(csv, &["basis", name, "", "", &figure.stages, "stages"])?;
+        if let Some(regime) = &figure.regime {
+            line(csv, &["basis", name, "", "", regime, "costs"])?;
+        }
+    }
+    for layer in &basis.layers {
+        if let Some(sparsity) = layer.input.sparsity {
+            let (value, unit) = (sparsity.to_string(), "share of zeros");
             line(
                 csv,
-                &[
-                    "per",
-                    name,
-                    "",
-                    "",
-                    &value.to_string(),
-                    &format!("pJ per {}", per.unit),
-                ],
+                &["basis", "input_sparsity", &layer.module, "", &value, unit],
             )?;
         }
     }

@@ -2,8 +2,10 @@
 
 mod csv;
 mod json;
+mod latex;
 mod markdown;
-mod numbers;
+pub(crate) mod numbers;
+pub(crate) mod section;
 mod table;
 
 use std::collections::BTreeMap;
@@ -13,6 +15,7 @@ use serde::Serialize;
 
 use optape_trace::TraceEnd;
 
+use crate::basis::Basis;
 use crate::energy::EnergyReport;
 use crate::error::ReplayError;
 use crate::load::{Source, StreamRef};
@@ -122,6 +125,8 @@ pub struct Report {
     pub by: Option<String>,
     /// What was and what was not counted.
     pub coverage: Coverage,
+    /// What the figures are of: estimators, stages, costs, sparsity of the input.
+    pub basis: Basis,
     /// Counters, in the order of the rule set.
     pub counters: Ordered<CounterReport>,
     /// Energy models.
@@ -134,6 +139,9 @@ pub struct Report {
     /// Totals divided.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per: Option<Normalised>,
+    /// Totals per sample (image), where the number of samples is known and nothing else was to be divided by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per_sample: Option<Normalised>,
     /// Groups, where asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub groups: Option<Vec<Group>>,
@@ -141,6 +149,9 @@ pub struct Report {
     pub skipped: BTreeMap<String, String>,
     /// Truncation, damage, drops.
     pub notes: Vec<String>,
+    /// Ops that ran, as the rule set names them, and how many calls.
+    #[serde(skip)]
+    pub ops: BTreeMap<String, u64>,
 }
 
 /// A file.
@@ -566,6 +577,8 @@ pub enum Format {
     Csv,
     /// For documents.
     Markdown,
+    /// For papers.
+    Latex,
 }
 
 impl Report {
@@ -585,6 +598,7 @@ impl Report {
             Format::Json => json::write(self, out),
             Format::Csv => csv::write(self, out),
             Format::Markdown => markdown::write(self, out),
+            Format::Latex => latex::write(self, out),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Numbers for people: digits in groups, and SI prefixes. Files and JSON have neither.
 
+use std::collections::BTreeMap;
+
 /// `1 234 567`, with narrow spaces that keep the number together.
 #[must_use]
 pub fn grouped(number: i128) -> String {
@@ -53,7 +55,7 @@ pub fn scaled(value: f64, unit: &str) -> String {
 
 /// Picojoules with a prefix that fits.
 #[must_use]
-pub(super) fn energy(picojoules: f64) -> String {
+pub(crate) fn energy(picojoules: f64) -> String {
     const UNITS: [(f64, &str); 5] = [
         (1e12, "J"),
         (1e9, "mJ"),
@@ -78,7 +80,7 @@ fn scaled_plain(value: f64, unit: &str) -> String {
 
 /// A mean: exact where it is whole, else four significant places after the point.
 #[must_use]
-pub(super) fn mean(value: f64) -> String {
+pub(crate) fn mean(value: f64) -> String {
     if value.fract() == 0.0 && value.abs() < 1e15 {
         #[expect(clippy::cast_possible_truncation, reason = "whole and small")]
         let whole = value as i128;
@@ -89,6 +91,34 @@ pub(super) fn mean(value: f64) -> String {
     } else {
         format!("{value:.4}").trim_end_matches('0').to_owned()
     }
+}
+
+/// A share that is never rounded up to all.
+pub(crate) fn percent(share: f64) -> String {
+    let text = format!("{:.1} %", share * 100.0);
+    if share < 1.0 && text == "100.0 %" {
+        "99.9 %".to_owned()
+    } else {
+        text
+    }
+}
+
+/// Names with how often they occur, the most frequent first, ten at most.
+pub(crate) fn frequent(names: &BTreeMap<String, u64>) -> String {
+    let mut names: Vec<(&String, &u64)> = names.iter().collect();
+    names.sort_by(|a, b| b.1.cmp(a.1).then_with(|| a.0.cmp(b.0)));
+    let mut parts: Vec<String> = names
+        .iter()
+        .take(10)
+        .map(|(name, times)| format!("{name} ({times})"))
+        .collect();
+    if names.len() > 10 {
+        parts.push(format!(
+            "and {} more (all of them in --format json)",
+            names.len() - 10
+        ));
+    }
+    parts.join(", ")
 }
 
 #[cfg(test)]

@@ -3,57 +3,13 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 
-use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, presets};
-
+use super::section::{Rows, Section, write_text};
 use super::{Measured, Report, numbers};
 use crate::energy::EnergyReport;
 use crate::error::ReplayError;
 
 pub(super) fn write(report: &Report, out: &mut dyn Write) -> Result<(), ReplayError> {
-    for section in sections(report) {
-        writeln!(out, "{}", section.title)?;
-        if let Some(rows) = &section.rows {
-            writeln!(out, "{}", layout(rows))?;
-        }
-        for line in &section.lines {
-            writeln!(out, "  {line}")?;
-        }
-        writeln!(out)?;
-    }
-    Ok(())
-}
-
-/// A titled table with remarks below it.
-pub(super) struct Section {
-    pub(super) title: String,
-    pub(super) rows: Option<Rows>,
-    pub(super) lines: Vec<String>,
-}
-
-pub(super) struct Rows {
-    pub(super) head: Vec<String>,
-    pub(super) body: Vec<Vec<String>>,
-    /// Which columns are text, and stand at the left; the others are numbers.
-    pub(super) texts: &'static [usize],
-}
-
-fn layout(rows: &Rows) -> String {
-    let mut table = Table::new();
-    let mut style = presets::NOTHING;
-    style.header_separator = LineStyle::none().fill('─').junction('─');
-    table
-        .load_style(style)
-        .set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(&rows.head);
-    for row in &rows.body {
-        table.add_row(row);
-    }
-    for (at, column) in table.column_iter_mut().enumerate() {
-        if !rows.texts.contains(&at) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    table.trim_fmt()
+    Ok(write_text(&sections(report), out)?)
 }
 
 pub(super) fn sections(report: &Report) -> Vec<Section> {
@@ -70,6 +26,7 @@ pub(super) fn sections(report: &Report) -> Vec<Section> {
             }
         }
     }
+    sections.extend(basis(report));
     sections.extend(measured(report));
     if !report.firing_rates.is_empty() {
         sections.push(firing(report));
@@ -125,6 +82,10 @@ fn head(report: &Report) -> Section {
             numbers::grouped(i128::from(per.divisor))
         ));
     }
+    if let Some(per) = &report.per_sample {
+        let samples = numbers::grouped(i128::from(per.divisor));
+        lines.push(format!("samples    {samples}"));
+    }
     lines.extend(report.notes.iter().map(|note| format!("note       {note}")));
     Section {
         title: "Replay".to_owned(),
@@ -156,7 +117,7 @@ fn coverage(report: &Report) -> Section {
                 calls(c.zero_by_rule),
                 calls(c.unknown),
                 calls(c.without_statistics + c.failed),
-                percent(c.share),
+                numbers::percent(c.share),
             ]
         })
         .collect();
@@ -179,7 +140,11 @@ fn coverage(report: &Report) -> Section {
         }
     }
     for (names, ops) in unknown {
-        lines.push(format!("no rule in {} for {}", names.join(", "), list(ops)));
+        lines.push(format!(
+            "no rule in {} for {}",
+            names.join(", "),
+            numbers::frequent(ops)
+        ));
     }
     if let Some(regions) = coverage.opaque_regions.filter(|regions| *regions > 0) {
         lines.push(format!(
@@ -197,34 +162,6 @@ fn coverage(report: &Report) -> Section {
         rows,
         lines,
     }
-}
-
-/// A share that is never rounded up to all.
-fn percent(share: f64) -> String {
-    let text = format!("{:.1} %", share * 100.0);
-    if share < 1.0 && text == "100.0 %" {
-        "99.9 %".to_owned()
-    } else {
-        text
-    }
-}
-
-/// The most frequent first, ten at most.
-fn list(ops: &BTreeMap<String, u64>) -> String {
-    let mut ops: Vec<(&String, &u64)> = ops.iter().collect();
-    ops.sort_by(|a, b| b.1.cmp(a.1).then_with(|| a.0.cmp(b.0)));
-    let mut parts: Vec<String> = ops
-        .iter()
-        .take(10)
-        .map(|(op, calls)| format!("{op} ({calls})"))
-        .collect();
-    if ops.len() > 10 {
-        parts.push(format!(
-            "and {} more (all of them in --format json)",
-            ops.len() - 10
-        ));
-    }
-    parts.join(", ")
 }
 
 fn counters(report: &Report) -> Section {
@@ -279,7 +216,8 @@ fn energy(report: &Report) -> Section {
     let mut head = ["model", "total", "mac", "ac", "costs"]
         .map(str::to_owned)
         .to_vec();
-    if let Some(per) = &report.per {
+    let divided = report.per.as_ref().or(report.per_sample.as_ref());
+    if let Some(per) = divided {
         head.insert(2, format!("per {}", per.unit));
     }
     let mut lines = Vec::new();
@@ -304,7 +242,7 @@ fn energy(report: &Report) -> Section {
                     format!("{} costs and settings, in the JSON", costs.len())
                 },
             ];
-            if let Some(per) = &report.per {
+            if let Some(per) = divided {
                 row.insert(
                     2,
                     per.energy_total_pj
@@ -321,11 +259,7 @@ fn energy(report: &Report) -> Section {
     if let Some(first) = report.energy.values().next() {
         lines.insert(0, format!("modelled, not measured; {}", first.boundary));
     }
-    let texts: &[usize] = if report.per.is_some() {
-        &[0, 5]
-    } else {
-        &[0, 4]
-    };
+    let texts: &[usize] = if divided.is_some() { &[0, 5] } else { &[0, 4] };
     Section {
         title: "Energy".to_owned(),
         rows: Some(Rows { head, body, texts }),
@@ -334,6 +268,42 @@ fn energy(report: &Report) -> Section {
 }
 
 /// Counters and energies stand in tables of their own: together they do not fit into 80 columns.
+/// What a figure is worth nothing without: which estimator, which stages, which costs, and how sparse the input was.
+fn basis(report: &Report) -> Option<Section> {
+    let basis = &report.basis;
+    let mut body = Vec::new();
+    if !report.counters.is_empty() {
+        body.push(vec![
+            "counters".to_owned(),
+            format!("{} (version {})", report.rules.name, report.rules.version),
+            basis.extent.clone(),
+            "-".to_owned(),
+        ]);
+    }
+    for (name, figure) in basis.figures.iter() {
+        if let Some(name) = name.strip_prefix("energy/") {
+            body.push(vec![
+                name.to_owned(),
+                figure.estimator.clone(),
+                figure.stages.clone(),
+                figure.regime.clone().unwrap_or_else(|| "-".to_owned()),
+            ]);
+        }
+    }
+    let lines = basis.input_lines();
+    (!body.is_empty() || !lines.is_empty()).then(|| Section {
+        title: "What the figures are".to_owned(),
+        rows: (!body.is_empty()).then(|| Rows {
+            head: ["figure", "estimator", "stages", "costs"]
+                .map(str::to_owned)
+                .to_vec(),
+            body,
+            texts: &[0, 1, 2, 3],
+        }),
+        lines,
+    })
+}
+
 fn groups(report: &Report) -> Vec<Section> {
     let by = report.by.as_deref().unwrap_or("group");
     let groups = report.groups.as_deref().unwrap_or_default();
