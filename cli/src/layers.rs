@@ -574,13 +574,14 @@ mod tests {
         for (path, flag) in all {
             let long = flag.get_long().unwrap();
             let known = flag.get_possible_values();
-            // Sizes have a least value, intervals a greatest; what is selected of modules has a colon, a range of steps dots.
+            // Sizes have a least value, intervals a greatest; what is selected of modules has a colon, a range of steps dots, modules that
+            // correspond an equals sign.
             let values = match flag.get_action() {
                 ArgAction::SetTrue => vec!["true".to_owned()],
                 ArgAction::Count => vec!["1".to_owned()],
                 _ => match known.first() {
                     Some(value) => vec![format!("\"{}\"", value.get_name())],
-                    None => ["1048576", "1", "1s", "LIFNode:v", "1..2"]
+                    None => ["1048576", "1", "1s", "LIFNode:v", "1..2", "a=b"]
                         .map(|value| format!("\"{value}\""))
                         .to_vec(),
                 },

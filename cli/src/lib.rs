@@ -7,6 +7,7 @@ pub mod completions;
 pub mod config;
 pub mod ctl;
 pub mod daemon;
+pub mod diff;
 pub mod dump;
 pub mod exit;
 pub mod info;
@@ -15,10 +16,12 @@ pub mod man;
 pub mod monitor;
 pub mod options;
 pub mod output;
+pub mod peak;
 pub mod presets;
 pub mod record;
 pub mod recover;
 pub mod replay;
+pub mod roofline;
 pub mod rules;
 pub mod selection;
 pub mod verify;
@@ -113,6 +116,9 @@ fn run(options: &Options) -> anyhow::Result<ExitCode> {
         Command::Daemon(options) => daemon::run(options, global),
         Command::Ctl(options) => ctl::run(options, global),
         Command::Replay(options) => replay::run(options, global),
+        Command::Diff(options) => diff::run(options, global),
+        Command::Roofline(options) => roofline::run(options, global),
+        Command::Peak(options) => peak::run(options, global),
         Command::Info(options) => info::run(options, global),
         Command::Dump(options) => dump::run(options, global),
         Command::Verify(options) => verify::run(options, global),

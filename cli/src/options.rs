@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use crate::{
-    completions, config, ctl, daemon, dump, info, man, monitor, presets, record, recover, replay,
-    rules, verify,
+    completions, config, ctl, daemon, diff, dump, info, man, monitor, peak, presets, record,
+    recover, replay, roofline, rules, verify,
 };
 
 /// Records what PyTorch runs, op by op, and answers questions about it afterwards.
@@ -96,6 +96,12 @@ pub enum Command {
     Ctl(ctl::Options),
     /// Count over a trace: operations, bytes, energy, firing rates
     Replay(Box<replay::Options>),
+    /// Compare two runs, two rule sets, or two parts of a run
+    Diff(Box<diff::Options>),
+    /// Show operations per byte, and how far modules are from what the machine can do
+    Roofline(Box<roofline::Options>),
+    /// Measure what this machine can do, for optape roofline
+    Peak(peak::Options),
     /// Say what a trace is: command, versions, processes, size, how it ended
     Info(info::Options),
     /// Print a trace, one line per record

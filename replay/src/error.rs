@@ -64,7 +64,7 @@ pub enum ReplayError {
     /// A total was to be divided by something that the trace does not hold.
     #[error("{0}")]
     Normalisation(String),
-    /// A cost file is wrong.
+    /// A file of costs or of peaks is wrong.
     #[error("{path}:{line}:{column}: {message}")]
     Costs {
         /// The file, or the preset's name.

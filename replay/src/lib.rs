@@ -18,6 +18,7 @@
 mod aggregate;
 mod basis;
 mod clocks;
+pub mod diff;
 pub mod energy;
 mod error;
 mod evaluate;
@@ -28,6 +29,7 @@ mod monitors;
 mod needs;
 pub mod ordered;
 pub mod report;
+pub mod roofline;
 pub mod rules;
 mod selection;
 #[cfg(any(test, feature = "testing"))]

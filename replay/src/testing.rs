@@ -277,6 +277,9 @@ impl Call {
     }
 }
 
+/// The run that made-up traces are of.
+const RUN: [u8; 16] = *b"optape test run.";
+
 impl Default for Tape {
     fn default() -> Self {
         Self::new()
@@ -292,22 +295,28 @@ impl Tape {
     /// An empty trace with one stream, recorded by the default preset.
     #[must_use]
     pub fn new() -> Self {
-        Self::recorded(&Started::default(), "rules", false)
+        Self::recorded(&Started::default(), "rules", false, RUN)
+    }
+
+    /// An empty trace with one stream, of a run of its own.
+    #[must_use]
+    pub fn of_run(run_uuid: [u8; 16]) -> Self {
+        Self::recorded(&Started::default(), "rules", false, run_uuid)
     }
 
     /// An empty trace with one stream, recorded with `--level full`: calls have identities ([`Self::call_on`]).
     #[must_use]
     pub fn full() -> Self {
-        Self::recorded(&Started::default(), "full", true)
+        Self::recorded(&Started::default(), "full", true, RUN)
     }
 
     /// An empty trace with one stream, of some host and clock.
     #[must_use]
     pub fn on(started: &Started) -> Self {
-        Self::recorded(started, "rules", false)
+        Self::recorded(started, "rules", false, RUN)
     }
 
-    fn recorded(started: &Started, statistics: &str, identities: bool) -> Self {
+    fn recorded(started: &Started, statistics: &str, identities: bool, run_uuid: [u8; 16]) -> Self {
         let mut facts = std::collections::BTreeMap::new();
         if let Some(boot_id) = &started.boot_id {
             facts.insert(optape_trace::facts::BOOT_ID.to_owned(), boot_id.clone());
@@ -317,7 +326,7 @@ impl Tape {
             facts.insert(key, error.to_string());
         }
         let run = RunInfo {
-            run_uuid: *b"optape test run.",
+            run_uuid,
             optape_version: "0.1.0".to_owned(),
             command: vec!["python".to_owned(), "train.py".to_owned()],
             host: started.host.clone(),
