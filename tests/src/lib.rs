@@ -7,6 +7,7 @@
 
 mod bench;
 mod calls;
+pub mod conformance;
 mod setup;
 
 pub use bench::{Bench, Done, Running};

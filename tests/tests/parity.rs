@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use optape_tests::conformance::{self, GAPS, RULES, Verdict};
 use optape_tests::{Bench, parity_corpus, workspace};
 use serde_json::Value;
 
@@ -43,16 +44,8 @@ const MODELS: [&str; 15] = [
     "spikesim_dense_nonstrict",
     "spikesim_event_nonstrict",
 ];
-/// What a trace does not hold: the case, the rules, the estimator. Which results of the backward pass Python still holds, and so the tool
-/// follows, is not recorded.
-const GAPS: [(&str, &str, &str); 1] = [(
-    "p06_train_sgd_momentum",
-    "spikingjelly-2.0.0",
-    "counters/neuron_state",
-)];
 /// What a recording without any flag suffices for: the first of [`COUNTERS`] and of [`MODELS`].
 const BY_DEFAULT: (usize, usize) = (5, 3);
-const RULES: [&str; 2] = ["spikingjelly-2026-06", "spikingjelly-2.0.0"];
 
 /// For each case, how many values match under each of [`RULES`]: as many as the corpus has. They change only with it.
 macro_rules! cases {
@@ -158,39 +151,28 @@ fn compare(
     rules: &str,
     replayed: &Path,
 ) -> Result<u64, String> {
-    let of = |section: &str, names: &[&'static str]| {
-        let there = &expected["rules"][rules][section];
-        names
-            .iter()
-            .copied()
-            .filter(|name| !there[*name].is_null())
-            .filter(|name| {
-                let label = format!("{section}/{name}");
-                let case = expected["case"].as_str();
-                !GAPS
-                    .iter()
-                    .any(|gap| Some(gap.0) == case && gap.1 == rules && gap.2 == label)
-            })
-            .collect::<Vec<_>>()
+    let python = bench.python::<&str>([]);
+    let verdicts = conformance::compare(python, corpus, path, replayed, rules)?;
+    let case = expected["case"].as_str().unwrap();
+    let known = |label: &str| match label.split_once('/') {
+        Some(("counters", name)) => COUNTERS.contains(&name),
+        Some(("energy", name)) => MODELS.contains(&name),
+        _ => false,
     };
-    let names = [of("counters", &COUNTERS), of("energy", &MODELS)]
-        .concat()
-        .join(",");
-    let mut python = bench.python([&corpus.join("compare.py"), path, replayed]);
-    python.args(["--rules", rules, "--names", &names]);
-    python.args(["--merge-inplace", "--unsupported"]);
-    if expected["kind"] == "inference" {
-        python.arg("--scopes");
+    let (mut matched, mut faults) = (0, Vec::new());
+    for (label, verdict) in verdicts.iter().filter(|(label, _)| known(label)) {
+        let is_gap = GAPS.contains(&(case, rules, label.as_str()));
+        matched += if is_gap { 0 } else { verdict.matched() };
+        match verdict {
+            _ if is_gap || verdict.conforms() => {}
+            Verdict::Deviates { findings, .. } => faults.push(findings.join("\n")),
+            other => faults.push(format!("{label}: {other:?}")),
+        }
     }
-    let done = bench.run(&mut python);
-    let last = done.stdout.lines().last().unwrap_or_default();
-    let matched = last
-        .split(' ')
-        .next()
-        .and_then(|number| number.parse().ok());
-    match matched {
-        Some(matched) if done.code() == 0 => Ok(matched),
-        _ => Err(format!("{}{}", done.stdout, done.stderr)),
+    if faults.is_empty() {
+        Ok(matched)
+    } else {
+        Err(faults.join("\n"))
     }
 }
 

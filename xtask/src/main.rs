@@ -5,6 +5,7 @@
 
 mod bench;
 mod build;
+mod conformance;
 mod demo;
 mod digits;
 mod process;
@@ -37,6 +38,8 @@ enum Task {
     Test(test::Options),
     /// Measure what recording costs beside other tools, bytes per op, and the speed of replay
     Bench(bench::Options),
+    /// Hold recordings of the corpus of expected numbers against what live tools say of its programs
+    Conformance(conformance::Options),
     /// Record for half an hour at full rate, and kill hundreds of times: what must not grow, and what must not be lost
     Soak(soak::Options),
     /// Make the Python environment that the other tasks run in, and print its interpreter
@@ -64,6 +67,7 @@ fn run(options: &Options) -> anyhow::Result<ExitCode> {
         Task::Test(options) => test::run(options, &workspace),
         Task::Bench(options) => bench::run(options, &workspace),
         Task::Wheel(options) => wheel::run(options, &workspace),
+        Task::Conformance(options) => conformance::run(options, &workspace),
         Task::Soak(options) => soak::run(options, &workspace),
         Task::Python => {
             println!("{}", python::prepare(&workspace)?.interpreter.display());
